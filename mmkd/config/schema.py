@@ -1,0 +1,180 @@
+"""The shape of a run's YAML. One class per concern; unknown keys are errors.
+
+Objectives, teachers and data sources have open sets of options: their `name`/`kind`/`source` picks an entry of a
+registry, and the other keys are checked against that entry's own options when the config is resolved.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class OpenSection(BaseModel):
+    """A section whose extra keys belong to a registry entry."""
+
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class RunSection(Section):
+    dir: str = Field("runs/unnamed", description="Run folder; everything the run writes lies below it.")
+    seed: int = Field(0, ge=0, description="Seed of initialisation, data order and sampled token counts.")
+
+
+class VisionSection(Section):
+    source: str = Field(description="Vision tower, as source:name@revision, e.g. timm:vit_small_patch14_dinov2.")
+    image_size: int | None = Field(None, ge=8, description="Side in pixels; the model's own by default.")
+    taps: list[int] | None = Field(
+        None, description="Stages (CNN) or layers (ViT, negative from the end) to read; concatenated on channels."
+    )
+    grid: tuple[int, int] | None = Field(None, description="Rows and columns to which the features are pooled.")
+    tiles: int = Field(1, ge=1, description="Largest number of any-resolution tiles an image is cut into.")
+    pretrained: bool = Field(True, description="False builds the tower with random weights.")
+
+
+class ProjectorSection(Section):
+    kind: Literal["linear", "mlp", "pixel_shuffle", "average_pool", "resampler"] = "mlp"
+    layers: int = Field(2, ge=1, description="Linear layers of the MLP.")
+    factor: int = Field(2, ge=1, description="Side of the square merged by pixel_shuffle and average_pool.")
+    queries: int = Field(64, ge=1, description="Learned queries of the resampler.")
+    heads: int = Field(8, ge=1, description="Attention heads of the resampler.")
+
+
+class LanguageSection(Section):
+    source: str = Field(description="Decoder, as source:name@revision, e.g. gguf:smollm2-135m.")
+    keep_layers: int | list[int] | None = Field(
+        None, description="Layers kept: a number keeps the first n, a list keeps exactly those."
+    )
+    pretrained: bool = True
+
+
+class VocoSection(Section):
+    tokens: int = Field(1, ge=1, description="Compression tokens per image, k; the largest that can be served.")
+    preset: Literal["keep_sink", "faithful"] = Field(
+        "keep_sink", description="keep_sink lets text see the first token; faithful hides it, as the released code does."
+    )
+    embeddings: Literal["shared", "separate"] = Field("separate", description="One embedding for all C tokens, or one each.")
+    mass_bias: bool = Field(False, description="Learn a bias on the attention scores of each C token.")
+
+
+class StudentSection(Section):
+    init: str | None = Field(None, description="Start from a composed model folder; the parts below then only override voco and cuts.")
+    vision: VisionSection | None = None
+    projector: ProjectorSection = Field(default_factory=lambda: ProjectorSection())
+    language: LanguageSection | None = None
+    voco: VocoSection | None = None
+    keep_layers: int | list[int] | None = Field(None, description="With init: language layers kept of the model in init.")
+    template: str = Field("default", description="default (the tokenizer's own), qa (short Q:/A: turns), or a path to a jinja file.")
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
+
+    @model_validator(mode="after")
+    def whole(self) -> StudentSection:
+        if self.init is None and (self.vision is None or self.language is None):
+            raise ValueError("needs vision and language, or init with the folder of a composed model")
+        if self.init is not None and (self.vision is not None or self.language is not None):
+            raise ValueError("init already brings vision and language; remove one of them")
+        return self
+
+
+class TeacherSection(OpenSection):
+    kind: str = Field("live", description="live (another model) or shared (the student itself with full vision, adapters off).")
+    model: str | None = Field(None, description="Folder or hub id of the teacher; not for shared.")
+
+
+class ObjectiveSection(OpenSection):
+    name: str
+    weight: float = 1.0
+
+
+class SourceSection(OpenSection):
+    source: str = Field(description="easyvqa, scenes, llava_json, jsonl, parquet or datasets.")
+    weight: float | None = Field(None, gt=0, description="Share in the mixture; by default the source's size.")
+
+
+class DataSection(Section):
+    mixture: list[SourceSection] = Field(min_length=1)
+    turns_per_sample: int | None = Field(None, ge=1, description="Questions on one image put into one multi-turn sample.")
+    max_length: int = Field(2048, ge=8, description="Tokens of a row, image tokens included.")
+    packing: bool = Field(False, description="Put several samples in one row, isolated from each other.")
+    images_per_row: int = Field(8, ge=1, description="Most images in one packed row.")
+    cache_features: bool = Field(False, description="Compute a frozen tower's features once and keep them on disk.")
+    workers: int = Field(0, ge=0)
+
+
+class LoraSection(Section):
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class StageSection(Section):
+    """One part of the training: what is trained, how long, how fast."""
+
+    name: str
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    trainable: list[Literal["vision", "projector", "language", "voco"]] = Field(
+        ["projector", "language", "voco"], description="Parts that learn; the others are frozen."
+    )
+    lora: LoraSection | None = Field(None, description="Train low-rank adapters of the language model instead of its weights.")
+    learning_rate: float = Field(1e-4, gt=0)
+    projector_learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps.")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    batch_size: int = Field(8, ge=1, description="Rows of one optimiser step, over all ranks and accumulation.")
+    micro_batch_size: int | None = Field(None, ge=1, description="Rows of one forward on one rank; batch_size/ranks by default.")
+    gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off.")
+    read: list[int | Literal["full"]] = Field(
+        ["full"], description="Token counts that a step may read the image with; each step draws `reads` of them."
+    )
+    read_weights: list[float] | None = Field(None, description="Chance of each entry of `read`; equal by default.")
+    reads: int = Field(1, ge=1, description="Different counts read in one step, sharing the encode pass.")
+    progressive: bool = Field(False, description="Start with the largest entries of `read` and add the smaller ones in turn.")
+    objectives: list[ObjectiveSection] | None = Field(None, description="Overrides the run's objectives in this stage.")
+
+
+class TrainingSection(Section):
+    precision: Literal["fp32", "bf16"] = "bf16"
+    activation_checkpointing: bool = False
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    trackers: list[str] = Field(default_factory=list, description="tensorboard, wandb, trackio.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class DeepspeedSection(Section):
+    stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage.")
+    offload: Literal["none", "cpu"] = "none"
+    config: dict[str, Any] = Field(default_factory=dict, description="Further DeepSpeed keys, merged in last.")
+
+
+class EvaluateSection(Section):
+    suite: str = Field("easyvqa", description="Folder name below eval_suites, or a path.")
+    tokens: list[int | Literal["full"]] = Field(["full"], description="Token counts to score.")
+    limit: int | None = Field(None, ge=1, description="Score only the first n questions.")
+    batch_size: int = Field(64, ge=1)
+    blind: bool = Field(False, description="Also score without the image.")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunSection = Field(default_factory=lambda: RunSection())
+    student: StudentSection
+    teacher: TeacherSection | None = None
+    objectives: list[ObjectiveSection] = Field(default_factory=lambda: [ObjectiveSection(name="cross_entropy")])
+    data: DataSection
+    stages: list[StageSection] = Field(min_length=1)
+    training: TrainingSection = Field(default_factory=lambda: TrainingSection())
+    deepspeed: DeepspeedSection = Field(default_factory=lambda: DeepspeedSection())
+    evaluate: EvaluateSection = Field(default_factory=lambda: EvaluateSection())

@@ -1,0 +1,52 @@
+"""The record: one chat sample, the only thing that data sources yield and engines write."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass
+class Turn:
+    """One message. Images are not placed inside turns: all images of a record stand before its first turn."""
+
+    role: Role
+    text: str
+
+
+@dataclass
+class Provenance:
+    """Where a record came from; written by every engine, kept through mixing and release."""
+
+    parent: str | None = None
+    engine: str | None = None
+    round: int | None = None
+    model: str | None = None
+    prompt_hash: str | None = None
+    seed: int | None = None
+    license: str | None = None
+
+
+@dataclass
+class Record:
+    """One chat sample.
+
+    Attributes:
+        id: unique inside its source.
+        turns: alternating user and assistant turns, optionally after one system turn; only assistant text is trained.
+        images: paths of image files (str), or encoded bytes; decoded in the data workers, never kept decoded.
+        task: a short label used for balance and for reports, e.g. "color", "count", "yes/no".
+        source: the name of the data source.
+    """
+
+    id: str
+    turns: list[Turn]
+    images: list[str | bytes] = field(default_factory=list)
+    task: str = ""
+    source: str = ""
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
