@@ -1,0 +1,46 @@
+"""Settings that every test needs before torch, transformers or deepspeed is imported."""
+
+import os
+from pathlib import Path
+
+# No network, CPU for DeepSpeed, one thread for each rank. An explicit setting from outside wins.
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "DS_ACCELERATOR": "cpu",
+    "TORCHDYNAMO_DISABLE": "1",  # deepspeed compiles one function at import: seconds for nothing
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+import pytest
+
+import mmkd
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in tests/distributed and tests/e2e carry the folder's mark; gpu tests are left out without a GPU."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in ("distributed", "e2e"):
+            item.add_marker(folder)
+        if item.get_closest_marker("gpu"):
+            import torch
+
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def root() -> Path:
+    """The project's root folder."""
+    return ROOT
+
+
+@pytest.fixture
+def package() -> Path:
+    """The folder of the imported mmkd."""
+    return Path(mmkd.__file__).parent
