@@ -1,0 +1,292 @@
+"""From a YAML file to a checked Config: `extends:`, dotted overrides, and errors that say where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, PrivateAttr, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from mmkd.config.schema import Config
+from mmkd.config.yaml_tree import Key, Node, apply_override, format_path, merge, parse_path, read
+from mmkd.errors import ConfigError
+
+
+class LoadedConfig(Config):
+    """A Config that remembers where each value was written; see `where`."""
+
+    _tree: Node = PrivateAttr()
+
+
+def packaged(folder: str) -> Path:
+    """`configs` or `eval_suites`: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).parents[1]
+    checkout = package.parent / folder
+    return checkout if (package.parent / "pyproject.toml").is_file() else package / "_share" / folder
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read, merge and check a config.
+
+    Args:
+        path: a YAML file, a run folder, or the name of a packaged config such as `demo/teacher`.
+        overrides: `dotted.path=value` strings, applied last, in order.
+
+    Raises:
+        ConfigError: listing every problem, each with key path, value, what is allowed, and file:line.
+    """
+    tree = _read_extended(find_config(path), ())
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        config = LoadedConfig.model_validate(tree.plain())
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, tree))) from error
+    config._tree = tree
+    return config
+
+
+def find_config(name: str | Path, beside: Path | None = None) -> Path:
+    """The file that `name` means: as a path (relative to the folder `beside`), else among the packaged configs.
+
+    Raises ConfigError with the nearest names.
+    """
+    roots = [beside or Path(), packaged("configs")]
+    for root in roots:
+        for candidate in (root / name, root / f"{name}.yaml", root / name / "config.yaml"):
+            if candidate.is_file():
+                return candidate
+    known = sorted(str(file.relative_to(roots[1]).with_suffix("")) for file in roots[1].rglob("*.yaml"))
+    raise ConfigError(
+        f"config: no file {name}, and no packaged config of that name.{_near(str(name), known)} "
+        f"Packaged: {', '.join(known) or 'none'}."
+    )
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML; loading it again gives an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema for editors. Sections may be partial, since a file may extend another; list items are whole."""
+    schema = Config.model_json_schema()
+    items = set(re.findall(r"'items': \{'\$ref': '#/\$defs/(\w+)'\}", str(schema)))
+    for name, section in [("Config", schema), *schema["$defs"].items()]:
+        if name not in items:
+            section.pop("required", None)
+    text = {"type": "string"}
+    schema["properties"]["extends"] = {
+        "description": "Config or configs that this one is laid over: paths relative to this file, or packaged names.",
+        "anyOf": [text, {"type": "array", "items": text}],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def where(config: Config, path: str) -> str:
+    """`file:line` of the value at `path` (e.g. `objectives[1].temperature`), or of the section nearest to it."""
+    if not isinstance(config, LoadedConfig):
+        return ""
+    return str(config._tree.nearest(parse_path(path)))
+
+
+def check_options(
+    name: str,
+    options: Mapping[str, Any],
+    target: Callable | inspect.Signature,
+    *,
+    at: str = "",
+    config: Config | None = None,
+) -> dict[str, Any]:
+    """Check the options of an open section against the keyword arguments of what it builds.
+
+    Args:
+        name: of the registry entry, for the message, e.g. `forward_kl`.
+        options: the section's extra keys.
+        target: a class, function or signature; its annotations, if any, check the values too.
+        at: key path of the section, e.g. `objectives[1]`.
+        config: the loaded config, for file and line.
+
+    Returns:
+        The options, with values converted to the annotated types.
+
+    Raises:
+        ConfigError: for an unknown option (with the nearest name), a missing one, or a value of a wrong type.
+    """
+    signature = target if isinstance(target, inspect.Signature) else inspect.signature(target)
+    hints = {} if isinstance(target, inspect.Signature) else _hints(target)
+    parameters = {
+        key: parameter
+        for key, parameter in signature.parameters.items()
+        if key != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    checked, problems = dict(options), []
+
+    def problem(key: str, text: str) -> None:
+        path = f"{at}.{key}" if at else key
+        place = where(config, path) if config is not None else ""
+        problems.append(f"config: {path} {text}" + (f" ({place})" if place else ""))
+
+    for key, value in options.items():
+        if key not in parameters:
+            if not takes_any:
+                problem(key, f"is not a field of {name}.{_near_or_all(key, parameters)}")
+        elif key in hints:
+            try:
+                checked[key] = TypeAdapter(hints[key]).validate_python(value)
+            except ValidationError as error:
+                problem(key, f"is {value!r}; allowed: {_either(map(_allowed, error.errors()))}.")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in options:
+            problem(key, f"is missing; {name} needs it.")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return checked
+
+
+def _hints(target: Callable) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # an annotation imported only for type checkers: then only names are checked
+        return {}
+
+
+def _read_extended(path: Path, above: tuple[Path, ...]) -> Node:
+    """The file laid over the ones it extends."""
+    path = path.resolve() if path.is_absolute() else path
+    real = path.resolve()
+    if real in above:
+        circle = " -> ".join(str(file.name) for file in (*above[above.index(real) :], real))
+        raise ConfigError(f"config: extends goes round in a circle: {circle}. Remove one of them. ({path})")
+    tree = read(path)
+    extends = tree.value.pop("extends", None)
+    base = None
+    for item in _extended(extends):
+        try:
+            file = find_config(item.value, path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (extends in {item})") from error
+        parent = _read_extended(file, (*above, real))
+        base = parent if base is None else merge(base, parent)
+    return tree if base is None else merge(base, tree)
+
+
+def _extended(extends: Node | None) -> list[Node]:
+    if extends is None:
+        return []
+    items = extends.value if isinstance(extends.value, list) else [extends]
+    for item in items:
+        if not isinstance(item.value, str):
+            raise ConfigError(f"config: extends is {extends.plain()!r}; allowed: a path or a list of paths. ({item})")
+    return items
+
+
+def _explain(error: ValidationError, tree: Node) -> list[str]:
+    """One line for each place that is wrong; the branches of a union are one place."""
+    places: dict[tuple[Key, ...], list[ErrorDetails]] = {}
+    for detail in error.errors():
+        places.setdefault(_data_path(detail, tree), []).append(detail)
+    return [_line(path, details, tree) for path, details in places.items()]
+
+
+def _data_path(detail: ErrorDetails, tree: Node) -> tuple[Key, ...]:
+    """The error's location without pydantic's names of union branches, which are no keys of the YAML."""
+    if detail["type"] == "missing":
+        return (*_data_path({**detail, "type": "", "loc": detail["loc"][:-1]}, tree), detail["loc"][-1])
+    path: tuple[Key, ...] = ()
+    node: Node | None = tree
+    for key in detail["loc"]:
+        node = node.child(key) if node else None
+        if node is None:
+            break
+        path = (*path, key)
+    return path
+
+
+def _line(path: tuple[Key, ...], details: list[ErrorDetails], tree: Node) -> str:
+    first, node = details[0], tree.nearest(path)
+    name, place = format_path(path), f"({node})"
+    section = _section(path[:-1])
+    if first["type"] == "extra_forbidden":
+        hint = _near_or_all(path[-1], section.model_fields)
+        return f"config: {name} is not a field of {section.__name__}.{hint} {place}"
+    if first["type"] == "missing" and isinstance(path[-1], int):  # a pair with one item
+        return f"config: {format_path(path[:-1])} is {_short(node)}; it needs more items. {place}"
+    if first["type"] == "missing":
+        about = section.model_fields[str(path[-1])].description
+        return f"config: {name} is missing; {section.__name__} needs it{f': {about}' if about else '.'} {place}"
+    if first["type"] == "value_error":  # raised by a validator of the schema; its text is whole
+        return (
+            f"config: {name} {first['ctx']['error']}. {place}" if name else f"config: {first['ctx']['error']}. {place}"
+        )
+    allowed = _either(map(_allowed, details))
+    expected = re.findall(r"'([^']+)'", allowed)
+    return f"config: {name} is {_short(node)}; allowed: {allowed}.{_near(str(node.plain()), expected)} {place}"
+
+
+def _allowed(detail: ErrorDetails) -> str:
+    """What pydantic wanted, in words."""
+    if "list[int]" in detail["loc"]:  # a branch of a union
+        return "a list of whole numbers"
+    if detail["type"] == "literal_error":
+        return detail["ctx"]["expected"]
+    if detail["type"] == "too_short":
+        return f"at least {detail['ctx']['min_length']} item(s)"
+    if detail["type"] == "too_long":
+        return f"at most {detail['ctx']['max_length']} item(s)"
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"a mapping with the fields of {detail['ctx']['class_name']}"
+    if detail["type"].startswith("int_"):
+        return "a whole number"
+    text = re.sub(r"^(Input|Value) should be ", "", detail["msg"]).removeprefix("a valid ").split(",")[0]
+    words = {
+        "string": "text",
+        "list": "a list",
+        "dictionary": "a mapping",
+        "tuple": "a list",
+        "boolean": "true or false",
+    }
+    return words.get(text, text if text[:2] not in ("nu",) else f"a {text}")
+
+
+def _short(node: Node) -> str:
+    text = repr(node.plain())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _either(texts: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(texts))
+
+
+def _section(path: tuple[Key, ...]) -> type[BaseModel]:
+    """The schema class at `path`."""
+    section: type[BaseModel] = Config
+    for key in path:
+        if isinstance(key, str) and key in section.model_fields:
+            section = next(_models(section.model_fields[key].annotation), section)
+    return section
+
+
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models(inner)
+
+
+def _near(word: str, words: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(words), n=1)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def _near_or_all(word: Key, words: Iterable[str]) -> str:
+    words = list(words)
+    return _near(str(word), words) or f" Fields: {', '.join(words) or 'none'}."
