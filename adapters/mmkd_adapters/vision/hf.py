@@ -1,0 +1,107 @@
+"""Towers of transformers: `hf:FOLDER_OR_HUB_ID` of CLIP, SigLIP or DINOv2, whole models or their vision part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+from mmkd.contracts import Spec, VisionParts
+from mmkd.errors import AssetError, ConfigError
+from mmkd.models.configuration_vision import MmkdVisionConfig
+
+from ..sources import card_license, not_found
+from .common import as_list, build_tower, image_processor
+
+# model_type of the folder -> processor where the folder has none: mean, std, whether the middle is cut out
+FAMILIES = {
+    "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, True),
+    "siglip": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, False),
+    "dinov2": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, True),
+}
+# Parts that no patch token depends on: left out when the model is built.
+UNUSED = {"siglip_vision_model": {"vision_use_head": False}, "dinov2": {"use_mask_token": False}}
+# Of this process or of the file, not of the architecture.
+NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+
+
+class HfVisionAdapter:
+    """CLIP, SigLIP and DINOv2. Without `image_size` the side is the one that the folder's own processor makes."""
+
+    def load(
+        self,
+        spec: Spec,
+        *,
+        image_size: int | None = None,
+        taps: list[int] | None = None,
+        grid: tuple[int, int] | None = None,
+        pretrained: bool = True,
+    ) -> VisionParts:
+        """See `mmkd.contracts.VisionAdapter`. Raises ConfigError (family, taps, sizes) and AssetError (weights)."""
+        vision = vision_config(spec)
+        processor, side = processor_for(spec, vision, image_size)
+        config = MmkdVisionConfig(
+            library="transformers",
+            architecture=vision.model_type,
+            architecture_config={k: v for k, v in vision.to_diff_dict().items() if k not in NOT_ARCHITECTURE},
+            taps=taps,
+            grid=as_list(grid),
+            image_size=side,
+        )
+        model = load_weights(spec, vision) if pretrained else None
+        return VisionParts(build_tower(spec, config, model), processor, card_license(spec.name, spec.revision))
+
+
+def vision_config(spec: Spec) -> Any:
+    """The config of the vision part. ConfigError for a family that has no tower here."""
+    try:
+        config = AutoConfig.from_pretrained(spec.name, revision=spec.revision)
+    except (OSError, ValueError) as error:
+        raise not_found(spec, error) from error
+    if config.model_type.removesuffix("_vision_model") not in FAMILIES:
+        raise ConfigError(f"{spec} is a {config.model_type} model; vision towers of hf are {', '.join(FAMILIES)}.")
+    vision = getattr(config, "vision_config", config)  # a whole CLIP or SigLIP holds its vision part's config
+    for name, value in UNUSED.get(vision.model_type, {}).items():
+        setattr(vision, name, value)
+    return vision
+
+
+def load_weights(spec: Spec, vision: Any) -> Any:
+    """The vision model with its weights, fp32. AssetError if a tensor is missing from the file."""
+    try:
+        model, info = AutoModel.from_pretrained(
+            spec.name, revision=spec.revision, config=vision, dtype="float32", output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise not_found(spec, error) from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise AssetError(f"{spec}: the weights lack {len(missing)} tensors of the vision part, e.g. {missing[0]}.")
+    return model
+
+
+def processor_for(spec: Spec, vision: Any, side: int | None) -> tuple[Any, int]:
+    """The folder's own image processor (the family's where it has none), and the side in pixels of what it makes."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(spec.name, revision=spec.revision)
+    except (OSError, ValueError):  # a folder with weights only
+        mean, std, crop = FAMILIES[vision.model_type.removesuffix("_vision_model")]
+        side = side or vision.image_size
+        return image_processor(side, mean, std, crop=crop), side
+    crops = bool(getattr(processor, "do_center_crop", False))
+    own = processor.crop_size if crops else processor.size
+    if side is None:
+        return processor, own.get("height") or vision.image_size
+    square = {"height": side, "width": side}
+    processor.size = {"shortest_edge": side} if crops and "shortest_edge" in processor.size else square
+    if crops:
+        processor.crop_size = square
+    return processor, side

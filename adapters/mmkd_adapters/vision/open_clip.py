@@ -1,0 +1,107 @@
+"""Towers of open_clip: `open_clip:MODEL/TAG`, e.g. `open_clip:ViT-L-14-336/openai`, or `open_clip:MODEL/FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+from mmkd.contracts import Spec, VisionParts
+from mmkd.errors import ConfigError
+from mmkd.models.configuration_vision import MmkdVisionConfig
+
+from ..sources import not_found, refuse_revision, unknown_name
+from .common import as_list, build_tower, image_processor, load_part
+from .timm import model_options
+
+
+class OpenClipAdapter:
+    """The vision part of a CLIP-like model: patch tokens of a layer, no text tower, no projection.
+
+    MODEL is a name of `open_clip.list_models()`; TAG one of its published weights, FILE a local checkpoint
+    (safetensors, or torch's format without pickled code). Towers that open_clip takes from timm are rebuilt by timm alone.
+    """
+
+    def load(
+        self,
+        spec: Spec,
+        *,
+        image_size: int | None = None,
+        taps: list[int] | None = None,
+        grid: tuple[int, int] | None = None,
+        pretrained: bool = True,
+    ) -> VisionParts:
+        """See `mmkd.contracts.VisionAdapter`. Raises ConfigError (names, taps, sizes) and AssetError (weights)."""
+        refuse_revision(spec)
+        name, _, weights = spec.name.partition("/")
+        if name not in open_clip.list_models():
+            raise unknown_name(spec, name, open_clip.list_models(), "open_clip")
+        if pretrained:
+            check_weights(spec, name, weights)
+        published = open_clip.get_pretrained_cfg(name, weights) or {}
+        model_config = open_clip.get_model_config(name)
+        # Some names come with OpenAI's weights but without their activation: the tag knows better.
+        model_config["quick_gelu"] = bool(model_config.get("quick_gelu") or published.get("quick_gelu"))
+        side = image_size or model_config["vision_cfg"].get("image_size", 224)
+        config = tower_config(model_config, name, side, taps, as_list(grid))
+
+        if not pretrained:
+            tower = build_tower(spec, config)
+        else:
+            try:
+                model = open_clip.create_model(
+                    name, weights, force_quick_gelu=model_config["quick_gelu"], force_image_size=side
+                )
+            except (OSError, RuntimeError) as error:
+                raise not_found(spec, error) from error
+            if config.library == "timm":
+                tower = build_tower(spec, config)
+                load_part(spec, tower.trunk.model, model.visual.trunk.state_dict())
+            else:
+                tower = build_tower(spec, config, model.visual)
+        processor = image_processor(
+            side,
+            published.get("mean", OPENAI_DATASET_MEAN),
+            published.get("std", OPENAI_DATASET_STD),
+            published.get("interpolation", "bicubic"),
+            crop=published.get("resize_mode", "shortest") == "shortest",
+        )
+        return VisionParts(tower, processor, "MIT" if weights == "openai" else "unknown")
+
+
+def check_weights(spec: Spec, name: str, weights: str) -> None:
+    """ConfigError unless `weights` is a published tag of the model or a file."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights in tags or Path(weights).is_file():
+        return
+    if not weights:
+        raise ConfigError(
+            f"{spec}: which weights? Write open_clip:{name}/TAG with one of {', '.join(tags)}, or a file."
+        )
+    raise unknown_name(spec, weights, tags, f"open_clip, for {name}, neither a file nor a tag of that name: it")
+
+
+def tower_config(
+    model_config: dict[str, Any], name: str, side: int, taps: list[int] | None, grid: list[int] | None
+) -> MmkdVisionConfig:
+    """The record that rebuilds the vision part of an open_clip model."""
+    vision = model_config["vision_cfg"] | {"image_size": side}
+    if timm_name := vision.get("timm_model_name"):
+        library, architecture, details = "timm", timm_name, model_options(timm_name, side)
+    else:
+        library, architecture = "open_clip", name
+        details = {
+            "embed_dim": model_config["embed_dim"],
+            "vision_cfg": vision,
+            "quick_gelu": model_config["quick_gelu"],
+        }
+    return MmkdVisionConfig(
+        library=library,
+        architecture=architecture,
+        architecture_config=details,
+        taps=taps,
+        grid=grid,
+        image_size=side,
+    )

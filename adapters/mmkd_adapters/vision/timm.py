@@ -1,0 +1,83 @@
+"""Towers of timm: `timm:NAME`, NAME as `timm.list_models()` has it, with or without a weights tag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+
+from mmkd import assets
+from mmkd.contracts import Spec, VisionParts
+from mmkd.errors import ConfigError
+from mmkd.models.configuration_vision import MmkdVisionConfig
+from mmkd.models.vision_trunks import is_timm_vit
+
+from ..sources import refuse_revision, spdx, unknown_name
+from .common import as_list, build_tower, image_processor, load_part
+from .lite0 import read_published_lite0
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+class TimmAdapter:
+    """CNNs and hierarchical models by stages, ViTs by layers.
+
+    Weights come from timm's own place on the hub, except those of EfficientNet-Lite0, which are an asset of mmkd.
+    Images are squashed to a square: timm's centre crop would lose what stands at the border.
+    """
+
+    def load(
+        self,
+        spec: Spec,
+        *,
+        image_size: int | None = None,
+        taps: list[int] | None = None,
+        grid: tuple[int, int] | None = None,
+        pretrained: bool = True,
+    ) -> VisionParts:
+        """See `mmkd.contracts.VisionAdapter`. Raises ConfigError (names, taps, sizes) and AssetError (weights)."""
+        refuse_revision(spec)
+        published = published_config(spec)
+        side = image_size or published.input_size[-1]
+        config = MmkdVisionConfig(
+            library="timm",
+            architecture=spec.name,
+            architecture_config=model_options(spec.name, side),
+            taps=taps,
+            grid=as_list(grid),
+            image_size=side,
+        )
+        if pretrained and not published.has_weights:
+            raise ConfigError(f"{spec}: timm publishes no weights for it; set pretrained: false, or take another name.")
+        if pretrained and spec.name == LITE0:
+            tower = build_tower(spec, config)
+            load_part(spec, tower.trunk.model, read_published_lite0(assets.path("efficientnet-lite0")))
+        else:
+            tower = build_tower(spec, config, pretrained=pretrained)
+        data = resolve_data_config(pretrained_cfg=published.to_dict())
+        processor = image_processor(side, data["mean"], data["std"], data["interpolation"])
+        return VisionParts(tower, processor, spdx(published.license))
+
+
+def published_config(spec: Spec) -> Any:
+    """timm's record of the weights of `spec`. ConfigError with near names if there is no such model or tag."""
+    if not timm.is_model(spec.name):
+        raise unknown_name(spec, spec.name, timm.list_models(), "timm")
+    try:
+        return timm.get_pretrained_cfg(spec.name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise unknown_name(spec, spec.name, timm.list_pretrained(f"{spec.name.split('.')[0]}.*"), "timm") from error
+
+
+def model_options(name: str, side: int) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for images of `side` pixels."""
+    if not is_timm_vit(name):
+        return {"img_size": side} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    with torch.device("meta"):
+        patch = timm.create_model(name).patch_embed.patch_size[0]
+    if side < patch:
+        raise ConfigError(f"timm:{name}: image_size {side} is smaller than one patch of {patch} pixels.")
+    # timm's any-size mode wants whole patches; SigLIP's 384 / 14 is not, and stays at its one size.
+    return {"img_size": side, "dynamic_img_size": side % patch == 0}
