@@ -1,0 +1,179 @@
+"""Queries, keys and values of chosen decoder layers, taken as attention receives them, without any attention map.
+
+A decoder switched to `capture_name("sdpa")` runs the same kernel as before. While a `capture` is open, the chosen
+layers also leave their K and V and the queries of the rows asked for. Imports torch, transformers and its siblings
+only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .rotation import rotate
+
+PREFIX = "mmkd_capture_"
+# Flash attention picks its kernel by the implementation's name, so it cannot be wrapped under another one.
+CAPTURABLE = ("sdpa", "eager", "flex_attention")
+
+
+@dataclass
+class LayerAttention:
+    """What one decoder layer attends with, after RoPE, at the positions really used.
+
+    Attributes:
+        query: [N, H, d], the answer rows only.
+        key: [B, Hkv, S, d]; S = P + T: P prefix slots (sink and image tokens), then T text slots.
+        value: [B, Hkv, S, dv].
+        scaling: factor on the scores.
+        softcap: scores are softcap * tanh(scores / softcap), where the layer does so.
+        bias: [B, 1 or H, P] added to the scores of the prefix slots, or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    softcap: float | None = None
+    bias: Tensor | None = None
+
+
+@dataclass
+class _Capture:
+    layers: frozenset[int]
+    rows: Tensor
+    positions: Tensor
+    length: int
+    grad: bool
+    found: dict[int, LayerAttention] = field(default_factory=dict)
+
+
+_open: ContextVar[_Capture | None] = ContextVar("mmkd_capture", default=None)
+
+
+def capture_name(implementation: str) -> str:
+    """Name of the capturing twin of an attention implementation, for `model.set_attn_implementation`.
+
+    Raises: ValueError for an implementation that has none (the flash kernels).
+    """
+    if implementation.startswith(PREFIX):
+        return implementation
+    if implementation not in CAPTURABLE:
+        raise ValueError(
+            f"attention {implementation!r} cannot hand out its queries and keys; train attention distillation with "
+            f"one of {', '.join(CAPTURABLE)} (the released model may use any)."
+        )
+    return PREFIX + implementation
+
+
+@contextmanager
+def capture(
+    layers: Sequence[int], rows: Tensor, positions: Tensor, text_length: int
+) -> Iterator[dict[int, LayerAttention]]:
+    """Collect the attention inputs of `layers` during one pass of one decoder.
+
+    Open it around a single pass (not around an encode and a read pass together) and leave it before `backward`, where
+    activation checkpointing runs layers again.
+
+    Args:
+        layers: decoder layers, from 0.
+        rows, positions: [N] batch row and text index of each query wanted. The text is the last `text_length` queries.
+
+    Yields: the dict that is filled while the pass runs, by layer.
+
+    Raises: RuntimeError where a layer runs twice, runs without gradients under reentrant checkpointing, or never runs.
+    """
+    state = _Capture(frozenset(layers), rows, positions, text_length, torch.is_grad_enabled())
+    token = _open.set(state)
+    try:
+        yield state.found
+    finally:
+        _open.reset(token)
+    if missing := sorted(state.layers - state.found.keys()):
+        raise RuntimeError(
+            f"layers {missing} handed out no attention; switch the decoder with "
+            "set_attn_implementation(capture_name(..)) before the pass, and name layers that it has."
+        )
+
+
+def query_mover(rotary: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function (query [N, H, d], shift [N]) -> query, that moves rotated queries on by `shift` positions.
+
+    Args:
+        rotary: the decoder's rotary embedding (one rotation for all layers).
+    """
+
+    def move(query: Tensor, shift: Tensor) -> Tensor:
+        cos, sin = rotary(query.float(), shift[None])  # [1, N, r] in fp32
+        scale = getattr(rotary, "attention_scaling", 1.0)  # some variants stretch the embedding: already in the query
+        cos, sin = (t[0, :, None, None].float() / scale for t in (cos, sin))  # [N, 1, 1, r]
+        return rotate(query.float()[:, :, None], cos, sin)[:, :, 0].to(query.dtype)
+
+    return move
+
+
+def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, options: dict) -> None:
+    state = _open.get()
+    layer = getattr(module, "layer_idx", None)  # vision towers call the same interface: they are not causal
+    if state is None or layer not in state.layers or not getattr(module, "is_causal", False):
+        return
+    if layer in state.found:
+        raise RuntimeError(
+            f"layer {layer} ran twice inside one capture; open a capture around one pass of one model, and leave it "
+            "before backward (activation checkpointing runs layers again there)."
+        )
+    if state.grad and not torch.is_grad_enabled():
+        raise RuntimeError(
+            f"layer {layer} runs without gradients inside a capture: reentrant activation checkpointing would cut "
+            "attention distillation from the model. Use gradient_checkpointing_kwargs={'use_reentrant': False}."
+        )
+    window = options.get("sliding_window")
+    if window is not None and key.shape[2] > window:
+        raise RuntimeError(
+            f"layer {layer} sees only the last {window} of {key.shape[2]} tokens, so image and text cannot be told "
+            "apart there; choose layers with full attention."
+        )
+    if options.get("s_aux") is not None or options.get("position_bias") is not None:
+        raise RuntimeError(f"layer {layer} adds learned sinks or position biases to its scores; choose another model.")
+    # [B, H, Q, d] -> [N, H, d]
+    rows = query.transpose(1, 2)[state.rows, query.shape[2] - state.length + state.positions]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    state.found[layer] = LayerAttention(rows, key, value, float(scaling), options.get("softcap"))
+
+
+def _capturing(implementation: str) -> Callable:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **options,
+    ) -> tuple[Tensor, Tensor | None]:
+        _record(module, query, key, value, scaling, options)
+        if implementation == "eager":  # every model file of transformers has its own
+            run = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            run = ALL_ATTENTION_FUNCTIONS[implementation]
+        return run(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
+
+    return attention
+
+
+for _name in CAPTURABLE:
+    AttentionInterface.register(PREFIX + _name, _capturing(_name))
+    AttentionMaskInterface.register(PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
+
+
+__all__ = ["CAPTURABLE", "LayerAttention", "capture", "capture_name", "query_mover"]

@@ -1,0 +1,125 @@
+"""What an objective is, what it reads, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from mmkd.models.attention_capture import LayerAttention
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the two sides must deliver beyond the hidden states of the answer.
+
+    Attributes:
+        teacher: True where a teacher is required.
+        student_attention, teacher_attention: layers of that side's decoder whose q, k, v are captured.
+    """
+
+    teacher: bool = False
+    student_attention: tuple[int, ...] = ()
+    teacher_attention: tuple[int, ...] = ()
+
+    def __or__(self, other: Needs) -> Needs:
+        """What serves both."""
+        return Needs(
+            self.teacher or other.teacher,
+            tuple(sorted({*self.student_attention, *other.student_attention})),
+            tuple(sorted({*self.teacher_attention, *other.teacher_attention})),
+        )
+
+
+@dataclass
+class Outputs:
+    """One side, student or teacher.
+
+    Attributes:
+        answer_hidden: [N, D] hidden state at the position that predicts each answer token.
+        head: [n, D] -> [n, V]; calls the language-model head as a module, with its soft cap and scale.
+        attention: captured layers.
+        image_slots: [B, P] bool, prefix slots that hold image tokens (V on the full side, C on the compressed side).
+        sink_slots: [B, P] bool, prefix slots that hold a sink which text with an image can see.
+        slot_segments: [B, P] packed sample of each prefix slot; the sink belongs to all.
+        vocabulary: token ids below this are real, the rest of V is padding; None takes all of V.
+        query_positions: [N] position at which each query really stands, or None where both sides stand alike.
+        move_queries: (query [N, H, d], shift [N]) -> query moved on by so many positions, or None where queries do not
+            depend on the position (no rotary embedding).
+    """
+
+    answer_hidden: Tensor
+    head: Callable[[Tensor], Tensor]
+    attention: dict[int, LayerAttention]
+    image_slots: Tensor
+    sink_slots: Tensor
+    slot_segments: Tensor
+    vocabulary: int | None = None
+    query_positions: Tensor | None = None
+    move_queries: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+@dataclass
+class AnswerBatch:
+    """The N answer tokens of a micro batch.
+
+    Attributes:
+        answer_ids: [N] next-token targets.
+        rows: [N] batch row of each answer query.
+        positions: [N] index in the text (0..T-1) of each answer query; it predicts token positions + 1.
+        text_mask: [B, T] real text tokens.
+        segment_ids: [B, T] packed sample of each text token.
+        normalizer: answer tokens of the optimiser step over all ranks, scaled so that the sum over a micro batch
+            divided by it, averaged over ranks and accumulation as DeepSpeed does, is the mean over all those tokens.
+    """
+
+    answer_ids: Tensor
+    rows: Tensor
+    positions: Tensor
+    text_mask: Tensor
+    segment_ids: Tensor
+    normalizer: Tensor | float
+
+
+class Ratio(NamedTuple):
+    """A sum and what it is to be divided by, so that ratios stay exact when ranks and micro batches are added up."""
+
+    total: Tensor
+    count: Tensor
+
+    def plus(self, other: Ratio) -> Ratio:
+        return Ratio(self.total + other.total, self.count + other.count)
+
+    @property
+    def mean(self) -> float:
+        """The ratio; nan where nothing was counted. Waits for the device."""
+        count = float(self.count)
+        return float(self.total) / count if count else float("nan")
+
+
+@dataclass
+class Losses:
+    """What an objective gives back.
+
+    Attributes:
+        loss: scalar, already divided by the batch's normalizer, tied to the student's graph even where N = 0.
+        report: detached sums and counts by name.
+    """
+
+    loss: Tensor
+    report: dict[str, Ratio] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """A training signal. Subclasses are registered by name; keyword arguments of `__init__` are its options."""
+
+    name: str = ""  # set by @register
+
+    def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
+        """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""
+        return Needs()
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        raise NotImplementedError

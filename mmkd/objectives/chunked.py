@@ -1,0 +1,175 @@
+"""The only place that meets [tokens, vocabulary].
+
+Answer tokens go through the heads in chunks. All chunks but the last are forgotten and computed again in backward, so
+peak memory does not grow with the number of tokens, and a batch that fits one chunk pays nothing. Heads are called as
+modules, so that ZeRO-3 gathers their weights; matrix products stay in the heads' dtype, only log-probabilities are
+fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Head = Callable[[Tensor], Tensor]  # [n, D] -> [n, V]
+
+
+class ChunkLogits:
+    """Logits of n answer tokens on both sides; each log-softmax is computed once, whoever asks.
+
+    Attributes:
+        student: [n, V_s]; teacher: [n, V_t], without gradient, or None.
+        targets: [n] next-token ids.
+        shared: ids below this exist on both sides; rows of padding and tokens that one side alone has lie above.
+    """
+
+    def __init__(self, student: Tensor, teacher: Tensor | None, targets: Tensor, vocabulary: int | None = None):
+        self.student = student
+        self.teacher = teacher
+        self.targets = targets
+        widths = [student.shape[-1]] + ([teacher.shape[-1]] if teacher is not None else [])
+        self.shared = min([*widths, vocabulary] if vocabulary is not None else widths)
+        self._known: dict[tuple[str, float, int], Tensor] = {}
+
+    def student_log_probs(self, temperature: float = 1.0, shared: bool = True) -> Tensor:
+        """fp32 log-probabilities over the shared ids, [n, shared], or over all the student's, [n, V_s]."""
+        return self._log_probs("student", self.student, temperature, shared)
+
+    def teacher_log_probs(self, temperature: float = 1.0) -> Tensor:
+        """fp32 log-probabilities over the shared ids, [n, shared]."""
+        if self.teacher is None:
+            raise ValueError("this chunk has no teacher logits.")
+        return self._log_probs("teacher", self.teacher, temperature, True)
+
+    def _log_probs(self, side: str, logits: Tensor, temperature: float, shared: bool) -> Tensor:
+        width = self.shared if shared else logits.shape[-1]
+        key = (side, temperature, width)
+        if key not in self._known:
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            logits = logits[:, :width]
+            if temperature == 1.0:
+                self._known[key] = torch.log_softmax(logits, -1, dtype=dtype)  # casts inside the kernel
+            else:
+                self._known[key] = torch.log_softmax(logits.to(dtype) / temperature, -1)
+        return self._known[key]
+
+
+def split_sizes(tokens: int, chunk: int, calls: int | None = None) -> list[int]:
+    """Chunk sizes for so many tokens: as few chunks as `chunk` allows, of equal size within one, at least one.
+
+    `calls` sets the number of chunks instead. Under ZeRO-3 every call of a head is a collective, so all ranks must
+    agree on it: the largest `len(split_sizes(tokens, chunk))` over the ranks. Chunks may then be empty; heads take
+    [0, D].
+    """
+    needed = max(1, -(-tokens // chunk))
+    count = needed if calls is None else calls
+    if count < needed:
+        raise ValueError(f"{tokens} tokens in chunks of {chunk} need {needed} head calls, {calls} were given.")
+    return [tokens // count + (i < tokens % count) for i in range(count)]
+
+
+def sum_over_chunks(
+    function: Callable[[ChunkLogits], tuple[Tensor, Tensor]],
+    targets: Tensor,
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: Head | None = None,
+    *,
+    chunk: int = 512,
+    calls: int | None = None,
+    vocabulary: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum `function(logits) -> (losses [m], numbers [r])` over chunks of answer tokens.
+
+    Args:
+        function: `losses` carry gradients, `numbers` are only reported; both are sums over the chunk's tokens.
+        targets: [N]; student_hidden: [N, D_s]; teacher_hidden: [N, D_t], detached here.
+        chunk, calls: see `split_sizes`.
+        vocabulary: real token ids lie below this on both sides.
+
+    Returns: losses [m] and numbers [r] over all N tokens. Tied to `student_hidden` also where N = 0.
+    """
+
+    def run(hidden: Tensor, other: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = student_head(hidden)  # [n, V_s]
+        with torch.no_grad():
+            teacher = teacher_head(other) if other is not None and teacher_head is not None else None
+        losses, numbers = function(ChunkLogits(logits, teacher, target, vocabulary))
+        return losses, numbers.detach()
+
+    sizes = split_sizes(len(targets), chunk, calls)
+    others = teacher_hidden.detach().split(sizes) if teacher_hidden is not None else [None] * len(sizes)
+    pieces = list(zip(student_hidden.split(sizes), others, targets.split(sizes), strict=True))
+    results = []
+    for index, piece in enumerate(pieces):
+        if torch.is_grad_enabled() and index + 1 < len(pieces):
+            results.append(checkpoint(run, *piece, use_reentrant=False, preserve_rng_state=False))
+        else:  # kept: backward starts with it, so it never stands beside another
+            results.append(run(*piece))
+    losses, numbers = zip(*results, strict=True)
+    return torch.stack(losses).sum(0), torch.stack(numbers).sum(0)
+
+
+def cross_entropy(logits: ChunkLogits) -> Tensor:
+    """-log p(target), [n], over the student's whole vocabulary."""
+    return -logits.student_log_probs(shared=False).gather(1, logits.targets[:, None])[:, 0]
+
+
+def forward_kl(logits: ChunkLogits, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T, [n] (Hinton et al. 2015)."""
+    teacher = logits.teacher_log_probs(temperature)
+    student = logits.student_log_probs(temperature)
+    probs = teacher.exp()
+    return temperature**2 * ((probs * teacher).sum(-1) - (probs * student).sum(-1))
+
+
+DIVERGENCES = {"forward_kl": forward_kl}
+
+
+def chunked_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, chunk: int = 512) -> Tensor:
+    """Sum over tokens of -log p(target), fp32. hidden [N, D], targets [N]."""
+
+    def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
+        losses = cross_entropy(logits).sum()[None]
+        return losses, losses.new_zeros(0)
+
+    return sum_over_chunks(function, targets, hidden, head, chunk=chunk)[0][0]
+
+
+def chunked_divergence(
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    kind: str = "forward_kl",
+    temperature: float = 1.0,
+    chunk: int = 512,
+    vocabulary: int | None = None,
+) -> Tensor:
+    """Sum over tokens of a divergence between the sides' next-token distributions, fp32.
+
+    Args:
+        student_hidden: [N, D_s]; teacher_hidden: [N, D_t].
+        kind: a key of DIVERGENCES.
+        vocabulary: real token ids lie below this; the narrower side's width bounds it.
+    """
+
+    def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
+        losses = DIVERGENCES[kind](logits, temperature).sum()[None]
+        return losses, losses.new_zeros(0)
+
+    targets = torch.zeros(len(student_hidden), dtype=torch.long, device=student_hidden.device)
+    return sum_over_chunks(
+        function,
+        targets,
+        student_hidden,
+        student_head,
+        teacher_hidden,
+        teacher_head,
+        chunk=chunk,
+        vocabulary=vocabulary,
+    )[0][0]

@@ -1,0 +1,123 @@
+"""Objectives that compare logits token by token, and the one pass over the heads that serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
+from mmkd.objectives.checks import count as checked_count
+from mmkd.objectives.chunked import ChunkLogits, cross_entropy, sum_over_chunks
+
+
+class TokenLoss(Objective):
+    """A function of both sides' logits at each answer token. Any number of them costs one head pass of each side.
+
+    Attributes:
+        label: its name in the report.
+        teacher: True where it reads the teacher's logits.
+        chunk: most answer tokens that pass the heads at once; the smallest of the objectives in use counts.
+    """
+
+    label: str
+    teacher: bool = False
+
+    def __init__(self, chunk: int = 512):
+        super().__init__()
+        self.chunk = checked_count(self.name, "chunk", chunk)
+
+    def token_loss(self, logits: ChunkLogits) -> Tensor:
+        """Loss of each token of the chunk, [n], fp32."""
+        raise NotImplementedError
+
+    def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
+        return Needs(teacher=self.teacher)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        return token_losses([(self, 1.0)], student, teacher, batch)
+
+
+def token_losses(
+    terms: Sequence[tuple[TokenLoss, float]],
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: AnswerBatch,
+    calls: int | None = None,
+) -> Losses:
+    """The weighted sum of token losses, from one pass over the student's head and at most one over the teacher's.
+
+    Args:
+        terms: objectives and their weights.
+        calls: number of head calls, agreed on by all ranks under ZeRO-3 (see `chunked.split_sizes`); None elsewhere.
+
+    Reports "ce" and "accuracy" (top-1 against the targets); with a teacher in use also "teacher_nll",
+    "teacher_accuracy" and "agree" (both sides' top-1 is the same token); and each objective under its label.
+    """
+    reads_teacher = any(objective.teacher for objective, _ in terms)
+    if reads_teacher and teacher is None:
+        raise ValueError(f"{', '.join(o.name for o, _ in terms if o.teacher)}: the teacher's outputs are missing.")
+    other = teacher if reads_teacher else None
+
+    def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
+        sums = torch.stack([objective.token_loss(logits).sum() for objective, _ in terms])
+        return sums, report_numbers(logits)
+
+    sums, numbers = sum_over_chunks(
+        function,
+        batch.answer_ids,
+        student.answer_hidden,
+        student.head,
+        other.answer_hidden if other else None,
+        other.head if other else None,
+        chunk=smallest_chunk([objective for objective, _ in terms]),
+        calls=calls,
+        vocabulary=_narrowest(student.vocabulary, other.vocabulary if other else None),
+    )
+    weights = sums.new_tensor([weight for _, weight in terms])
+    return Losses(
+        (sums * weights).sum() / batch.normalizer, _report(terms, sums.detach(), numbers, len(batch.answer_ids))
+    )
+
+
+def smallest_chunk(objectives: Sequence[TokenLoss]) -> int:
+    """Answer tokens that pass the heads at once when these objectives run together."""
+    return min(objective.chunk for objective in objectives)
+
+
+@torch.no_grad()
+def report_numbers(logits: ChunkLogits) -> Tensor:
+    """Sums over the chunk: ce, accuracy, and with a teacher its NLL and accuracy, the tokens it knows, agreement."""
+    targets, best = logits.targets, logits.student.argmax(-1)  # [n]
+    numbers = [cross_entropy(logits).sum(), (best == targets).sum()]
+    if logits.teacher is not None:
+        known = targets < logits.shared  # a token that only the student has says nothing of the teacher
+        log_probs = logits.teacher_log_probs()
+        nll = -log_probs.gather(1, targets.clamp(max=logits.shared - 1)[:, None])[:, 0]
+        teacher_best = log_probs.argmax(-1)
+        numbers += [(nll * known).sum(), (teacher_best == targets).sum(), known.sum(), (teacher_best == best).sum()]
+    return torch.stack([number.to(numbers[0].dtype) for number in numbers])
+
+
+def _report(terms: Sequence[tuple[TokenLoss, float]], sums: Tensor, numbers: Tensor, tokens: int) -> dict[str, Ratio]:
+    count = numbers.new_tensor(tokens)
+    report = {"ce": Ratio(numbers[0], count), "accuracy": Ratio(numbers[1], count)}
+    if len(numbers) > 2:
+        nll, correct, known, agree = numbers[2:]
+        report |= {
+            "teacher_nll": Ratio(nll, known),
+            "teacher_accuracy": Ratio(correct, count),
+            "agree": Ratio(agree, count),
+        }
+    for (objective, _), total in zip(terms, sums, strict=True):
+        label, copies = objective.label, 2
+        while label in report and label != "ce":
+            label, copies = f"{objective.label}_{copies}", copies + 1
+        report[label] = Ratio(total, count)
+    return report
+
+
+def _narrowest(first: int | None, second: int | None) -> int | None:
+    known = [width for width in (first, second) if width is not None]
+    return min(known) if known else None
