@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +50,8 @@ class LayerAttention:
 @dataclass
 class _Capture:
     layers: frozenset[int]
-    rows: Tensor
-    positions: Tensor
-    length: int
     grad: bool
-    found: dict[int, LayerAttention] = field(default_factory=dict)
+    seen: dict[int, LayerAttention] = field(default_factory=dict)  # with the queries of all rows, [B, H, Q, d]
 
 
 _open: ContextVar[_Capture | None] = ContextVar("mmkd_capture", default=None)
@@ -88,21 +85,28 @@ def capture(
         layers: decoder layers, from 0.
         rows, positions: [N] batch row and text index of each query wanted. The text is the last `text_length` queries.
 
-    Yields: the dict that is filled while the pass runs, by layer.
+    Yields: a dict that is filled, by layer, when the block is left.
 
     Raises: RuntimeError where a layer runs twice, runs without gradients under reentrant checkpointing, or never runs.
     """
-    state = _Capture(frozenset(layers), rows, positions, text_length, torch.is_grad_enabled())
+    state = _Capture(frozenset(layers), torch.is_grad_enabled())
+    found: dict[int, LayerAttention] = {}
     token = _open.set(state)
     try:
-        yield state.found
+        yield found
     finally:
         _open.reset(token)
-    if missing := sorted(state.layers - state.found.keys()):
+    if missing := sorted(state.layers - state.seen.keys()):
         raise RuntimeError(
             f"layers {missing} handed out no attention; switch the decoder with "
             "set_attn_implementation(capture_name(..)) before the pass, and name layers that it has."
         )
+    # Rows are picked here and not while a layer runs: activation checkpointing must find the same operations in a layer
+    # when it runs it again without a capture.
+    for layer, attention in state.seen.items():
+        first = attention.query.shape[2] - text_length
+        picked = attention.query.transpose(1, 2)[rows, first + positions]  # [B, H, Q, d] -> [N, H, d]
+        found[layer] = replace(attention, query=picked)
 
 
 def query_mover(rotary: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
@@ -126,15 +130,16 @@ def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scalin
     layer = getattr(module, "layer_idx", None)  # vision towers call the same interface: they are not causal
     if state is None or layer not in state.layers or not getattr(module, "is_causal", False):
         return
-    if layer in state.found:
+    if layer in state.seen:
         raise RuntimeError(
             f"layer {layer} ran twice inside one capture; open a capture around one pass of one model, and leave it "
             "before backward (activation checkpointing runs layers again there)."
         )
-    if state.grad and not torch.is_grad_enabled():
+    if state.grad and module.training and not torch.is_grad_enabled():
         raise RuntimeError(
             f"layer {layer} runs without gradients inside a capture: reentrant activation checkpointing would cut "
-            "attention distillation from the model. Use gradient_checkpointing_kwargs={'use_reentrant': False}."
+            "attention distillation from the model; use gradient_checkpointing_kwargs={'use_reentrant': False}. For a "
+            "pass that needs no gradients, open the capture inside torch.no_grad()."
         )
     window = options.get("sliding_window")
     if window is not None and key.shape[2] > window:
@@ -144,10 +149,8 @@ def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scalin
         )
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise RuntimeError(f"layer {layer} adds learned sinks or position biases to its scores; choose another model.")
-    # [B, H, Q, d] -> [N, H, d]
-    rows = query.transpose(1, 2)[state.rows, query.shape[2] - state.length + state.positions]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    state.found[layer] = LayerAttention(rows, key, value, float(scaling), options.get("softcap"))
+    state.seen[layer] = LayerAttention(query, key, value, float(scaling), options.get("softcap"))
 
 
 def _capturing(implementation: str) -> Callable:
