@@ -1,0 +1,1 @@
+"""Teachers: where the outputs to be imitated come from."""

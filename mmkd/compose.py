@@ -1,0 +1,178 @@
+"""Tower + projector + decoder -> one VLM, from adapters or from a composed folder; layer cuts; the table of parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from mmkd.config.schema import StudentSection
+from mmkd.contracts import Spec, adapter
+from mmkd.errors import ConfigError
+from mmkd.models.configuration_mmkd import MmkdConfig
+from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
+from mmkd.models.processing_mmkd import MmkdProcessor
+from mmkd.models.projector import build_projector
+from mmkd.models.voco import CompressionTokens
+from mmkd.templates import chat_template
+
+
+@dataclass
+class Composed:
+    """A model with its processor. `config.parts` holds source and licence of tower and decoder."""
+
+    model: MmkdForConditionalGeneration
+    processor: MmkdProcessor
+
+
+def compose(student: StudentSection, dtype: torch.dtype = torch.float32) -> Composed:
+    """Build the VLM that a student section describes.
+
+    Raises: ConfigError for an unknown source or a cut that the decoder does not have.
+    """
+    composed = _from_folder(student) if student.init else _from_parts(student)
+    composed.model.to(dtype)
+    composed.model.set_attn_implementation(student.attention)
+    return composed
+
+
+def _from_parts(student: StudentSection) -> Composed:
+    vision, language = student.vision, student.language
+    spec, text_spec = Spec.parse(vision.source), Spec.parse(language.source)
+    seen = adapter("vision", spec)().load(
+        spec, image_size=vision.image_size, taps=vision.taps, grid=vision.grid, pretrained=vision.pretrained
+    )
+    read = adapter("language", text_spec)().load(text_spec, pretrained=language.pretrained)
+    decoder, tokenizer = read.model, read.tokenizer
+    cut_layers(decoder, language.keep_layers)
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
+        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+    tower = seen.tower.config
+    projector = build_projector(
+        student.projector.model_dump(), tower.hidden_size, decoder.config.hidden_size, rows=tower.rows, cols=tower.cols
+    )
+    processor = MmkdProcessor(
+        seen.image_processor,
+        tokenizer,
+        chat_template=chat_template(student.template, tokenizer),
+        image_tokens=projector.tokens,
+        voco_tokens=student.voco.tokens if student.voco else None,
+        tiles=vision.tiles,
+    )
+    config = MmkdConfig(
+        vision_config=tower,
+        text_config=decoder.config,
+        projector=student.projector.model_dump(),
+        voco=student.voco.model_dump() if student.voco else None,
+        image_token_id=processor.image_token_id,
+        sink_token_id=tokenizer.bos_token_id,
+        image_tokens=projector.tokens,
+        processor_hash=processor.fingerprint,
+        parts={
+            "vision": {"source": str(spec), "license": seen.license},
+            "language": {"source": str(text_spec), "license": read.license, "keep_layers": language.keep_layers},
+        },
+    )
+    return Composed(_assemble(config, seen.tower, projector, decoder), processor)
+
+
+def _from_folder(student: StudentSection) -> Composed:
+    base = load(student.init)
+    cut_layers(base.model.language_model, student.keep_layers)
+    config = base.model.config
+    config.text_config = base.model.language_model.config
+    voco = None
+    if student.voco is not None:
+        config.voco = student.voco.model_dump()
+        same = base.model.voco is not None and base.model.voco.tokens == student.voco.tokens
+        voco = base.model.voco if same else None
+    elif config.voco:
+        voco = base.model.voco
+    model = _assemble(config, base.model.vision_tower, base.model.projector, base.model.language_model, voco)
+    base.processor.voco_tokens = config.voco_tokens or None
+    if student.template != "default":
+        base.processor.chat_template = chat_template(student.template, base.processor.tokenizer)
+    return Composed(model, base.processor)
+
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Composed:
+    """A composed model from its folder (or hub id)."""
+    try:
+        config = MmkdConfig.from_pretrained(folder)
+        model = MmkdForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype)
+        processor = MmkdProcessor.from_pretrained(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} is not a folder that mmkd can load ({error}).") from error
+    return Composed(model, processor)
+
+
+def _assemble(
+    config: MmkdConfig, tower: nn.Module, projector: nn.Module, decoder: nn.Module, voco: nn.Module | None = None
+) -> MmkdForConditionalGeneration:
+    """Put loaded parts into a model built without memory, so that nothing is initialised twice."""
+    if config.voco and voco is None:
+        options = config.voco
+        width = decoder.config.hidden_size
+        voco = CompressionTokens(options["tokens"], width, options["embeddings"], options["mass_bias"])
+        # As wide as the words it stands among.
+        nn.init.normal_(voco.embedding.weight, std=float(decoder.get_input_embeddings().weight.std()))
+        if voco.bias is not None:
+            nn.init.zeros_(voco.bias.weight)
+    with torch.device("meta"):
+        model = MmkdForConditionalGeneration(config)
+    model.vision_tower, model.projector, model.language_model, model.voco = tower, projector, decoder, voco
+    model.generation_config = decoder.generation_config
+    return model
+
+
+def cut_layers(decoder: Any, keep: int | list[int] | None) -> None:
+    """Keep some layers of a decoder: the first n, or exactly those listed. Raises ConfigError where there are none such."""
+    if keep is None:
+        return
+    config, body = decoder.config, decoder.get_decoder()
+    name = "layers" if isinstance(getattr(body, "layers", None), nn.ModuleList) else "h"
+    layers = getattr(body, name)
+    kept = list(range(keep)) if isinstance(keep, int) else list(keep)
+    if not kept or min(kept) < 0 or max(kept) >= len(layers):
+        raise ConfigError(f"keep_layers {keep}: this decoder has layers 0..{len(layers) - 1}.")
+    setattr(body, name, nn.ModuleList(layers[i] for i in kept))
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in kept]
+    for place, layer in enumerate(getattr(body, name)):
+        for module in layer.modules():
+            if getattr(module, "layer_idx", None) is not None:
+                module.layer_idx = place
+
+
+def parts(model: MmkdForConditionalGeneration) -> dict[str, nn.Module]:
+    """The parts a stage may train, by the names the config uses."""
+    found = {"vision": model.vision_tower, "projector": model.projector, "language": model.language_model}
+    if model.voco is not None:
+        found["voco"] = model.voco
+    return found
+
+
+def parameter_table(model: MmkdForConditionalGeneration, title: str = "student") -> Table:
+    """Each part: source, parameters, how many are trained, dtype."""
+    table = Table(title=title, title_justify="left")
+    for column in ("part", "source", "parameters", "trained", "dtype"):
+        table.add_column(column, justify="right" if column in ("parameters", "trained") else "left")
+    sources = getattr(model.config, "parts", {})
+    for name, module in parts(model).items():
+        count = sum(p.numel() for p in module.parameters())
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        source = sources.get(name, {}).get("source", type(module).__name__)
+        dtype = str(next(module.parameters()).dtype).removeprefix("torch.") if count else "-"
+        table.add_row(name, source, f"{count / 1e6:.2f} M", f"{trained / 1e6:.2f} M" if trained else "frozen", dtype)
+    return table
