@@ -194,19 +194,31 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def prefix(self, blocks: Blocks) -> Prefix:
         """Encode the blocks and lay the kept K,V out by text row."""
-        sinks, kept = self.encode(blocks)
+        return self.lay_out(blocks, *self.encode(blocks))
+
+    def lay_out(
+        self,
+        blocks: Blocks,
+        sinks: list[tuple[Tensor, Tensor]],
+        kept: list[tuple[Tensor, Tensor]],
+        tokens: int | None = None,
+    ) -> Prefix:
+        """Lay encoded K,V out by text row; of compressed blocks only the first `tokens` C tokens, all by default."""
+        kept_mask = blocks.kept_mask
         first = int((blocks.positions[:, 0] == 0).nonzero()[0])
         sink = [(k[first], v[first]) for k, v in sinks]
         if bool((blocks.rows < 0).any()) and blocks.embeds.shape[1] > 1:
             # A dummy image reaches no row; tie it in with weight 0, so that every rank's gradient meets every part.
             keys, values = sink[-1]
             sink[-1] = (keys, values + 0.0 * (kept[-1][0].sum() + kept[-1][1].sum()))
-        k = blocks.kept.shape[1] if blocks.compressed else 0
-        bias = self.voco.mass_bias(k) if self.voco is not None and k else None
-        hide = blocks.compressed and self.config.voco["preset"] == "faithful"
-        return gather_prefix(
-            sink, kept, blocks.kept_mask, blocks.rows, blocks.segments, blocks.starts, hide_sink=hide, bias=bias
-        )
+        if tokens is not None:
+            kept = [(k[:, :, :tokens], v[:, :, :tokens]) for k, v in kept]
+            kept_mask = kept_mask[:, :tokens]
+        bias, hide = None, False
+        if blocks.compressed and self.voco is not None:
+            bias = self.voco.mass_bias(kept_mask.shape[1])
+            hide = self.config.voco["preset"] == "faithful"
+        return gather_prefix(sink, kept, kept_mask, blocks.rows, blocks.segments, blocks.starts, hide, bias)
 
     # --- read ------------------------------------------------------------------------------------------------------
 

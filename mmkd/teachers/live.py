@@ -1,0 +1,95 @@
+"""Teachers that run beside the student: another model, or the student itself with full vision."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from mmkd.compose import load
+from mmkd.config.schema import TeacherSection
+from mmkd.errors import ConfigError
+from mmkd.models.attention_capture import capture_name
+from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
+from mmkd.objectives import AnswerBatch, Needs, Outputs
+from mmkd.teachers.reading import prefixes, read_outputs
+
+
+class Teacher(Protocol):
+    """Answers with full vision, without gradients, never part of what is trained or saved."""
+
+    def layers(self, student: MmkdForConditionalGeneration) -> int: ...
+
+    def outputs(
+        self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
+    ) -> Outputs: ...
+
+
+class LiveTeacher:
+    """Another model, whole on every rank.
+
+    Args:
+        model: folder or hub id of a composed model.
+        dtype: of its weights.
+        attention: attention implementation, as the student's.
+    """
+
+    def __init__(self, model: str, dtype: torch.dtype, attention: str, device: torch.device):
+        composed = load(model, dtype)
+        self.model = composed.model.to(device).eval().requires_grad_(False)
+        self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
+        self.tokenizer = composed.processor.tokenizer
+
+    def layers(self, student: MmkdForConditionalGeneration) -> int:
+        return self.model.config.text_config.num_hidden_layers
+
+    @torch.no_grad()
+    def outputs(
+        self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
+    ) -> Outputs:
+        return _full_vision(self.model, batch, answers, needs)
+
+
+class SharedTeacher:
+    """The student's own weights with full vision: what compression should preserve."""
+
+    def layers(self, student: MmkdForConditionalGeneration) -> int:
+        return student.config.text_config.num_hidden_layers
+
+    @torch.no_grad()
+    def outputs(
+        self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
+    ) -> Outputs:
+        training = student.training
+        student.eval()
+        try:
+            return _full_vision(student, batch, answers, needs)
+        finally:
+            student.train(training)
+
+
+def _full_vision(
+    model: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
+) -> Outputs:
+    features = model.image_features(batch.get("pixel_values"), batch.get("image_features"))
+    [(_, prefix)] = prefixes(model, features, batch, [None])
+    return read_outputs(model, prefix, batch, answers, needs.teacher_attention)
+
+
+def build_teacher(
+    section: TeacherSection | None, dtype: torch.dtype, attention: str, device: torch.device
+) -> Teacher | None:
+    """The teacher of a config. Raises ConfigError for an unknown kind or a missing model."""
+    if section is None:
+        return None
+    if section.options():
+        raise ConfigError(f"teacher: unknown fields {', '.join(section.options())}; allowed are kind and model.")
+    if section.kind == "shared":
+        if section.model is not None:
+            raise ConfigError("teacher.model has no place beside kind: shared, whose weights are the student's own.")
+        return SharedTeacher()
+    if section.kind != "live":
+        raise ConfigError(f"teacher.kind {section.kind!r} is not one of live, shared.")
+    if section.model is None:
+        raise ConfigError("teacher.kind: live needs teacher.model, the folder of a composed model.")
+    return LiveTeacher(section.model, dtype, attention, device)

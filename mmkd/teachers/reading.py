@@ -1,0 +1,63 @@
+"""Reading a batch with a model: what every teacher and the student do alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkd.models.attention_capture import capture, query_mover
+from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
+from mmkd.models.voco import Prefix
+from mmkd.objectives import AnswerBatch, Outputs
+
+
+def prefixes(
+    model: MmkdForConditionalGeneration, features: Tensor, batch: dict[str, Any], reads: list[int | None]
+) -> list[tuple[int | None, Prefix]]:
+    """What text reads for each token count in `reads`; all compressed counts share one encode pass."""
+    tiles, rows, segments = (batch[name].tolist() for name in ("image_tiles", "image_rows", "image_segments"))
+    count, samples = len(batch["input_ids"]), int(batch["segment_ids"].max()) + 1
+    found: list[tuple[int | None, Prefix]] = []
+    compressed = [tokens for tokens in reads if tokens is not None]
+    if compressed:
+        blocks = model.blocks(features, tiles, rows, segments, count, max(compressed), samples)
+        encoded = model.encode(blocks)
+        found += [(tokens, model.lay_out(blocks, *encoded, tokens)) for tokens in compressed]
+    if None in reads:
+        found.append((None, model.prefix(model.blocks(features, tiles, rows, segments, count, None, samples))))
+    return found
+
+
+def read_outputs(
+    model: MmkdForConditionalGeneration,
+    prefix: Prefix,
+    batch: dict[str, Any],
+    answers: AnswerBatch,
+    layers: tuple[int, ...],
+) -> Outputs:
+    """Run the text on a prefix and take what the objectives read."""
+    text = (batch["input_ids"], batch["attention_mask"], batch["position_ids"], batch["segment_ids"])
+    attention = {}
+    if layers:
+        with capture(layers, answers.rows, answers.positions, batch["input_ids"].shape[1]) as attention:
+            hidden = model.read(prefix, *text)
+        if prefix.bias is not None:
+            for layer in attention.values():
+                layer.bias = prefix.bias[:, None]  # [B, 1, P]
+    else:
+        hidden = model.read(prefix, *text)  # [B, T, D]
+    segments = answers.segment_ids[answers.rows, answers.positions]
+    starts = prefix.starts[answers.rows, segments if prefix.starts.shape[1] > 1 else torch.zeros_like(segments)]
+    rotary = getattr(model.decoder, "rotary_emb", None)
+    return Outputs(
+        answer_hidden=hidden[answers.rows, answers.positions],  # [N, D]
+        head=model.head,
+        attention=attention,
+        image_slots=prefix.image_slots,
+        sink_slots=prefix.sink_slots,
+        slot_segments=prefix.segments,
+        query_positions=starts + batch["position_ids"][answers.rows, answers.positions],
+        move_queries=query_mover(rotary) if rotary is not None else None,
+    )

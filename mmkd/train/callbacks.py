@@ -1,0 +1,44 @@
+"""What a run writes and shows while it trains."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one JSON line for each log to metrics.jsonl, on rank 0."""
+
+    def __init__(self, path: Path, stage: str):
+        self.path, self.stage = path, stage
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            line = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 1), **logs}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class Progress(TrainerCallback):
+    """One line for each log: step, losses, speed, time left."""
+
+    def __init__(self, steps: int, rank: int):
+        self.steps, self.rank = steps, rank
+        self.started: tuple[int, float] | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.started is None:
+            self.started = (state.global_step, time.perf_counter())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self.rank or not logs or "loss" not in logs or self.started is None:
+            return
+        done = state.global_step - self.started[0]
+        left = (time.perf_counter() - self.started[1]) / max(done, 1) * (self.steps - state.global_step)
+        losses = [f"{n} {v:.3f}" for n, v in logs.items() if "/" not in n and n in ("loss", "cross_entropy", "ce", "kl", "forward_kl")]
+        speed = f"{logs['tokens_per_second']:,.0f} tok/s · wait {logs['data_wait']:.0%}"
+        print(f"step {state.global_step}/{self.steps} · {' · '.join(losses)} · {speed} · {left / 60:.1f} min left", flush=True)

@@ -1,0 +1,81 @@
+"""The DeepSpeed configuration of a stage, with the defaults that bite switched off."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
+from mmkd.errors import ConfigError
+
+
+def deepspeed_config(
+    section: DeepspeedSection, stage: StageSection, training: TrainingSection, micro_batch_size: int, accumulation: int
+) -> dict[str, Any]:
+    """DeepSpeed's JSON for one training stage.
+
+    Raises: ConfigError for ZeRO stage 0 with bf16, whose optimiser takes one step too many at its start.
+    """
+    bf16 = training.precision == "bf16"
+    if bf16 and section.stage == 0:
+        raise ConfigError(
+            "deepspeed.stage 0 with training.precision bf16 starts Adam one step late and decays weights once extra; "
+            "use deepspeed.stage 1 (the same memory on one rank) or precision fp32."
+        )
+    zero: dict[str, Any] = {"stage": section.stage, "stage3_gather_16bit_weights_on_model_save": True}
+    if section.offload == "cpu":
+        if section.stage == 0:
+            raise ConfigError("deepspeed.offload cpu needs deepspeed.stage 1, 2 or 3.")
+        zero["offload_optimizer"] = {"device": "cpu"}
+    config = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": stage.gradient_clipping,  # DeepSpeed's own default is 1.0, not off
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": zero,
+    }
+    return _merged(config, section.config)
+
+
+def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in extra.items():
+        out[key] = _merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def prepare_launch() -> tuple[int, int]:
+    """Rank and world size; a process started without a launcher becomes a world of one.
+
+    Also keeps DeepSpeed from compiling its shared-memory operator at start, which training never uses.
+    """
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        import socket
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def make_safe(model: Any) -> None:
+    """Parameters that DeepSpeed cannot broadcast made so: 0-dim ones get one dimension, transposed ones are laid out."""
+    import torch
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dim() == 0 or not parameter.is_contiguous():
+                data = parameter.data.reshape(1) if parameter.dim() == 0 else parameter.data.contiguous()
+                setattr(module, name, torch.nn.Parameter(data, requires_grad=parameter.requires_grad))

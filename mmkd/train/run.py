@@ -1,0 +1,273 @@
+"""A whole run: compose, train its stages one after the other, export the student."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mmkd.config.load import dump_config
+from mmkd.config.schema import Config, StageSection
+from mmkd.errors import ConfigError, TrainingError
+from mmkd.train.checkpoints import latest_complete, mark_complete
+from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Run every stage of `config` and return the folder of the trained model (`<run>/model`).
+
+    Alone or under any launcher that sets RANK and WORLD_SIZE. With `resume`, finished stages are skipped and the
+    unfinished one goes on from its last whole checkpoint, with the same data order.
+
+    Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
+    """
+    rank, world = prepare_launch()
+    plans = [plan_batches(stage, world) for stage in config.stages]
+    run = Path(config.run.dir)
+    model_folder = run / "model"
+    if not resume and (run / "config.yaml").exists():
+        raise ConfigError(f"{run} already holds a run; go on with --resume, or name another run.dir.")
+    for stage, (micro, accumulation) in zip(config.stages, plans, strict=True):
+        deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation)  # refuse before loading
+
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world) if not torch.cuda.is_available() else 1)
+    if not dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(verbose=False)
+    if rank == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(dump_config(config))
+        (run / "environment.json").write_text(json.dumps(environment(world), indent=1))
+    dist.barrier()
+
+    start = None
+    for number, (stage, plan) in enumerate(zip(config.stages, plans, strict=True)):
+        last = number == len(config.stages) - 1
+        target = model_folder if last else run / "stages" / stage.name
+        if not (target / "COMPLETE.json").exists():
+            train_stage(config, stage, plan, run, start, target, rank, world, resume)
+        start = target
+    return model_folder
+
+
+def plan_batches(stage: StageSection, world: int) -> tuple[int, int]:
+    """(micro batch, accumulation) with which `world` ranks make the stage's batch. Raises ConfigError where none does."""
+    if stage.batch_size % world:
+        raise ConfigError(f"stage {stage.name}: batch_size {stage.batch_size} does not divide by {world} ranks.")
+    share = stage.batch_size // world
+    micro = stage.micro_batch_size or share
+    if share % micro:
+        raise ConfigError(
+            f"stage {stage.name}: batch_size {stage.batch_size} is {share} rows on each of {world} ranks, which "
+            f"micro_batch_size {micro} does not divide."
+        )
+    return micro, share // micro
+
+
+def train_stage(
+    config: Config,
+    stage: StageSection,
+    plan: tuple[int, int],
+    run: Path,
+    start: Path | None,
+    target: Path,
+    rank: int,
+    world: int,
+    resume: bool,
+) -> None:
+    """Train one stage from the model in `start` (the student section's own where None) and export it to `target`."""
+    import torch
+    import torch.distributed as dist
+    from rich.console import Console
+    from transformers import TrainingArguments
+
+    from mmkd.compose import compose, parameter_table, parts
+    from mmkd.data.loader import build_loader
+    from mmkd.models.attention_capture import capture_name
+    from mmkd.objectives import build
+    from mmkd.teachers.live import build_teacher
+    from mmkd.train.callbacks import MetricsFile, Progress
+    from mmkd.train.task import DistillTask
+    from mmkd.train.trainer import DistillTrainer
+
+    micro, accumulation = plan
+    on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    device = torch.device("cpu") if on_cpu else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.manual_seed(config.run.seed)
+    # Everything is loaded before TrainingArguments exist: with ZeRO-3 they would partition what is loaded after them.
+    section = config.student
+    if start is not None:
+        section = section.model_copy(
+            update={"init": str(start), "vision": None, "language": None, "keep_layers": None, "template": "default"}
+        )
+    composed = compose(section, dtype)
+    student = composed.model
+    sections = stage.objectives or config.objectives
+    objectives = [(build(s), s.weight) for s in sections]
+    teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
+    task = DistillTask(student, objectives, teacher)
+    if teacher is None and task.needs.teacher:
+        names = ", ".join(s.name for s in sections)
+        raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")
+    if task.needs.student_attention:
+        student.set_attn_implementation(capture_name(config.student.attention))
+    for name, module in parts(student).items():
+        module.requires_grad_(name in stage.trainable)
+    make_safe(task)
+    if config.training.activation_checkpointing:
+        checkpoint_layers(student)
+    if rank == 0:
+        Console().print(parameter_table(student, f"{stage.name}: {stage.steps} steps of {stage.batch_size} rows"))
+
+    folder = run / "checkpoints" / stage.name
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=stage.gradient_clipping,
+        logging_steps=config.training.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=config.training.save_every,
+        save_total_limit=max(2, config.training.keep_checkpoints),
+        seed=config.run.seed,
+        bf16=config.training.precision == "bf16",
+        use_cpu=on_cpu,  # without it every rank on a CPU takes itself for the only one
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        report_to=config.training.trackers or "none",
+        disable_tqdm=True,
+        log_level="error",
+        deepspeed=deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation),
+    )
+
+    def batches(step: int) -> Any:
+        return build_loader(
+            config.data,
+            composed.processor,
+            seed=config.run.seed,
+            batch_size=stage.batch_size,
+            micro_batch_size=micro,
+            rank=rank,
+            world_size=world,
+            start_step=step,
+            rejected=run / "rejected.jsonl",
+        )
+
+    optimizer = torch.optim.AdamW(parameter_groups(task, stage), betas=(0.9, 0.95))
+    trainer = DistillTrainer(
+        task,
+        args,
+        stage,
+        batches,
+        accumulation,
+        config.run.seed,
+        (optimizer, learning_rate_schedule(optimizer, stage)),
+        [MetricsFile(run / "metrics.jsonl", stage.name), Progress(stage.steps, rank)],
+    )
+    checkpoint = latest_complete(folder) if resume else None
+    if checkpoint is not None:
+        trainer.start_step = int(checkpoint.name.rpartition("-")[2])
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    export(trainer, composed, target)
+    dist.barrier()
+
+
+def parameter_groups(task: Any, stage: StageSection) -> list[dict[str, Any]]:
+    """Trained parameters by learning rate and weight decay (none on vectors: norms and biases)."""
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in task.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = stage.learning_rate
+        if name.startswith("student.projector") and stage.projector_learning_rate:
+            rate = stage.projector_learning_rate
+        groups.setdefault((rate, stage.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+    if not groups:
+        raise ConfigError(f"stage {stage.name}: nothing is trained; name a part of the model in stage.trainable.")
+    return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+
+
+def learning_rate_schedule(optimizer: Any, stage: StageSection) -> Any:
+    from transformers import get_scheduler
+
+    return get_scheduler(
+        {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[stage.schedule],
+        optimizer,
+        num_warmup_steps=round(stage.warmup * stage.steps),
+        num_training_steps=stage.steps,
+    )
+
+
+def checkpoint_layers(student: Any) -> None:
+    """Activation checkpointing of the decoder; our carried cache may be written twice, so its layers may keep it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    student.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in student.language_model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module._can_checkpoint_with_cache = True
+
+
+def export(trainer: Any, composed: Any, target: Path) -> None:
+    """Write the student (and nothing of teacher, heads or optimiser), reopen the file, compare names and shapes."""
+    weights = trainer.student_weights()
+    if weights is None:
+        return
+    from safetensors import safe_open
+
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shapes = {name: tuple(t.shape) for name, t in weights.items()}
+    composed.model.set_attn_implementation("sdpa")
+    composed.model.save_pretrained(partial, state_dict=weights)
+    composed.processor.save_pretrained(partial)
+    written = {}
+    for path in partial.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            written |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    tied = set(composed.model.all_tied_weights_keys)
+    wrong = [n for n, s in shapes.items() if n not in tied and written.get(n) != s]
+    empty = [n for n, s in written.items() if 0 in s]
+    if wrong or empty:
+        raise TrainingError(
+            f"{partial} was written with missing or empty weights ({', '.join((wrong + empty)[:3])}); the checkpoint "
+            "is kept: mend the cause and go on with --resume."
+        )
+    mark_complete(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(partial, target)
+
+
+def environment(world: int) -> dict[str, Any]:
+    """Versions, machine, commit: what is needed to run it again."""
+    names = ("mmkd", "torch", "transformers", "deepspeed", "accelerate", "timm", "peft")
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "versions": {name: version(name) for name in names},
+        "python": platform.python_version(),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "world_size": world,
+        "commit": commit,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -1,0 +1,87 @@
+"""One training step's mathematics: student, teacher and objectives behind one `forward(batch) -> loss`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
+from mmkd.objectives import AnswerBatch, Needs, Objective, Outputs, Ratio, TokenLoss, token_losses
+from mmkd.teachers.live import Teacher
+from mmkd.teachers.reading import prefixes, read_outputs
+
+
+class DistillTask(nn.Module):
+    """Owns what is trained: the student and the heads of its objectives. The teacher is only referred to, so that it
+    reaches neither optimiser nor checkpoint.
+
+    Args:
+        student: the model being trained.
+        objectives: (objective, weight) pairs.
+        teacher: None where no objective needs one.
+    """
+
+    def __init__(
+        self,
+        student: MmkdForConditionalGeneration,
+        objectives: list[tuple[Objective, float]],
+        teacher: Teacher | None = None,
+    ):
+        super().__init__()
+        self.student = student
+        self.objectives = nn.ModuleList(objective for objective, _ in objectives)
+        self.weights = [weight for _, weight in objectives]
+        object.__setattr__(self, "teacher", teacher)  # not a submodule
+        layers = student.config.text_config.num_hidden_layers
+        teacher_layers = teacher.layers(student) if teacher is not None else None
+        self.needs = Needs()
+        for objective, _ in objectives:
+            self.needs = self.needs | objective.needs(layers, teacher_layers)
+        self.report: dict[str, Ratio] = {}
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Loss of one micro batch in the text-only layout of `mmkd.data.collate`.
+
+        Beyond the collator's keys the batch carries `reads`, the token counts to read with (None is full vision), and
+        `normalizer` (see AnswerBatch). The report of sums and counts is left in `self.report`.
+        """
+        answers = _answers(batch)
+        features = self.student.image_features(batch.get("pixel_values"), batch.get("image_features"))
+        needs = self.needs
+        teacher = None
+        if self.teacher is not None and needs.teacher:
+            teacher = self.teacher.outputs(self.student, batch, answers, needs)
+        self.report = {}
+        losses = []
+        for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
+            outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention)
+            losses.append(self._loss(outputs, teacher, answers, "full" if tokens is None else f"k{tokens}"))
+        return torch.stack(losses).mean()
+
+    def _loss(self, student: Outputs, teacher: Outputs | None, answers: AnswerBatch, read: str) -> Tensor:
+        pairs = list(zip(self.objectives, self.weights, strict=True))
+        results = []
+        by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
+        if by_token:
+            results.append((token_losses(by_token, student, teacher, answers), 1.0))
+        results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
+        for result, _ in results:
+            for name, ratio in result.report.items():
+                for key in (name, f"{read}/{name}"):
+                    self.report[key] = self.report[key].plus(ratio) if key in self.report else ratio
+        return torch.stack([result.loss * weight for result, weight in results]).sum()
+
+
+def _answers(batch: dict[str, Any]) -> AnswerBatch:
+    labels = batch["labels"]  # [B, T]
+    rows, positions = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # the query at t predicts token t + 1
+    return AnswerBatch(
+        answer_ids=labels[rows, positions + 1],
+        rows=rows,
+        positions=positions,
+        text_mask=batch["attention_mask"].bool(),
+        segment_ids=batch["segment_ids"],
+        normalizer=batch["normalizer"],
+    )

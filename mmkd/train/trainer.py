@@ -1,0 +1,168 @@
+"""transformers' Trainer, told how mmkd counts tokens, orders data, and keeps checkpoints whole."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainingArguments
+
+from mmkd.config.schema import StageSection
+from mmkd.errors import TrainingError
+from mmkd.objectives import Ratio
+from mmkd.train.checkpoints import mark_complete
+from mmkd.train.task import DistillTask
+
+
+def draw_reads(stage: StageSection, seed: int, step: int) -> list[int | None]:
+    """The token counts (None: full vision) read at a step: a pure function of (seed, step), the same on every rank.
+
+    With `progressive`, entry i of `read` joins once i/len(read) of the steps are done.
+    """
+    choices: list[int | None] = [None if r == "full" else int(r) for r in stage.read]
+    weights = stage.read_weights or [1.0] * len(choices)
+    if stage.progressive:
+        reached = 1 + min(len(choices) - 1, step * len(choices) // stage.steps)
+        choices, weights = choices[:reached], weights[:reached]
+    generator = random.Random(f"{seed}/{step}")
+    drawn: list[int | None] = []
+    pool = list(zip(choices, weights, strict=True))
+    while pool and len(drawn) < stage.reads:
+        choice = generator.choices(pool, [weight for _, weight in pool])[0]
+        pool.remove(choice)
+        drawn.append(choice[0])
+    return drawn
+
+
+class FixedLength:
+    """An iterable of known length, so that the Trainer plans one pass."""
+
+    def __init__(self, batches: Any, length: int):
+        self.batches, self.length = batches, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.batches)
+
+
+class DistillTrainer(Trainer):
+    """Trains a DistillTask.
+
+    Args:
+        task: what is trained.
+        stage: the stage's settings.
+        batches: start_step -> iterable of micro batches of this rank.
+        accumulation: micro batches of an optimiser step on a rank.
+    """
+
+    def __init__(
+        self,
+        task: DistillTask,
+        args: TrainingArguments,
+        stage: StageSection,
+        batches: Callable[[int], Any],
+        accumulation: int,
+        seed: int,
+        optimizers: tuple[Any, Any],
+        callbacks: list[Any],
+    ):
+        super().__init__(model=task, args=args, optimizers=optimizers, callbacks=callbacks)
+        self.stage, self.batches, self.accumulation, self.run_seed = stage, batches, accumulation, seed
+        # The task divides by the tokens of the whole step itself; the Trainer must not scale a second time.
+        self.model_accepts_loss_kwargs = False
+        self.sums: dict[str, Ratio] = {}
+        self.tokens = self.padding = self.waited = 0.0
+        self.window = time.perf_counter()
+        self.start_step = 0
+
+    def get_train_dataloader(self) -> Any:
+        # Already sharded by rank and started at the right sample, so it does not go through accelerate.
+        return FixedLength(self.batches(self.start_step), self.args.max_steps * self.accumulation)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+        started = time.perf_counter()
+        samples = [dict(batch) for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.waited += time.perf_counter() - started
+        answers = torch.tensor(float(sum((b["labels"][:, 1:] != -100).sum() for b in samples)), device=device)
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if world > 1:
+            dist.all_reduce(answers)
+        reads = draw_reads(self.stage, self.run_seed, self.state.global_step)
+        for batch in samples:
+            # DeepSpeed averages over ranks and the Trainer over accumulation: together, the mean over all answer tokens.
+            batch["normalizer"] = answers.clamp_min(1.0) / (world * len(samples))
+            batch["reads"] = reads
+            self.tokens += float(batch["attention_mask"].sum())
+            self.padding += float((1 - batch["attention_mask"]).sum())
+        return samples, None
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
+        loss = model(inputs)
+        for name, ratio in self.model.report.items():
+            self.sums[name] = self.sums[name].plus(ratio) if name in self.sums else ratio
+        if not torch.isfinite(loss.detach()):
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}; samples "
+                f"{', '.join(inputs.get('sample_ids', [])[:4])}. The last whole checkpoint is kept. Lower the learning "
+                "rate, raise the warm-up, or look at those samples; then go on with --resume."
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._figures()
+        super().log(logs, start_time)
+
+    def _figures(self) -> dict[str, float]:
+        names = sorted(self.sums)
+        values = torch.tensor(
+            [[float(self.sums[n].total), float(self.sums[n].count)] for n in names] + [[self.tokens, self.padding]],
+            dtype=torch.float64,
+        )
+        # Token counts drawn at a step are the same on every rank, so the names are too.
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            device = self.args.device
+            values = values.to(device)
+            dist.all_reduce(values)
+            values = values.cpu()
+        elapsed = time.perf_counter() - self.window
+        tokens, padding = values[-1].tolist()
+        figures = {n: (t / c if c else math.nan) for n, (t, c) in zip(names, values[:-1].tolist(), strict=True)}
+        figures |= {
+            "tokens_per_second": tokens / elapsed,
+            "padding": padding / max(tokens + padding, 1.0),
+            "data_wait": self.waited / elapsed,
+        }
+        self.sums, self.tokens, self.padding, self.waited = {}, 0.0, 0.0, 0.0
+        self.window = time.perf_counter()
+        return figures
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing: a checkpoint is DeepSpeed's own (weights and optimiser); the student is exported once, by `export`."""
+        if output_dir is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if dist.is_initialized():
+            dist.barrier()
+        if self.args.should_save:
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def student_weights(self) -> dict[str, torch.Tensor] | None:
+        """Whole weights of the student on rank 0, None elsewhere. Every rank must call it."""
+        state = self.accelerator.get_state_dict(self.deepspeed)
+        if not self.args.should_save:
+            return None
+        prefix = "student."
+        return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
