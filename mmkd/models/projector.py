@@ -103,7 +103,7 @@ class AveragePool(nn.Module):
 
 
 class Resampler(nn.Module):
-    """A fixed number of learned queries, each attending to all patches: one cross-attention, then an MLP, both pre-norm.
+    """A fixed number of learned queries, each attending to all patches: one cross-attention and an MLP, both pre-norm.
 
     Source: the Perceiver resampler (Alayrac et al. 2022), one layer. Attention has no order of its own, so patches get
     a learned embedding of their place.
@@ -118,7 +118,8 @@ class Resampler(nn.Module):
         self.places = nn.Parameter(torch.randn(patches, out_features) * 0.02)
         self.input = nn.Linear(in_features, out_features)
         self.norm_patches, self.norm_queries = nn.LayerNorm(out_features), nn.LayerNorm(out_features)
-        self.query, self.key = nn.Linear(out_features, out_features), nn.Linear(out_features, out_features)
+        self.query = nn.Linear(out_features, out_features)
+        self.key = nn.Linear(out_features, out_features, bias=False)  # softmax would cancel a bias
         self.value, self.output = nn.Linear(out_features, out_features), nn.Linear(out_features, out_features)
         self.norm_mlp = nn.LayerNorm(out_features)
         self.mlp = nn.Sequential(

@@ -188,6 +188,11 @@ class TransformersViT(ViT):
         blocks, norm, prefix, on_request = TRANSFORMERS_FAMILIES[config.architecture]
         super().__init__(config, model, blocks, prefix, model.config.patch_size, model.config.hidden_size)
         setattr(model, norm, nn.Identity())
+        # No patch token depends on these.
+        if config.architecture == "siglip_vision_model":
+            model.head, model.use_head = None, False
+        if config.architecture == "dinov2":
+            model.embeddings.mask_token = None
         self.options = {"interpolate_pos_encoding": True} if on_request else {}
 
     def tokens(self, pixel_values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
+from transformers.utils import logging
 
 from mmkd.contracts import Spec, VisionParts
 from mmkd.errors import AssetError, ConfigError
@@ -27,8 +28,6 @@ FAMILIES = {
     "siglip": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, False),
     "dinov2": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, True),
 }
-# Parts that no patch token depends on: left out when the model is built.
-UNUSED = {"siglip_vision_model": {"vision_use_head": False}, "dinov2": {"use_mask_token": False}}
 # Of this process or of the file, not of the architecture.
 NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
@@ -68,20 +67,21 @@ def vision_config(spec: Spec) -> Any:
         raise not_found(spec, error) from error
     if config.model_type.removesuffix("_vision_model") not in FAMILIES:
         raise ConfigError(f"{spec} is a {config.model_type} model; vision towers of hf are {', '.join(FAMILIES)}.")
-    vision = getattr(config, "vision_config", config)  # a whole CLIP or SigLIP holds its vision part's config
-    for name, value in UNUSED.get(vision.model_type, {}).items():
-        setattr(vision, name, value)
-    return vision
+    return getattr(config, "vision_config", config)  # a whole CLIP or SigLIP holds its vision part's config
 
 
 def load_weights(spec: Spec, vision: Any) -> Any:
     """The vision model with its weights, fp32. AssetError if a tensor is missing from the file."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else a table of every tensor of the text tower, which is left out on purpose
     try:
         model, info = AutoModel.from_pretrained(
             spec.name, revision=spec.revision, config=vision, dtype="float32", output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise not_found(spec, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise AssetError(f"{spec}: the weights lack {len(missing)} tensors of the vision part, e.g. {missing[0]}.")

@@ -9,7 +9,7 @@ import open_clip
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from mmkd.contracts import Spec, VisionParts
-from mmkd.errors import ConfigError
+from mmkd.errors import AssetError, ConfigError
 from mmkd.models.configuration_vision import MmkdVisionConfig
 
 from ..sources import not_found, refuse_revision, unknown_name
@@ -21,7 +21,7 @@ class OpenClipAdapter:
     """The vision part of a CLIP-like model: patch tokens of a layer, no text tower, no projection.
 
     MODEL is a name of `open_clip.list_models()`; TAG one of its published weights, FILE a local checkpoint
-    (safetensors, or torch's format without pickled code). Towers that open_clip takes from timm are rebuilt by timm alone.
+    (safetensors, or torch's format without pickled code). Towers that open_clip takes from timm are timm's here too.
     """
 
     def load(
@@ -72,15 +72,18 @@ class OpenClipAdapter:
 
 
 def check_weights(spec: Spec, name: str, weights: str) -> None:
-    """ConfigError unless `weights` is a published tag of the model or a file."""
+    """ConfigError unless `weights` is a tag of the model, AssetError if it is a path to no file."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     if weights in tags or Path(weights).is_file():
         return
     if not weights:
+        known = ", ".join(tags) or "none published"
         raise ConfigError(
-            f"{spec}: which weights? Write open_clip:{name}/TAG with one of {', '.join(tags)}, or a file."
+            f"{spec}: which weights? Write open_clip:{name}/TAG (tags: {known}) or open_clip:{name}/FILE."
         )
-    raise unknown_name(spec, weights, tags, f"open_clip, for {name}, neither a file nor a tag of that name: it")
+    if "/" in weights:
+        raise AssetError(f"{spec}: there is no file {weights}.")
+    raise unknown_name(spec, weights, tags, f"open_clip's {name}")
 
 
 def tower_config(
