@@ -73,6 +73,8 @@ class AnswerBatch:
         segment_ids: [B, T] packed sample of each text token.
         normalizer: answer tokens of the optimiser step over all ranks, scaled so that the sum over a micro batch
             divided by it, averaged over ranks and accumulation as DeepSpeed does, is the mean over all those tokens.
+        head_calls: how often each head is called for this batch, None for as often as it needs. Under ZeRO-3 a call is
+            a collective: all ranks must take the same number, the largest `len(chunked.split_sizes(N, chunk))`.
     """
 
     answer_ids: Tensor
@@ -81,6 +83,7 @@ class AnswerBatch:
     text_mask: Tensor
     segment_ids: Tensor
     normalizer: Tensor | float
+    head_calls: int | None = None
 
 
 class Ratio(NamedTuple):

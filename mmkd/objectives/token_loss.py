@@ -44,13 +44,11 @@ def token_losses(
     student: Outputs,
     teacher: Outputs | None,
     batch: AnswerBatch,
-    calls: int | None = None,
 ) -> Losses:
     """The weighted sum of token losses, from one pass over the student's head and at most one over the teacher's.
 
     Args:
         terms: objectives and their weights.
-        calls: number of head calls, agreed on by all ranks under ZeRO-3 (see `chunked.split_sizes`); None elsewhere.
 
     Reports "ce" and "accuracy" (top-1 against the targets); with a teacher in use also "teacher_nll",
     "teacher_accuracy" and "agree" (both sides' top-1 is the same token); and each objective under its label.
@@ -72,7 +70,7 @@ def token_losses(
         other.answer_hidden if other else None,
         other.head if other else None,
         chunk=smallest_chunk([objective for objective, _ in terms]),
-        calls=calls,
+        calls=batch.head_calls,
         vocabulary=_narrowest(student.vocabulary, other.vocabulary if other else None),
     )
     weights = sums.new_tensor([weight for _, weight in terms])

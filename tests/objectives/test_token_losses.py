@@ -41,9 +41,9 @@ def outputs(hidden, head, vocabulary=None):
     return Outputs(hidden, head, {}, none, none, none.long(), vocabulary=vocabulary)
 
 
-def batch(targets, normalizer=1.0):
+def batch(targets, normalizer=1.0, calls=None):
     zeros = torch.zeros(len(targets), dtype=torch.long)
-    return AnswerBatch(targets, zeros, zeros, torch.ones(1, 1).bool(), torch.zeros(1, 1).long(), normalizer)
+    return AnswerBatch(targets, zeros, zeros, torch.ones(1, 1).bool(), torch.zeros(1, 1).long(), normalizer, calls)
 
 
 def random_targets(vocabulary=V, tokens=N):
@@ -117,9 +117,9 @@ def test_the_value_of_padding_logits_does_not_matter():
     assert torch.equal(before, chunked_divergence(hs, fs, ht, ft, vocabulary=V))
 
 
-def both(hs, fs, ht, ft, y, normalizer=1.0, chunk=512, **options):
+def both(hs, fs, ht, ft, y, normalizer=1.0, chunk=512, calls=None):
     terms = [(CrossEntropy(chunk=chunk), 0.3), (ForwardKL(temperature=2.0, chunk=chunk), 1.7)]
-    return token_losses(terms, outputs(hs, fs), outputs(ht, ft), batch(y, normalizer), **options)
+    return token_losses(terms, outputs(hs, fs), outputs(ht, ft), batch(y, normalizer, calls))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 512])
