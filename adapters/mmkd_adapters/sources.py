@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 
@@ -39,6 +40,12 @@ def not_found(spec: Spec, error: Exception) -> AssetError:
         f"{spec} cannot be loaded: {reason} Give an existing folder or hub id, go online, "
         "or set pretrained: false where random weights will do."
     )
+
+
+def require_all(spec: Spec, info: dict[str, Any]) -> None:
+    """AssetError if transformers found fewer tensors than the model has: it would fill in random ones."""
+    if missing := sorted(info["missing_keys"]):
+        raise AssetError(f"{spec}: the weights lack {len(missing)} tensors of the model, e.g. {missing[0]}.")
 
 
 def spdx(name: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
+import struct
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from mmkd import assets
 from mmkd.contracts import LanguageParts, Spec
 from mmkd.errors import AssetError
 
-from ..sources import not_found, refuse_revision, unknown_name
+from ..sources import refuse_revision, unknown_name
 from .hf import load_folder
 
 CONVERSION = 1  # raise it when `convert` changes, so that older folders are not taken
@@ -50,7 +50,8 @@ def converted(spec: Spec, file: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # the ranks of one run all come here at once
         if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+            scratch = folder.with_name(f".{folder.name}.part")
+            shutil.rmtree(scratch, ignore_errors=True)  # of a conversion that was killed
             try:
                 convert(spec, file, scratch)
                 os.replace(scratch, folder)
@@ -65,8 +66,8 @@ def convert(spec: Spec, file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise not_found(spec, error) from error
+    except (OSError, ValueError, struct.error) as error:  # struct.error: the file ends inside its header
+        raise AssetError(f"{spec}: {file} cannot be read as GGUF ({error}); fetch it again.") from error
     # The loader dequantises but still calls the model quantised, which would forbid saving and training it.
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
     del model.config.quantization_config

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from mmkd.contracts import LanguageParts, Spec
 from mmkd.errors import ConfigError
 
-from ..sources import card_license, not_found
+from ..sources import card_license, not_found, require_all
 
 
 class HfLanguageAdapter:
@@ -29,7 +29,10 @@ def load_folder(spec: Spec, name: str, pretrained: bool, license: str) -> Langua
         require_cache(spec, config)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=spec.revision)
         if pretrained:
-            model = AutoModelForCausalLM.from_pretrained(name, revision=spec.revision, dtype=torch.float32)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name, revision=spec.revision, dtype=torch.float32, output_loading_info=True
+            )
+            require_all(spec, info)
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (OSError, ValueError) as error:

@@ -16,10 +16,10 @@ from transformers.image_utils import (
 from transformers.utils import logging
 
 from mmkd.contracts import Spec, VisionParts
-from mmkd.errors import AssetError, ConfigError
+from mmkd.errors import ConfigError
 from mmkd.models.configuration_vision import MmkdVisionConfig
 
-from ..sources import card_license, not_found
+from ..sources import card_license, not_found, require_all
 from .common import as_list, build_tower, image_processor
 
 # model_type of the folder -> processor where the folder has none: mean, std, whether the middle is cut out
@@ -82,9 +82,7 @@ def load_weights(spec: Spec, vision: Any) -> Any:
         raise not_found(spec, error) from error
     finally:
         logging.set_verbosity(verbosity)
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise AssetError(f"{spec}: the weights lack {len(missing)} tensors of the vision part, e.g. {missing[0]}.")
+    require_all(spec, info)
     return model
 
 
