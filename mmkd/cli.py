@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 
-class Layout(str, Enum):
+class Layout(StrEnum):
     mmkd = "mmkd"
     llava = "llava"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import typing
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, PrivateAttr, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import PrivateAttr, TypeAdapter, ValidationError
 
+from mmkd.config.problems import allowed, either, explain, near, near_or_all
 from mmkd.config.schema import Config
-from mmkd.config.yaml_tree import Key, Node, apply_override, format_path, merge, parse_path, read
+from mmkd.config.yaml_tree import Node, apply_override, merge, parse_path, read
 from mmkd.errors import ConfigError
 
 
@@ -25,9 +24,8 @@ class LoadedConfig(Config):
     _tree: Node = PrivateAttr()
 
 
-def packaged(folder: str) -> Path:
+def packaged(folder: str, package: Path = Path(__file__).parents[1]) -> Path:
     """`configs` or `eval_suites`: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).parents[1]
     checkout = package.parent / folder
     return checkout if (package.parent / "pyproject.toml").is_file() else package / "_share" / folder
 
@@ -48,7 +46,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     try:
         config = LoadedConfig.model_validate(tree.plain())
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, tree))) from error
+        raise ConfigError("\n".join(explain(error, tree))) from error
     config._tree = tree
     return config
 
@@ -65,7 +63,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
                 return candidate
     known = sorted(str(file.relative_to(roots[1]).with_suffix("")) for file in roots[1].rglob("*.yaml"))
     raise ConfigError(
-        f"config: no file {name}, and no packaged config of that name.{_near(str(name), known)} "
+        f"config: no file {name}, and no packaged config of that name.{near(str(name), known)} "
         f"Packaged: {', '.join(known) or 'none'}."
     )
 
@@ -138,12 +136,12 @@ def check_options(
     for key, value in options.items():
         if key not in parameters:
             if not takes_any:
-                problem(key, f"is not a field of {name}.{_near_or_all(key, parameters)}")
+                problem(key, f"is not a field of {name}.{near_or_all(key, parameters)}")
         elif key in hints:
             try:
                 checked[key] = TypeAdapter(hints[key]).validate_python(value)
             except ValidationError as error:
-                problem(key, f"is {value!r}; allowed: {_either(map(_allowed, error.errors()))}.")
+                problem(key, f"is {value!r}; allowed: {either(map(allowed, error.errors()))}.")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
             problem(key, f"is missing; {name} needs it.")
@@ -187,106 +185,3 @@ def _extended(extends: Node | None) -> list[Node]:
         if not isinstance(item.value, str):
             raise ConfigError(f"config: extends is {extends.plain()!r}; allowed: a path or a list of paths. ({item})")
     return items
-
-
-def _explain(error: ValidationError, tree: Node) -> list[str]:
-    """One line for each place that is wrong; the branches of a union are one place."""
-    places: dict[tuple[Key, ...], list[ErrorDetails]] = {}
-    for detail in error.errors():
-        places.setdefault(_data_path(detail, tree), []).append(detail)
-    return [_line(path, details, tree) for path, details in places.items()]
-
-
-def _data_path(detail: ErrorDetails, tree: Node) -> tuple[Key, ...]:
-    """The error's location without pydantic's names of union branches, which are no keys of the YAML."""
-    if detail["type"] == "missing":
-        return (*_data_path({**detail, "type": "", "loc": detail["loc"][:-1]}, tree), detail["loc"][-1])
-    path: tuple[Key, ...] = ()
-    node: Node | None = tree
-    for key in detail["loc"]:
-        node = node.child(key) if node else None
-        if node is None:
-            break
-        path = (*path, key)
-    return path
-
-
-def _line(path: tuple[Key, ...], details: list[ErrorDetails], tree: Node) -> str:
-    first, node = details[0], tree.nearest(path)
-    name, place = format_path(path), f"({node})"
-    section = _section(path[:-1])
-    if first["type"] == "extra_forbidden":
-        hint = _near_or_all(path[-1], section.model_fields)
-        return f"config: {name} is not a field of {section.__name__}.{hint} {place}"
-    if first["type"] == "missing" and isinstance(path[-1], int):  # a pair with one item
-        return f"config: {format_path(path[:-1])} is {_short(node)}; it needs more items. {place}"
-    if first["type"] == "missing":
-        about = section.model_fields[str(path[-1])].description
-        return f"config: {name} is missing; {section.__name__} needs it{f': {about}' if about else '.'} {place}"
-    if first["type"] == "value_error":  # raised by a validator of the schema; its text is whole
-        return (
-            f"config: {name} {first['ctx']['error']}. {place}" if name else f"config: {first['ctx']['error']}. {place}"
-        )
-    allowed = _either(map(_allowed, details))
-    expected = re.findall(r"'([^']+)'", allowed)
-    return f"config: {name} is {_short(node)}; allowed: {allowed}.{_near(str(node.plain()), expected)} {place}"
-
-
-def _allowed(detail: ErrorDetails) -> str:
-    """What pydantic wanted, in words."""
-    if "list[int]" in detail["loc"]:  # a branch of a union
-        return "a list of whole numbers"
-    if detail["type"] == "literal_error":
-        return detail["ctx"]["expected"]
-    if detail["type"] == "too_short":
-        return f"at least {detail['ctx']['min_length']} item(s)"
-    if detail["type"] == "too_long":
-        return f"at most {detail['ctx']['max_length']} item(s)"
-    if detail["type"] in ("model_type", "model_attributes_type"):
-        return f"a mapping with the fields of {detail['ctx']['class_name']}"
-    if detail["type"].startswith("int_"):
-        return "a whole number"
-    text = re.sub(r"^(Input|Value) should be ", "", detail["msg"]).removeprefix("a valid ").split(",")[0]
-    words = {
-        "string": "text",
-        "list": "a list",
-        "dictionary": "a mapping",
-        "tuple": "a list",
-        "boolean": "true or false",
-    }
-    return words.get(text, text if text[:2] not in ("nu",) else f"a {text}")
-
-
-def _short(node: Node) -> str:
-    text = repr(node.plain())
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _either(texts: Iterable[str]) -> str:
-    return " or ".join(dict.fromkeys(texts))
-
-
-def _section(path: tuple[Key, ...]) -> type[BaseModel]:
-    """The schema class at `path`."""
-    section: type[BaseModel] = Config
-    for key in path:
-        if isinstance(key, str) and key in section.model_fields:
-            section = next(_models(section.model_fields[key].annotation), section)
-    return section
-
-
-def _models(annotation: Any) -> Iterable[type[BaseModel]]:
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in typing.get_args(annotation):
-        yield from _models(inner)
-
-
-def _near(word: str, words: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(words), n=1)
-    return f" Did you mean {found[0]}?" if found else ""
-
-
-def _near_or_all(word: Key, words: Iterable[str]) -> str:
-    words = list(words)
-    return _near(str(word), words) or f" Fields: {', '.join(words) or 'none'}."

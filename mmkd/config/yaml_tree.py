@@ -94,6 +94,9 @@ def _convert(loader: Loader, node: yaml.Node, file: str, line: int, above: froze
     if id(node) in above:
         raise ConfigError(f"config: an alias (*) contains itself. ({file}:{line})")
     above = above | {id(node)}
+    plain_tags = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in plain_tags:
+        raise ConfigError(f"config: the tag {node.tag} is not allowed; only plain values are. ({file}:{line})")
     if isinstance(node, yaml.MappingNode):
         _refuse_repeated_keys(node, file)
         loader.flatten_mapping(node)  # resolves `<<: *anchor`
