@@ -1,9 +1,9 @@
 """Scenes: m x m EasyVQA images on one canvas, with questions that need counting, comparing and looking around.
 
 Harder than EasyVQA itself, and as free of outside data: truth comes by construction from the list of things.
-A scene is a function of (split, seed, index, grid) alone. Train scenes are drawn with EasyVQA train images, except every
-tenth, which validation scenes are drawn with; test scenes with EasyVQA test images. See scene_questions.HELD_OUT for
-the compositions that only test questions name.
+A scene is a function of (split, seed, index, grid) alone. Train scenes are drawn with EasyVQA train images, except
+every tenth, which validation scenes are drawn with; test scenes with EasyVQA test images. The compositions that only
+test questions name are scene_questions.HELD_OUT.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class Scene:
         return buffer.getvalue()
 
 
-def scene(
-    split: Split, index: int, seed: int, grid: int = 3, questions: int = 10, size: int | None = None
-) -> Scene:
+def scene(split: Split, index: int, seed: int, grid: int = 3, questions: int = 10, size: int | None = None) -> Scene:
     """The scene with this index; the same for the same arguments, on any machine.
 
     Raises:
@@ -82,7 +80,7 @@ def scene(
     cells = [(row, column) for row in range(grid) for column in range(grid)]
     filled = set(rng.sample(cells, rng.randint(grid * grid - grid, grid * grid)))
 
-    pool = _pool(str(assets.path("easyvqa")), split)
+    pool = _pool(split)
     things, backgrounds = [], []
     for row, column in cells:
         if (row, column) in filled:
@@ -108,8 +106,8 @@ def records(
 ) -> list[Record]:
     """`count` scenes as records, the picture as PNG bytes.
 
-    Train and validation: one record per scene, its questions as turns, task "scene". Test: one record per question, task
-    = its type, so that a score can be broken down by type; the records of one scene share one bytes object.
+    Train and validation: one record per scene, its questions as turns, task "scene". Test: one record per question,
+    task = its type, so that a score can be broken down by type; the records of one scene share one bytes object.
     """
     found = []
     for one in scenes(split, count, seed, grid, questions, size):
@@ -145,9 +143,10 @@ def _cell(path: str) -> Image.Image:
         return image.convert("RGB")
 
 
-@lru_cache
-def _pool(folder: str, split: Split) -> dict[tuple[str, str], list[str]]:
+@lru_cache  # also because assets.path checks every file
+def _pool(split: Split) -> dict[tuple[str, str], list[str]]:
     """Image files of a split by (colour, shape), in the order of their numbers."""
+    folder = assets.path("easyvqa")
     source = "test" if split == "test" else "train"
     pool: dict[tuple[str, str], list[str]] = defaultdict(list)
     for number, look in sorted(looks(folder, source).items()):

@@ -1,0 +1,197 @@
+"""The lmms-eval model `mmkd`: scores mmkd models, and any other image-text-to-text folder of transformers.
+
+Requests are taken image by image: an image is compressed once and all its questions are asked on that one cache.
+Within a window of images the questions are batched by length; answers go back in the order of the requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from tqdm import tqdm
+
+from mmkd.errors import ConfigError
+from mmkd.evaluate.answers import Meter, result, settings_of
+from mmkd.evaluate.loading import load
+from mmkd.evaluate.requests import Ask, read_request
+
+Tokens = int | Literal["full"]
+
+IMAGES_PER_ENCODE = 64
+BATCHES_PER_WINDOW = 8  # enough questions to sort by length, few enough caches to hold at once
+
+
+class MmkdLmms(lmms):
+    """An lmms-eval chat model.
+
+    Args:
+        pretrained: folder or hub id.
+        voco_tokens: k, or "full" for all vision tokens; the model's own by default: its K, or full if it has none.
+        dtype: float32, bfloat16 or float16; float32 on a CPU, else that of the checkpoint.
+        blind: drop every image, to see how far language alone goes.
+        device: cpu, cuda, ...; cuda where there is one.
+        trust_remote_code: run code that comes with a model of another library. mmkd releases do not need it.
+
+    Raises: ConfigError for a folder that is no image-text-to-text model, or a token count it cannot be read with.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str,
+        voco_tokens: Tokens | None = None,
+        dtype: str | None = None,
+        blind: bool = False,
+        batch_size: int | str = 64,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ):
+        super().__init__()
+        try:
+            self.batch_size = min(int(batch_size), int(max_batch_size or batch_size))
+        except ValueError:
+            raise ConfigError(f"batch_size={batch_size!r}: mmkd takes a whole number, e.g. 64.") from None
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: at least 1.")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.loaded = load(pretrained, dtype, self.device, trust_remote_code)
+        self.read_with(voco_tokens, blind)
+
+    def read_with(self, voco_tokens: Tokens | None = None, blind: bool = False) -> None:
+        """Change how images are read from now on, without loading the model again."""
+        most = self.loaded.most_tokens
+        tokens = (most or "full") if voco_tokens is None else voco_tokens
+        allowed = [f"1 to {most}"] * bool(most) + ["full"]
+        if tokens != "full" and not (isinstance(tokens, int) and 1 <= tokens <= most):
+            raise ConfigError(f"voco_tokens={tokens}: {self.loaded.name} can be read with {' or '.join(allowed)}.")
+        self.tokens: int | None = None if tokens == "full" else int(tokens)
+        self.blind = blind
+
+    def clean(self) -> None:
+        """Keeps the model, which lmms-eval would drop after a run: the next run reads it with other tokens."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("mmkd scores generated answers; choose a task of output_type generate_until.")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("mmkd answers in one round; choose a task of output_type generate_until.")
+
+    @torch.inference_mode()
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers in the order of the requests."""
+        meter = Meter()
+        asks = [read_request(i, r, self.task_dict, self.loaded, self.blind) for i, r in enumerate(requests)]
+        answers: dict[int, GenerationResult] = {}
+        with tqdm(total=len(asks), desc="Answering", disable=self.rank != 0) as progress:
+            for window in _windows(asks, self.batch_size * BATCHES_PER_WINDOW):
+                images = self._compressed(window, meter)
+                for batch in _batches(window, self.batch_size):
+                    for ask, answer in zip(batch, self._answer(batch, images, meter), strict=True):
+                        answers[ask.index] = answer
+                        self.cache_hook.add_partial("generate_until", (ask.text, ask.settings), answer.text)
+                    progress.update(len(batch))
+        log_metrics(**meter.summary())
+        return [answers[i] for i in range(len(requests))]
+
+    def _compressed(self, window: list[Ask], meter: Meter) -> Compressed | None:
+        """Every image of the window, compressed once; None where images are read in full."""
+        found = {key: image for ask in window for key, image in zip(ask.image_keys, ask.images, strict=True)}
+        if self.tokens is None or not found:
+            return None
+        began, keys, caches = time.perf_counter(), list(found), []
+        for start in range(0, len(keys), IMAGES_PER_ENCODE):
+            images = [found[key] for key in keys[start : start + IMAGES_PER_ENCODE]]
+            pixels, tiles = self.loaded.processor.image_tensors(images)
+            caches.append(
+                self.loaded.model.compress(
+                    pixels.to(self.device), image_tiles=torch.tensor(tiles, device=self.device), tokens=self.tokens
+                )
+            )
+        meter.compressed(len(keys), time.perf_counter() - began)
+        return Compressed(_joined(caches), {key: i for i, key in enumerate(keys)})
+
+    def _answer(self, batch: list[Ask], images: Compressed | None, meter: Meter) -> list[GenerationResult]:
+        """Answers of one batch, in its order; all its asks share their generation settings."""
+        began = time.perf_counter()
+        processor, flat = self.loaded.processor, [image for ask in batch for image in ask.images]
+        arguments: dict[str, Any] = {"text": [ask.text for ask in batch], "padding": True, "return_tensors": "pt"}
+        if self.loaded.ours:
+            arguments["voco_tokens"] = self.tokens
+        elif (start := processor.tokenizer.bos_token) and batch[0].text.startswith(start):
+            arguments["add_special_tokens"] = False  # the chat template has already written it
+        if flat and images is None:
+            arguments["images"] = [ask.images for ask in batch if ask.images]
+        inputs = processor(**arguments, padding_side="left")
+        inputs = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.loaded.model.dtype)
+        if images is not None and flat:
+            inputs["voco_cache"] = images.of([key for ask in batch for key in ask.image_keys])
+        if not flat:
+            inputs.pop("voco_tokens", None)
+        prompt = inputs["input_ids"]
+        sequences = self.loaded.model.generate(**inputs, **settings_of(batch[0].settings), **self.loaded.generation)
+        placeholders = int((prompt == self.loaded.image_token_id).sum())
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        results = [
+            result(processor.tokenizer, new, length, self.loaded.ends, ask.settings)
+            for ask, new, length in zip(batch, sequences[:, prompt.shape[1] :].tolist(), lengths, strict=True)
+        ]
+        meter.answered(results, len(flat), placeholders, time.perf_counter() - began)
+        return results
+
+
+@dataclass
+class Compressed:
+    """The images of a window as one VocoCache, and the number of each."""
+
+    cache: Any
+    number: dict[str, int]
+
+    def of(self, keys: list[str]) -> Any:
+        """A VocoCache of these images in this order, repeats included."""
+        return self.cache.select([self.number[key] for key in keys])
+
+
+def _joined(caches: list[Any]) -> Any:
+    first = caches[0]
+    layers = [
+        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))  # [M, Hkv, 1 + k, d]
+        for layer in zip(*(cache.layers for cache in caches), strict=True)
+    ]
+    return replace(first, layers=layers, image_tokens=torch.cat([cache.image_tokens for cache in caches]))
+
+
+def _windows(asks: list[Ask], size: int) -> Iterator[list[Ask]]:
+    """Asks with the same images together, in windows of about `size` asks that never part them."""
+    groups: dict[tuple[str, ...], list[Ask]] = {}
+    for ask in asks:
+        groups.setdefault(ask.image_keys, []).append(ask)
+    window: list[Ask] = []
+    for group in groups.values():
+        window.extend(group)
+        if len(window) >= size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _batches(window: list[Ask], size: int) -> Iterator[list[Ask]]:
+    """Batches of equal generation settings, longest prompts first."""
+    kinds: dict[str, list[Ask]] = {}
+    for ask in window:
+        kinds.setdefault(ask.settings_key, []).append(ask)
+    for kind in kinds.values():
+        kind.sort(key=lambda ask: (-len(ask.text), ask.index))
+        for start in range(0, len(kind), size):
+            yield kind[start : start + size]

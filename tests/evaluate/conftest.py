@@ -1,0 +1,69 @@
+"""A tiny random model on disk, and questions with pictures for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import CLIPImageProcessor, LlamaConfig, PreTrainedTokenizerFast
+
+from mmkd.models import MmkdConfig, MmkdForConditionalGeneration, MmkdProcessor
+from mmkd.models.configuration_vision import MmkdVisionConfig
+from mmkd.templates import chat_template
+
+SIDE = 32
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each byte, then <s>, </s> and <image>."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return tokenizer
+
+
+def tiny_model(tokens: int | None) -> tuple[MmkdForConditionalGeneration, MmkdProcessor]:
+    tokenizer = byte_tokenizer()
+    images = CLIPImageProcessor(
+        size={"height": SIDE, "width": SIDE}, do_center_crop=False, crop_size={"height": SIDE, "width": SIDE}
+    )
+    processor = MmkdProcessor(
+        images, tokenizer, chat_template=chat_template("qa", tokenizer), image_tokens=4, voco_tokens=tokens
+    )
+    config = MmkdConfig(
+        vision_config=MmkdVisionConfig(library="timm", architecture="test_efficientnet", grid=[2, 2], image_size=SIDE),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.3,  # wide: different pictures get different answers
+        ),
+        voco={"tokens": tokens, "preset": "keep_sink", "embeddings": "separate", "mass_bias": False}
+        if tokens
+        else None,
+        image_token_id=processor.image_token_id,
+        sink_token_id=tokenizer.bos_token_id,
+        image_tokens=4,
+        processor_hash=processor.fingerprint,
+    )
+    torch.manual_seed(0)
+    model = MmkdForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, processor
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> str:
+    """An mmkd model with K = 4 compression tokens, saved."""
+    path = tmp_path_factory.mktemp("tiny")
+    model, processor = tiny_model(4)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
