@@ -59,20 +59,29 @@ class LanguageSection(Section):
 class VocoSection(Section):
     tokens: int = Field(1, ge=1, description="Compression tokens per image, k; the largest that can be served.")
     preset: Literal["keep_sink", "faithful"] = Field(
-        "keep_sink", description="keep_sink lets text see the first token; faithful hides it, as the released code does."
+        "keep_sink",
+        description="keep_sink lets text see the first token; faithful hides it, as the released code does.",
     )
-    embeddings: Literal["shared", "separate"] = Field("separate", description="One embedding for all C tokens, or one each.")
+    embeddings: Literal["shared", "separate"] = Field(
+        "separate", description="One embedding for all C tokens, or one each."
+    )
     mass_bias: bool = Field(False, description="Learn a bias on the attention scores of each C token.")
 
 
 class StudentSection(Section):
-    init: str | None = Field(None, description="Start from a composed model folder; the parts below then only override voco and cuts.")
+    init: str | None = Field(
+        None, description="Start from a composed model folder; the parts below then only override voco and cuts."
+    )
     vision: VisionSection | None = None
     projector: ProjectorSection = Field(default_factory=lambda: ProjectorSection())
     language: LanguageSection | None = None
     voco: VocoSection | None = None
-    keep_layers: int | list[int] | None = Field(None, description="With init: language layers kept of the model in init.")
-    template: str = Field("default", description="default (the tokenizer's own), qa (short Q:/A: turns), or a path to a jinja file.")
+    keep_layers: int | list[int] | None = Field(
+        None, description="With init: language layers kept of the model in init."
+    )
+    template: str = Field(
+        "default", description="default (the tokenizer's own), qa (short Q:/A: turns), or a path to a jinja file."
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
 
     @model_validator(mode="after")
@@ -85,7 +94,9 @@ class StudentSection(Section):
 
 
 class TeacherSection(OpenSection):
-    kind: str = Field("live", description="live (another model) or shared (the student itself with full vision, adapters off).")
+    kind: str = Field(
+        "live", description="live (another model) or shared (the student itself with full vision, adapters off)."
+    )
     model: str | None = Field(None, description="Folder or hub id of the teacher; not for shared.")
 
 
@@ -101,7 +112,6 @@ class SourceSection(OpenSection):
 
 class DataSection(Section):
     mixture: list[SourceSection] = Field(min_length=1)
-    turns_per_sample: int | None = Field(None, ge=1, description="Questions on one image put into one multi-turn sample.")
     max_length: int = Field(2048, ge=8, description="Tokens of a row, image tokens included.")
     packing: bool = Field(False, description="Put several samples in one row, isolated from each other.")
     images_per_row: int = Field(8, ge=1, description="Most images in one packed row.")
@@ -124,21 +134,27 @@ class StageSection(Section):
     trainable: list[Literal["vision", "projector", "language", "voco"]] = Field(
         ["projector", "language", "voco"], description="Parts that learn; the others are frozen."
     )
-    lora: LoraSection | None = Field(None, description="Train low-rank adapters of the language model instead of its weights.")
+    lora: LoraSection | None = Field(
+        None, description="Train low-rank adapters of the language model instead of its weights."
+    )
     learning_rate: float = Field(1e-4, gt=0)
     projector_learning_rate: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps.")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     batch_size: int = Field(8, ge=1, description="Rows of one optimiser step, over all ranks and accumulation.")
-    micro_batch_size: int | None = Field(None, ge=1, description="Rows of one forward on one rank; batch_size/ranks by default.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Rows of one forward on one rank; batch_size/ranks by default."
+    )
     gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off.")
     read: list[int | Literal["full"]] = Field(
         ["full"], description="Token counts that a step may read the image with; each step draws `reads` of them."
     )
     read_weights: list[float] | None = Field(None, description="Chance of each entry of `read`; equal by default.")
     reads: int = Field(1, ge=1, description="Different counts read in one step, sharing the encode pass.")
-    progressive: bool = Field(False, description="Start with the largest entries of `read` and add the smaller ones in turn.")
+    progressive: bool = Field(
+        False, description="Start with the largest entries of `read` and add the smaller ones in turn."
+    )
     objectives: list[ObjectiveSection] | None = Field(None, description="Overrides the run's objectives in this stage.")
 
 
