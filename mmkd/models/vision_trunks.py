@@ -146,7 +146,7 @@ class ViT(nn.Module):
 class TimmViT(ViT):
     """timm's VisionTransformer or Eva."""
 
-    def __init__(self, config: MmkdVisionConfig, model: nn.Module):
+    def __init__(self, config: MmkdVisionConfig, model: Any):
         super().__init__(
             config, model, "blocks", model.num_prefix_tokens, model.patch_embed.patch_size, model.embed_dim
         )
@@ -165,7 +165,7 @@ class TimmViT(ViT):
 class OpenClipViT(ViT):
     """open_clip's VisionTransformer; its positions hold for one image size."""
 
-    def __init__(self, config: MmkdVisionConfig, model: nn.Module):
+    def __init__(self, config: MmkdVisionConfig, model: Any):
         super().__init__(
             config, model, "transformer.resblocks", 1, model.patch_size, model.positional_embedding.shape[-1]
         )
@@ -184,7 +184,7 @@ class OpenClipViT(ViT):
 class TransformersViT(ViT):
     """CLIP, SigLIP or DINOv2 of transformers; positions are resized for other image sizes."""
 
-    def __init__(self, config: MmkdVisionConfig, model: nn.Module):
+    def __init__(self, config: MmkdVisionConfig, model: Any):
         blocks, norm, prefix, on_request = TRANSFORMERS_FAMILIES[config.architecture]
         super().__init__(config, model, blocks, prefix, model.config.patch_size, model.config.hidden_size)
         setattr(model, norm, nn.Identity())
@@ -202,12 +202,11 @@ class TransformersViT(ViT):
 class TimmStages(nn.Module):
     """The stages of a timm CNN or hierarchical transformer."""
 
-    def __init__(self, config: MmkdVisionConfig, model: nn.Module):
+    def __init__(self, config: MmkdVisionConfig, model: Any):
         super().__init__()
         info = model.feature_info
-        if isinstance(
-            model, import_module("timm.models._features").FeatureGetterNet
-        ):  # parameters used outside their module's call, see above
+        getter = import_module("timm.models._features").FeatureGetterNet
+        if isinstance(model, getter):  # it calls an inner method of the model, see above
             raise ValueError(f"timm's {config.architecture} is neither a plain ViT nor a model read by stages.")
         efficientnet = import_module("timm.models.efficientnet").EfficientNetFeatures
         mobilenet = import_module("timm.models.mobilenetv3").MobileNetV3Features
@@ -235,7 +234,7 @@ class TimmStages(nn.Module):
 class OpenClipResNet(nn.Module):
     """CLIP's own ResNet in open_clip: stage 0 is the stem, stages 1-4 the layers."""
 
-    def __init__(self, config: MmkdVisionConfig, model: nn.Module):
+    def __init__(self, config: MmkdVisionConfig, model: Any):
         super().__init__()
         self.taps = resolve_taps(config.taps or [-1], first=0, last=4, name=config.architecture)
         width = model.conv3.out_channels

@@ -29,9 +29,10 @@ def load_folder(spec: Spec, name: str, pretrained: bool, license: str) -> Langua
         require_cache(spec, config)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=spec.revision)
         if pretrained:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, revision=spec.revision, dtype=torch.float32, output_loading_info=True
             )
+            model, info = loaded
             require_all(spec, info)
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

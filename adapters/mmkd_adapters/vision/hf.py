@@ -92,8 +92,8 @@ def processor_for(spec: Spec, vision: Any, side: int | None) -> tuple[Any, int]:
         processor = AutoImageProcessor.from_pretrained(spec.name, revision=spec.revision)
     except (OSError, ValueError):  # a folder with weights only
         mean, std, crop = FAMILIES[vision.model_type.removesuffix("_vision_model")]
-        side = side or vision.image_size
-        return image_processor(side, mean, std, crop=crop), side
+        made = side or int(vision.image_size)
+        return image_processor(made, mean, std, crop=crop), made
     crops = bool(getattr(processor, "do_center_crop", False))
     own = processor.crop_size if crops else processor.size
     if side is None:

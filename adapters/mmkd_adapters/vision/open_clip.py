@@ -41,7 +41,7 @@ class OpenClipAdapter:
         if pretrained:
             check_weights(spec, name, weights)
         published = open_clip.get_pretrained_cfg(name, weights) or {}
-        model_config = open_clip.get_model_config(name)
+        model_config: Any = open_clip.get_model_config(name)
         # Some names come with OpenAI's weights but without their activation: the tag knows better.
         model_config["quick_gelu"] = bool(model_config.get("quick_gelu") or published.get("quick_gelu"))
         side = image_size or model_config["vision_cfg"].get("image_size", 224)

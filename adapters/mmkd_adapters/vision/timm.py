@@ -74,7 +74,7 @@ def published_config(spec: Spec) -> Any:
 def model_options(name: str, side: int) -> dict[str, Any]:
     """Arguments of `timm.create_model` for images of `side` pixels."""
     if not is_timm_vit(name):
-        return {"img_size": side} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+        return {"img_size": side} if timm.get_pretrained_cfg_value(name, "fixed_input_size") else {}
     with torch.device("meta"):
         patch = timm.create_model(name).patch_embed.patch_size[0]
     if side < patch:
