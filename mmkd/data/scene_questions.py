@@ -2,7 +2,7 @@
 
 Every question type lists all the questions it could ask of a scene, each with its true answer; `ask` then picks among
 them so that answers are balanced. Directions mean the neighbouring cell: "left of the red circle" is the cell that
-touches it on the left, in the same row. A thing is only referred to by a description that fits nothing else in the scene.
+touches it on the left, in the same row. A thing is only referred to by a description that fits nothing else there.
 """
 
 from __future__ import annotations

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import CLIPImageProcessor, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from mmkd.models import MmkdConfig, MmkdForConditionalGeneration, MmkdProcessor
 from mmkd.models.configuration_vision import MmkdVisionConfig
@@ -64,6 +72,42 @@ def folder(tmp_path_factory) -> str:
     """An mmkd model with K = 4 compression tokens, saved."""
     path = tmp_path_factory.mktemp("tiny")
     model, processor = tiny_model(4)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def stock_llava(tmp_path_factory) -> str:
+    """A tiny random LLaVA of transformers, saved."""
+    path = tmp_path_factory.mktemp("llava")
+    tokenizer = byte_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE, patch_size=16
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+    )
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=image_token, image_token_id=image_token
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=chat_template("qa", tokenizer),
+    )
     model.save_pretrained(path)
     processor.save_pretrained(path)
     return str(path)
