@@ -56,7 +56,7 @@ def read_outputs(
         head=model.head,
         attention=attention,
         image_slots=prefix.image_slots,
-        sink_slots=prefix.sink_slots,
+        sink_slots=torch.zeros_like(prefix.valid) if prefix.hide_sink else prefix.sink_slots,
         slot_segments=prefix.segments,
         query_positions=starts + batch["position_ids"][answers.rows, answers.positions],
         move_queries=query_mover(rotary) if rotary is not None else None,

@@ -84,4 +84,5 @@ def _answers(batch: dict[str, Any]) -> AnswerBatch:
         text_mask=batch["attention_mask"].bool(),
         segment_ids=batch["segment_ids"],
         normalizer=batch["normalizer"],
+        head_calls=batch.get("head_calls"),
     )

@@ -15,7 +15,9 @@ from transformers import Trainer, TrainingArguments
 
 from mmkd.config.schema import StageSection
 from mmkd.errors import TrainingError
-from mmkd.objectives import Ratio
+from mmkd.objectives import Ratio, TokenLoss
+from mmkd.objectives.chunked import split_sizes
+from mmkd.objectives.token_loss import smallest_chunk
 from mmkd.train.checkpoints import mark_complete
 from mmkd.train.task import DistillTask
 
@@ -100,9 +102,20 @@ class DistillTrainer(Trainer):
             # DeepSpeed averages over ranks and the Trainer over accumulation: together, the mean over all answer tokens.
             batch["normalizer"] = answers.clamp_min(1.0) / (world * len(samples))
             batch["reads"] = reads
+            batch["head_calls"] = self._head_calls(batch, world, device)
             self.tokens += float(batch["attention_mask"].sum())
             self.padding += float((1 - batch["attention_mask"]).sum())
         return samples, None
+
+    def _head_calls(self, batch: dict[str, Any], world: int, device: torch.device) -> int | None:
+        """How often every rank must call the head: ZeRO-3 gathers its weight each time, so ranks must agree."""
+        token_objectives = [o for o in self.model.objectives if isinstance(o, TokenLoss)]
+        if world == 1 or not token_objectives:
+            return None
+        answers = int((batch["labels"][:, 1:] != -100).sum())
+        calls = torch.tensor(len(split_sizes(answers, smallest_chunk(token_objectives))), device=device)
+        dist.all_reduce(calls, op=dist.ReduceOp.MAX)
+        return int(calls)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
         loss = model(inputs)
