@@ -3,42 +3,90 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
+from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmkd.errors import DataError
+from mmkd.data.rejected import BadRow
 
 MOST_PIXELS = 64_000_000
+# What photographs and drawings come in. The rest of what Pillow opens is rare and less tested; EPS would run a program.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+UNREADABLE = "image unreadable"
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def open_image(source: str | bytes) -> Image.Image:
     """The image at a path, or in encoded bytes, as RGB and upright.
 
-    The size is read before anything is decoded, so that an image bomb costs nothing.
+    Sizes are read before anything is decoded, so that an image bomb costs nothing. Transparency is laid on white,
+    16-bit values are scaled to 8 bit, EXIF orientation is applied, of an animation the first frame is taken.
 
-    Raises: DataError for a missing, broken, truncated or too large image.
+    Raises: DataError (a BadRow) for a missing, broken, truncated or too large image, or a mode that has no clear RGB.
     """
-    name = source if isinstance(source, str) else f"{len(source)} bytes"
+    data = read_image(source)
+    name = _name(source)
     try:
         with warnings.catch_warnings():
+            # Pillow warns at a limit of its own; ours is below it and an error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source if isinstance(source, str) else io.BytesIO(source))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MOST_PIXELS:
-            raise DataError(
-                f"image {name} is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. Resize it."
+            raise BadRow(
+                f"image {name} is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. Resize it.",
+                "image too large",
             )
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        elif image.mode.startswith("I;16") or image.mode == "I":
-            image = image.point(lambda value: value / 256).convert("L")
-        return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"image {name} does not exist.") from None
+        return _rgb(ImageOps.exif_transpose(image), name)
+    except BadRow:
+        raise
     except Image.DecompressionBombError:
-        raise DataError(f"image {name} is larger than {MOST_PIXELS:,} pixels. Resize it.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"image {name} cannot be decoded ({error}).") from error
+        raise BadRow(f"image {name} has more than {MOST_PIXELS:,} pixels. Resize it.", "image too large") from None
+    except UnidentifiedImageError as error:
+        raise BadRow(
+            f"image {name} is none of {', '.join(FORMATS)}: it starts with {data[:8]!r}. Convert it or remove the row.",
+            UNREADABLE,
+        ) from error
+    except BROKEN as error:
+        raise BadRow(f"image {name} is broken ({error}). Fetch it again, or remove the row.", UNREADABLE) from error
+
+
+def read_image(source: str | bytes) -> bytes:
+    """The encoded bytes. Raises DataError (a BadRow) where there is no such file, or it is empty."""
+    if isinstance(source, bytes):
+        data = source
+    else:
+        if not Path(source).is_file():  # a folder, or a pipe that would wait for ever
+            found = "is no file" if Path(source).exists() else "does not exist"
+            raise BadRow(f"image {source} {found}. Check the path and the image folder of the source.", "image missing")
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise BadRow(f"image {source} cannot be read ({error.strerror}).", UNREADABLE) from error
+    if not data:
+        raise BadRow(f"image {_name(source)} is empty. Fetch it again, or remove the row.", UNREADABLE)
+    return data
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode.startswith("I"):  # integers of 16 bit, or of 32 bit that hold 16
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadRow(
+                f"image {name} has values {values.min()} to {values.max()}; 8 and 16 bit are read. Save it as 8 bit.",
+                UNREADABLE,
+            )
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise BadRow(f"image {name} has floating-point pixels; 8 and 16 bit are read. Save it as 8 bit.", UNREADABLE)
+    return image.convert("RGB")
+
+
+def _name(source: str | bytes) -> str:
+    return source if isinstance(source, str) else f"of {len(source):,} bytes inside its record"

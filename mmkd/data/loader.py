@@ -2,68 +2,71 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmkd.config.schema import DataSection
-from mmkd.data.collate import Sample, collate, prepare
-from mmkd.data.mixture import Mixture, step_indices
+from mmkd.data.collate import Collator, Features, Processor, Sample
+from mmkd.data.mixture import Mixture, StepSampler
+from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.sources import open_source
-from mmkd.errors import ConfigError, DataError
-from mmkd.models.processing_mmkd import MmkdProcessor
-
-MOST_BAD = 0.1
-FEW = 50
+from mmkd.errors import ConfigError, DataError, MmkdError
 
 
-class Samples(Dataset[Sample]):
-    """Prepared samples by mixture index. A bad row is written to `rejected` with its reason and replaced by the next
-    good row of its own source; more than 10 % bad (after 50) stops the run.
+class MicroBatches(Dataset[Any]):
+    """A micro batch by its list of mixture indices.
+
+    A bad row is set aside with its reason and replaced by the next good one of its source, in the epoch's order:
+    what stands at an index depends on the data and the seed only, never on who reads it or what was read before.
     """
 
-    def __init__(self, mixture: Mixture, processor: MmkdProcessor, max_length: int, rejected: Path):
-        self.mixture, self.processor, self.max_length, self.rejected = mixture, processor, max_length, rejected
-        self.seen, self.bad = 0, set[tuple[int, int]]()
+    def __init__(self, mixture: Mixture, names: Sequence[str], collator: Collator, rejected: RejectedLog):
+        self.mixture, self.names, self.collator, self.rejected = mixture, list(names), collator, rejected
 
-    def __getitem__(self, index: int) -> Sample:
-        source, row = self.mixture.place(index)
-        records = self.mixture.sources[source]
-        for _ in range(len(records)):
-            self.seen += 1
-            try:
-                return prepare(records[row], self.processor, self.max_length)
-            except DataError as error:
-                self._set_aside(source, row, str(error))
-            row = (row + 1) % len(records)
-        raise DataError(f"source {source} has no usable row; the reasons are in {self.rejected}.")
-
-    def _set_aside(self, source: int, row: int, reason: str) -> None:
-        if (source, row) in self.bad:
-            return
-        self.bad.add((source, row))
-        line = {"source": source, "row": row, "id": self.mixture.sources[source][row].id, "reason": reason}
-        self.rejected.parent.mkdir(parents=True, exist_ok=True)
-        # One write to a file opened for appending: lines of several workers do not mix.
-        handle = os.open(self.rejected, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    def __getitem__(self, indices: list[int]) -> dict[str, Any] | MmkdError:
         try:
-            os.write(handle, (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(handle)
-        if self.seen >= FEW and len(self.bad) > MOST_BAD * self.seen:
-            raise DataError(
-                f"{len(self.bad)} of {self.seen} rows could not be used, more than 10 %; last: {reason} All reasons are in "
-                f"{self.rejected}. Mend the data, or take the source out of data.mixture."
-            )
+            return self.collator.collate([self.sample(index) for index in indices])
+        except MmkdError as error:
+            return error  # raised again by BatchLoader: out of a worker it would come wrapped in a traceback
+
+    def sample(self, index: int) -> Sample:
+        """The sample at a mixture index. Raises DataError where its source has no usable row."""
+        source = 0
+        for source, row in self.mixture.candidates(index):
+            name, record_id = self.names[source], ""
+            try:
+                record = self.mixture.sources[source][row]
+                record_id = record.id
+                sample = self.collator.prepare(record)
+            except BadRow as error:
+                self.rejected.reject(name, row, record_id, error)
+                continue
+            self.rejected.good()
+            if sample.dropped:
+                reason = f"the last {sample.dropped} questions were left out to fit data.max_length."
+                self.rejected.note(name, row, record_id, BadRow(reason, "shortened"))
+            return sample
+        raise DataError(f"source {self.names[source]} has no usable row; the reasons are in {self.rejected.path}.")
+
+
+class BatchLoader(DataLoader):
+    """A DataLoader that raises what a worker handed back as an error."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, MmkdError):
+                raise batch
+            yield batch
 
 
 def build_loader(
     data: DataSection,
-    processor: MmkdProcessor,
+    processor: Processor,
     *,
     seed: int,
     batch_size: int,
@@ -72,17 +75,39 @@ def build_loader(
     world_size: int,
     start_step: int,
     rejected: Path,
-) -> Iterator[dict[str, Any]] | DataLoader:
-    """Endless micro batches of one rank from optimiser step `start_step` on."""
-    if data.packing or data.cache_features:
-        raise ConfigError("data.packing and data.cache_features are not built yet; leave them off.")
-    mixture = Mixture([open_source(s) for s in data.mixture], [s.weight for s in data.mixture], seed)
-    samples = Samples(mixture, processor, data.max_length, rejected)
-    order = step_indices(batch_size, micro_batch_size, rank, world_size, start_step)
-    return DataLoader(
-        samples,
-        batch_sampler=order,
-        collate_fn=lambda batch: collate(batch, processor),
+    feature_store: Features | None = None,
+) -> BatchLoader:
+    """Endless micro batches of one rank, from optimiser step `start_step` on.
+
+    Args:
+        seed: of the order; batch_size: samples of a step over all ranks; micro_batch_size: samples of one forward.
+        rejected: file to which rows set aside are appended.
+        feature_store: filled features of a frozen tower, in place of pixels.
+
+    Raises: ConfigError for a batch that does not divide, options a source does not know, or weights that are not whole;
+        DataError where a source cannot be read.
+    """
+    if data.cache_features and feature_store is None:
+        raise ConfigError("data.cache_features is on, but this command keeps no feature store; leave it off.")
+    sources = [open_source(section, at=f"data.mixture[{i}]") for i, section in enumerate(data.mixture)]
+    mixture = Mixture(sources, [section.weight for section in data.mixture], seed)
+    names = [f"data.mixture[{i}] {section.source}" for i, section in enumerate(data.mixture)]
+    collator = Collator(processor, data.max_length, data.packing, data.images_per_row, feature_store)
+    return BatchLoader(
+        MicroBatches(mixture, names, collator, RejectedLog(rejected)),
+        batch_size=None,  # the sampler gives the indices of a whole micro batch
+        sampler=StepSampler(batch_size, micro_batch_size, rank, world_size, start_step),
+        collate_fn=_as_it_is,
         num_workers=data.workers,
         persistent_workers=data.workers > 0,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker, and no warning about forking

@@ -1,136 +1,102 @@
-"""Where records come from. A source is a sequence of records, read by index so that a resumed run skips nothing twice."""
+"""Where records come from.
+
+A source is a sequence of records, read by index, so that a resumed run starts at its place without reading what came
+before. What it holds depends on its own options alone; the run's seed only orders it (see `mmkd.data.mixture`).
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
-import random
+import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from mmkd import assets
 from mmkd.config.load import check_options
-from mmkd.config.schema import SourceSection
+from mmkd.config.schema import Config, SourceSection
 from mmkd.data import scenes
+from mmkd.data.grouping import grouped
+from mmkd.data.hub import Stream, hub
+from mmkd.data.record_files import jsonl, llava_json, parquet
 from mmkd.data.records import Provenance, Record, Turn
+from mmkd.data.scene_questions import COLORS
 from mmkd.errors import ConfigError, DataError
 
-_SOURCES: dict[str, Callable[..., Sequence[Record]]] = {}
-_COLORS = {"red", "green", "blue", "gray", "teal", "black", "yellow", "brown"}
+Source = Sequence[Record] | Stream
+
+_SOURCES: dict[str, Callable[..., Source]] = {}
 
 
-def register(name: str) -> Callable[[Callable[..., Sequence[Record]]], Callable[..., Sequence[Record]]]:
-    def add(function: Callable[..., Sequence[Record]]) -> Callable[..., Sequence[Record]]:
+def register(name: str) -> Callable[[Callable[..., Source]], Callable[..., Source]]:
+    """Makes a function the source `name`; its keyword arguments are the source's options."""
+
+    def add(function: Callable[..., Source]) -> Callable[..., Source]:
         _SOURCES[name] = function
         return function
 
     return add
 
 
-def open_source(section: SourceSection) -> Sequence[Record]:
-    """The records of one entry of `data.mixture`. Raises ConfigError for an unknown source or option."""
+def open_source(section: SourceSection, *, at: str = "", config: Config | None = None) -> Source:
+    """The records of one entry of `data.mixture`.
+
+    Args:
+        at: key path of the section, e.g. `data.mixture[0]`; config: the loaded config. Both only for messages.
+
+    Raises: ConfigError for an unknown source or option, DataError where there is nothing to read.
+    """
     if section.source not in _SOURCES:
-        raise ConfigError(f"data source {section.source!r} is not one of {', '.join(sorted(_SOURCES))}.")
+        near = difflib.get_close_matches(section.source, _SOURCES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"data source {section.source!r} is not one of {', '.join(sorted(_SOURCES))}.{hint}")
     function = _SOURCES[section.source]
-    check_options(section.source, section.options(), function)
-    records = function(**section.options())
-    if not len(records):
+    records = function(**check_options(section.source, section.options(), function, at=at, config=config))
+    if not isinstance(records, Stream) and not len(records):
         raise DataError(f"data source {section.source} ({section.options()}) has no records.")
     return records
 
 
+register("jsonl")(jsonl)
+register("parquet")(parquet)
+register("llava_json")(llava_json)
+register("datasets")(hub)
+
+
 @register("easyvqa")
-def easyvqa(split: str = "train", turns: int = 10, seed: int = 0) -> list[Record]:
-    """EasyVQA: one coloured shape an image. Questions on one image become the turns of one record, in seeded order.
+def easyvqa(split: str = "train", turns: int | None = 10, seed: int = 0) -> Sequence[Record]:
+    """EasyVQA: one coloured shape an image, eight to ten questions each.
 
     Args:
         split: train or test.
-        turns: most questions of a record.
+        turns: most questions of a record; None for a record a question. seed: of their order.
     """
     if split not in ("train", "test"):
         raise ConfigError(f"easyvqa has the splits train and test, not {split!r}.")
     folder = assets.path("easyvqa") / split
-    by_image: dict[int, list[tuple[str, str]]] = {}
-    for question, answer, image in json.loads((folder / "questions.json").read_text()):
-        by_image.setdefault(image, []).append((question, answer))
     records = []
-    for image, questions in by_image.items():
-        random.Random(f"{seed}/{image}").shuffle(questions)
-        for start in range(0, len(questions), turns):
-            part = questions[start : start + turns]
-            records.append(
-                Record(
-                    id=f"{split}/{image}/{start}",
-                    turns=[t for q, a in part for t in (Turn("user", q), Turn("assistant", a))],
-                    images=[str(folder / "images" / f"{image}.png")],
-                    task=_easyvqa_task(part[0][1]) if len(part) == 1 else "mixed",
-                    source="easyvqa",
-                    provenance=Provenance(license="MIT"),
-                )
+    rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    rows.sort(key=lambda row: row[2])  # questions on one image next to each other; the sort is stable
+    for number, (question, answer, image) in enumerate(rows):
+        records.append(
+            Record(
+                id=f"{split}/{image}/{number}",
+                turns=[Turn("user", question), Turn("assistant", answer)],
+                images=[str(folder / "images" / f"{image}.png")],
+                task=_easyvqa_task(answer),
+                source="easyvqa",
+                provenance=Provenance(license="MIT"),
             )
-    return records
+        )
+    return grouped(records, turns, seed)
 
 
 def _easyvqa_task(answer: str) -> str:
-    return "yes/no" if answer in ("yes", "no") else "color" if answer in _COLORS else "shape"
+    if re.fullmatch("yes|no", answer):
+        return "yes/no"
+    return "color" if answer in COLORS else "shape"
 
 
 @register("scenes")
-def easyvqa_scenes(split: str = "train", count: int = 4000, seed: int = 0, grid: int = 3) -> list[Record]:
+def easyvqa_scenes(split: str = "train", count: int = 4000, seed: int = 0, grid: int = 3) -> Sequence[Record]:
     """Scenes of EasyVQA images with questions true by construction; see `mmkd.data.scenes`."""
     return scenes.records(split, count, seed, grid)
-
-
-@register("jsonl")
-def jsonl(path: str) -> list[Record]:
-    """Our own records, one JSON object a line; image paths are relative to the file.
-
-    Raises: DataError naming file and line for a line that is no record.
-    """
-    file = Path(path)
-    records = []
-    try:
-        lines = file.read_text().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            turns = [Turn(**turn) for turn in row.pop("turns")]
-            images = [str(file.parent / image) for image in row.pop("images", [])]
-            provenance = Provenance(**row.pop("provenance", {}))
-            records.append(Record(turns=turns, images=images, provenance=provenance, **row))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path}, line {number}: not a record ({error!r}).") from error
-    return records
-
-
-@register("llava_json")
-def llava_json(path: str, images: str | None = None) -> list[Record]:
-    """LLaVA's format: a list of {id, image, conversations: [{from: human|gpt, value}]}.
-
-    Args:
-        images: folder of the images; the file's own by default.
-
-    Raises: DataError naming file and row for a row of another shape.
-    """
-    file = Path(path)
-    folder = Path(images) if images else file.parent
-    try:
-        rows = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}).") from error
-    return [_llava_record(row, number, file, folder) for number, row in enumerate(rows)]
-
-
-def _llava_record(row: Any, number: int, file: Path, folder: Path) -> Record:
-    roles = {"human": "user", "gpt": "assistant", "system": "system"}
-    try:
-        turns = [Turn(roles[t["from"]], t["value"].replace("<image>", "").strip()) for t in row["conversations"]]
-        named = row.get("image") or []
-        paths = [str(folder / name) for name in ([named] if isinstance(named, str) else named)]
-        return Record(id=str(row.get("id", number)), turns=turns, images=paths, source=file.stem)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}, row {number}: not of LLaVA's shape ({error!r}).") from error

@@ -1,0 +1,175 @@
+"""Records in files: our own JSONL and Parquet, and LLaVA's JSON. Rows are read when asked for."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mmkd.data.grouping import grouped
+from mmkd.data.records import Provenance, Record, Turn
+from mmkd.data.rejected import BadRow
+from mmkd.errors import ConfigError, DataError
+
+RECORD_FIELDS = {field.name for field in fields(Record)}
+LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def jsonl(path: str, turns: int | None = None, seed: int = 0) -> Sequence[Record]:
+    """Our own records, one JSON object a line.
+
+    Args:
+        path: of the file; image paths in it are relative to its folder, `data:` URIs carry the image itself.
+        turns: most questions of a record, where consecutive lines ask about one image; seed: of their order.
+    """
+    return grouped(JsonLines(_existing(path)), turns, seed)
+
+
+def parquet(path: str, turns: int | None = None, seed: int = 0) -> Sequence[Record]:
+    """Our own records in Parquet: columns as in `Record`, images as paths relative to the file or as bytes."""
+    return grouped(ParquetRows(_existing(path)), turns, seed)
+
+
+def llava_json(path: str, images: str | None = None, turns: int | None = None, seed: int = 0) -> Sequence[Record]:
+    """LLaVA's format: a list of {id, image, conversations: [{from: human | gpt, value}]}.
+
+    Args:
+        images: folder of the images; the file's own by default.
+
+    Raises: DataError where the file is no JSON list.
+    """
+    file = _existing(path)
+    try:
+        rows = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as JSON ({error}); llava_json takes one JSON list.") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{file} holds a {type(rows).__name__}; llava_json takes a list of records.")
+    return grouped(LlavaRows(rows, file, Path(images) if images else file.parent), turns, seed)
+
+
+class JsonLines(Sequence[Record]):
+    """The lines of a JSONL file by number; only their places are held in memory."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.starts, self.lines = array("q"), array("q")  # byte where a line starts, its number in the file
+        place = 0
+        with file.open("rb") as handle:
+            for number, line in enumerate(handle, 1):
+                if line.strip():
+                    self.starts.append(place)
+                    self.lines.append(number)
+                place += len(line)
+        self.size = place
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Record:
+        start = self.starts[index]
+        end = self.starts[index + 1] if index + 1 < len(self.starts) else self.size
+        with self.file.open("rb") as handle:
+            handle.seek(start)
+            text = handle.read(end - start)
+        place = f"{self.file}, line {self.lines[index]}"
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise BadRow(f"{place}: not JSON ({error}).") from error
+        return record_of(row, place, self.file.parent)
+
+
+class ParquetRows(Sequence[Record]):
+    """The rows of a Parquet file, through a memory-mapped Arrow copy that `datasets` keeps in its cache."""
+
+    def __init__(self, file: Path):
+        datasets = import_datasets("parquet")
+        self.file = file
+        try:
+            self.rows = datasets.load_dataset("parquet", data_files=str(file), split="train")
+        except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+            raise DataError(f"{file} cannot be read as Parquet ({error}).") from error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return record_of(self.rows[index], f"{self.file}, row {index}", self.file.parent)
+
+
+class LlavaRows(Sequence[Record]):
+    def __init__(self, rows: list[Any], file: Path, folder: Path):
+        self.rows, self.file, self.folder = rows, file, folder
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        row, place = self.rows[index], f"{self.file}, row {index}"
+        try:
+            said = [(turn["from"], turn["value"]) for turn in row["conversations"]]
+            turns = [Turn(LLAVA_ROLES[role], text.replace("<image>", "").strip()) for role, text in said]
+            named = row.get("image") or []
+            images = [str(self.folder / name) for name in ([named] if isinstance(named, str) else named)]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadRow(f"{place}: not of LLaVA's shape ({error!r}).") from error
+        marked = sum(text.count("<image>") for _, text in said)
+        if marked != len(images):
+            raise BadRow(f"{place}: {marked} <image> marks, {len(images)} images; they must agree.", "image marks")
+        return Record(id=str(row.get("id", index)), turns=turns, images=images, source=self.file.stem)
+
+
+def record_of(row: Any, place: str, folder: Path) -> Record:
+    """A Record of a JSON object or Parquet row. Raises BadRow naming `place` where it is none."""
+    if not isinstance(row, Mapping):
+        raise BadRow(f"{place}: a {type(row).__name__}, not an object with id, turns and images.")
+    unknown = sorted(set(row) - RECORD_FIELDS)
+    if unknown:
+        raise BadRow(f"{place}: unknown fields {', '.join(unknown)}; a record has {', '.join(sorted(RECORD_FIELDS))}.")
+    try:
+        return Record(
+            id=str(row["id"]),
+            turns=[Turn(turn["role"], turn["text"]) for turn in row["turns"]],
+            images=[_image(image, place, folder) for image in row.get("images") or []],
+            task=row.get("task") or "",
+            source=row.get("source") or "",
+            provenance=Provenance(**(row.get("provenance") or {})),
+        )
+    except (KeyError, TypeError) as error:
+        raise BadRow(f"{place}: not a record ({error!r}); it needs id and turns of role and text.") from error
+
+
+def _image(image: Any, place: str, folder: Path) -> str | bytes:
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str):
+        raise BadRow(f"{place}: an image is a {type(image).__name__}; allowed: a path, a data: URI, or bytes.")
+    if not image.startswith("data:"):
+        return str(folder / image)
+    try:
+        return base64.b64decode(image.partition("base64,")[2], validate=True)
+    except binascii.Error as error:
+        raise BadRow(f"{place}: a data: URI that is no base64 ({error}).") from error
+
+
+def _existing(path: str) -> Path:
+    file = Path(path)
+    if not file.is_file() or not os.access(file, os.R_OK):
+        raise DataError(f"{path}: no such file, or it cannot be read. Name the file itself, relative to where you run.")
+    return file
+
+
+def import_datasets(source: str) -> Any:
+    """The `datasets` library; raises ConfigError with the line that installs it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(f"data source {source} needs the datasets library: pip install 'mmkd[data]'.") from error
+    return datasets

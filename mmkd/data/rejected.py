@@ -1,0 +1,90 @@
+"""Rows that cannot be used: why, how many, and when to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from mmkd.errors import DataError
+
+MOST_BAD = 0.1
+FEWEST_SEEN = 50  # before the share of bad rows says anything
+
+
+class BadRow(DataError):
+    """One row that cannot be used; the run sets it aside and goes on.
+
+    Args:
+        reason: what was found, what is allowed, what to do.
+        kind: a few words by which reports count, e.g. "empty answer".
+    """
+
+    def __init__(self, reason: str, kind: str = "unreadable row"):
+        super().__init__(reason)
+        self.kind = kind
+
+
+class RejectedLog:
+    """Appends to `rejected.jsonl` one line for each row set aside: source, index, id, kind, reason.
+
+    Each rank and each loader worker holds its own log on the same file. A line is one write to a file opened for
+    appending, so lines never mix. A process writes a row once, and not if it stood there when the log was made; two
+    workers that meet the same row in different epochs may each write it, so count with `summary`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seen = self.bad = 0  # rows tried by this process
+        self._written = _rows(path)
+
+    def good(self) -> None:
+        self.seen += 1
+
+    def reject(self, source: str, index: int, record_id: str, error: BadRow) -> None:
+        """Write the row down. Raises DataError once more than 10 % of at least 50 rows tried were bad."""
+        self.seen += 1
+        self.bad += 1
+        self.note(source, index, record_id, error)
+        if self.seen >= FEWEST_SEEN and self.bad > MOST_BAD * self.seen:
+            raise DataError(
+                f"{self.bad} of {self.seen} rows tried could not be used, more than {MOST_BAD:.0%}; the last one, row "
+                f"{index} of {source}: {error} All reasons are in {self.path}. Mend the data, or take the source out "
+                "of data.mixture."
+            )
+
+    def note(self, source: str, index: int, record_id: str, error: BadRow) -> None:
+        """Write a line that does not count as a bad row, e.g. a record that was shortened."""
+        if (source, index, error.kind) in self._written:
+            return
+        self._written.add((source, index, error.kind))
+        line = {"source": source, "index": index, "id": record_id, "kind": error.kind, "reason": str(error)}
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, data)
+        finally:
+            os.close(handle)
+
+
+def summary(path: Path) -> dict[str, int]:
+    """Different rows set aside, by kind."""
+    return dict(Counter(sorted(kind for _, _, kind in _rows(path))))
+
+
+def _rows(path: Path) -> set[tuple[str, int, str]]:
+    """(source, index, kind) of whole lines; the tail that a killed process left half written is no line."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return set()
+    rows = set()
+    for text_line in text.splitlines():
+        try:
+            line = json.loads(text_line)
+            rows.add((line["source"], line["index"], line["kind"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows
