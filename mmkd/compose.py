@@ -136,7 +136,7 @@ def _assemble(
 
 
 def cut_layers(decoder: Any, keep: int | list[int] | None) -> None:
-    """Keep some layers of a decoder: the first n, or exactly those listed. Raises ConfigError where there are none such."""
+    """Keep some layers of a decoder: the first n, or those listed. Raises ConfigError where one is missing."""
     if keep is None:
         return
     config, body = decoder.config, decoder.get_decoder()

@@ -65,7 +65,15 @@ class LanguageParts:
 
 
 class VisionAdapter(Protocol):
-    def load(self, spec: Spec, *, image_size: int | None, taps: list[int] | None, grid: tuple[int, int] | None, pretrained: bool) -> VisionParts:
+    def load(
+        self,
+        spec: Spec,
+        *,
+        image_size: int | None,
+        taps: list[int] | None,
+        grid: tuple[int, int] | None,
+        pretrained: bool,
+    ) -> VisionParts:
         """Build the tower of `spec`.
 
         Args:

@@ -54,4 +54,6 @@ def chat_template(name: str, tokenizer: Any) -> str:
     path = Path(name)
     if path.suffix == ".jinja" and path.is_file():
         return path.read_text()
-    raise ConfigError(f"student.template {name!r} is neither default, {', '.join(_BODIES)}, nor a .jinja file that exists.")
+    raise ConfigError(
+        f"student.template {name!r} is neither default, {', '.join(_BODIES)}, nor a .jinja file that exists."
+    )

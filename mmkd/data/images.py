@@ -15,7 +15,11 @@ from mmkd.data.rejected import BadRow
 
 MOST_PIXELS = 64_000_000
 # What photographs and drawings come in. The rest of what Pillow opens is rare and less tested; EPS would run a program.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+# A Pillow without some codec lacks that format. (Phones' MPO files are opened as JPEG.)
+Image.init()
+FORMATS = tuple(
+    name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if name in Image.OPEN
+)
 UNREADABLE = "image unreadable"
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -27,7 +27,7 @@ class MmkdConfig(PreTrainedConfig):
     """
 
     model_type = "mmkd"
-    sub_configs = {"vision_config": MmkdVisionConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[Any] = {"vision_config": MmkdVisionConfig, "text_config": AutoConfig}
 
     def __init__(
         self,

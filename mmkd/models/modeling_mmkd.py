@@ -18,9 +18,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_mmkd import MmkdConfig
 from .projector import build_projector
 from .prompt import image_rows, split_prompt
+from .rotation import moved_keys
 from .vision_tower import VisionTower
 from .voco import Blocks, CompressionTokens, Prefix, VocoCache, carried_cache, gather_prefix, read_mask
-from .rotation import moved_keys
 
 
 class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -29,7 +29,7 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = MmkdConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -175,7 +175,10 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.voco(tokens)
 
     def encode(self, blocks: Blocks) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-        """Run the decoder on the blocks. Returns per layer K,V of the sink, [M, Hkv, 1, d], and of the kept tokens, [M, Hkv, J, d]."""
+        """Run the decoder on the blocks.
+
+        Returns: per layer K,V of the sink, [M, Hkv, 1, d], and of the kept tokens, [M, Hkv, J, d].
+        """
         cache = carried_cache(self.config.text_config.num_hidden_layers)
         self.decoder(
             inputs_embeds=blocks.embeds,
@@ -294,7 +297,10 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         if pixel_values is not None and voco_tokens is not None and not cached:
-            hidden, past_key_values = self._read_prompt(input_ids, attention_mask, pixel_values, image_tiles, voco_tokens), None
+            hidden, past_key_values = (
+                self._read_prompt(input_ids, attention_mask, pixel_values, image_tiles, voco_tokens),
+                None,
+            )
         else:
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -322,13 +328,18 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
         places = input_ids == self.config.image_token_id
         if int(places.sum()) != len(features):
             raise ValueError(
-                f"the prompt has {int(places.sum())} image placeholders, the images have {len(features)} vision tokens; "
+                f"the prompt has {int(places.sum())} image placeholders, the images {len(features)} vision tokens; "
                 "build both with the model's own processor and the same voco_tokens."
             )
         return embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
 
     def _read_prompt(
-        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor, image_tiles: Tensor | None, tokens: int
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor,
+        image_tiles: Tensor | None,
+        tokens: int,
     ) -> Tensor:
         prompt = split_prompt(input_ids, attention_mask, self.config)
         prefix = self._prompt_prefix(prompt.image_counts, pixel_values, image_tiles, tokens)
@@ -350,7 +361,9 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _decoding_mask(self, attention_mask: Tensor, prefix_bias: Tensor, embeds: Tensor) -> Tensor:
         length, total = embeds.shape[1], attention_mask.shape[1]
         query = torch.arange(total - length, total, device=embeds.device)
-        see = (torch.arange(total, device=embeds.device) <= query[:, None]) & attention_mask[:, None, :].bool()  # [B, T, S]
+        see = (torch.arange(total, device=embeds.device) <= query[:, None]) & attention_mask[
+            :, None, :
+        ].bool()  # [B, T, S]
         bias = nn.functional.pad(prefix_bias, (0, total - prefix_bias.shape[1]))[:, None, :].to(embeds.dtype)
         return torch.where(see, bias, torch.finfo(embeds.dtype).min)[:, None]
 
@@ -405,14 +418,23 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
             starts[row] = offset + 1 + count + self.config.voco_tokens
         layers = cache.layers
         if any(offsets):
-            layers = [(k, v) for k, (_, v) in zip(moved_keys(self, [k for k, _ in layers], offsets), layers, strict=True)]
+            layers = [
+                (k, v) for k, (_, v) in zip(moved_keys(self, [k for k, _ in layers], offsets), layers, strict=True)
+            ]
         sink = [(k[0, :, :1], v[0, :, :1]) for k, v in cache.layers]
         kept = [(k[:, :, 1:], v[:, :, 1:]) for k, v in layers]
         kept_mask = torch.ones(len(rows), cache.tokens, dtype=torch.bool)
         hide = self.config.voco["preset"] == "faithful"
         device = cache.image_tokens.device
         return gather_prefix(
-            sink, kept, kept_mask, torch.tensor(rows), torch.zeros(len(rows), dtype=torch.long), starts.to(device), hide, cache.bias
+            sink,
+            kept,
+            kept_mask,
+            torch.tensor(rows),
+            torch.zeros(len(rows), dtype=torch.long),
+            starts.to(device),
+            hide,
+            cache.bias,
         )
 
     @torch.no_grad()
@@ -437,7 +459,9 @@ class MmkdForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prompt = split_prompt(input_ids, attention_mask, self.config)
         if voco_cache is not None:
             voco_cache.require(self.voco_identity())
-            sizes = [voco_cache.tokens] * (len(voco_cache) if len(voco_cache) > 1 else sum(map(bool, prompt.image_counts)))
+            sizes = [voco_cache.tokens] * (
+                len(voco_cache) if len(voco_cache) > 1 else sum(map(bool, prompt.image_counts))
+            )
             rows = image_rows(prompt.image_counts, sizes)
             cache = voco_cache if len(voco_cache) == len(rows) else voco_cache.select([0] * len(rows))
             prefix = self.cache_prefix(cache, rows, len(input_ids))

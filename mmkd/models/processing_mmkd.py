@@ -51,7 +51,9 @@ class MmkdProcessor(ProcessorMixin):
     def image_tensors(self, images: list[Image.Image]) -> tuple[Any, list[int]]:
         """`pixel_values` [tiles, 3, H, W] of all images in order, and the tiles of each."""
         cut = [self._cut(image.convert("RGB")) for image in images]
-        pixels = self.image_processor(images=[tile for tiles in cut for tile in tiles], return_tensors="pt")["pixel_values"]
+        pixels = self.image_processor(images=[tile for tiles in cut for tile in tiles], return_tensors="pt")[
+            "pixel_values"
+        ]
         return pixels, [len(tiles) for tiles in cut]
 
     def _cut(self, image: Image.Image) -> list[Image.Image]:
@@ -83,7 +85,9 @@ class MmkdProcessor(ProcessorMixin):
     def fingerprint(self) -> str:
         """Of everything that turns an image into tensors."""
         settings = {**self.image_processor.to_dict(), "tiles": self.tiles, "image_tokens": self.image_tokens}
-        settings = {k: v for k, v in settings.items() if k not in ("processor_class", "auto_map", "image_processor_type")}
+        settings = {
+            k: v for k, v in settings.items() if k not in ("processor_class", "auto_map", "image_processor_type")
+        }
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     # --- text ------------------------------------------------------------------------------------------------------
@@ -152,7 +156,11 @@ class MmkdProcessor(ProcessorMixin):
             sizes = iter([tokens or self.image_token_count(count) for count in tiles])
             texts = [self._expand(t, sizes) for t in texts]
             data |= self.tokenizer(
-                texts, add_special_tokens=False, padding=padding, padding_side=padding_side, return_tensors=return_tensors
+                texts,
+                add_special_tokens=False,
+                padding=padding,
+                padding_side=padding_side,
+                return_tensors=return_tensors,
             )
         batch = BatchFeature(data, tensor_type=return_tensors)
         if flat:

@@ -213,7 +213,9 @@ def read_mask(prefix: Prefix, text_mask: Tensor, segment_ids: Tensor, dtype: tor
     see_prefix[:, :, 0] &= sink[:, :, 0]
     causal = torch.ones(length, length, dtype=torch.bool, device=text_mask.device).tril()
     see_text = causal & (segment_ids[:, None, :] == segment_ids[:, :, None]) & text_mask[:, None, :].bool()
-    see_text = see_text | torch.eye(length, dtype=torch.bool, device=text_mask.device)  # padding rows see themselves: no NaN
+    see_text = see_text | torch.eye(
+        length, dtype=torch.bool, device=text_mask.device
+    )  # padding rows see themselves: no NaN
     see = torch.cat([see_prefix, see_text], dim=-1)[:, None]  # [B, 1, T, P + T]
     if boolean and prefix.bias is None:
         return see
@@ -254,7 +256,9 @@ class VocoCache:
     def keep(self, tokens: int) -> VocoCache:
         """The same images read with fewer tokens. Raises ValueError for more than the cache holds."""
         if not 1 <= tokens <= self.tokens:
-            raise ValueError(f"this cache holds {self.tokens} tokens an image; {tokens} cannot be kept (1..{self.tokens}).")
+            raise ValueError(
+                f"this cache holds {self.tokens} tokens an image; {tokens} cannot be kept (1..{self.tokens})."
+            )
         layers = [(k[:, :, : 1 + tokens], v[:, :, : 1 + tokens]) for k, v in self.layers]
         bias = self.bias[:tokens] if self.bias is not None else None
         return replace(self, layers=layers, bias=bias, identity={**self.identity, "tokens": str(tokens)})
@@ -262,7 +266,9 @@ class VocoCache:
     def select(self, images: list[int]) -> VocoCache:
         """Some of the images, in the order given; an image may be named more than once."""
         index = torch.tensor(images, device=self.image_tokens.device)
-        return replace(self, layers=[(k[index], v[index]) for k, v in self.layers], image_tokens=self.image_tokens[index])
+        return replace(
+            self, layers=[(k[index], v[index]) for k, v in self.layers], image_tokens=self.image_tokens[index]
+        )
 
     def save(self, path: str) -> None:
         """Write one safetensors file with the identity record in its header."""
@@ -271,18 +277,27 @@ class VocoCache:
             tensors[f"layers.{i}.keys"], tensors[f"layers.{i}.values"] = k.contiguous(), v.contiguous()
         if self.bias is not None:
             tensors["bias"] = self.bias.contiguous()
-        save_file(tensors, path, metadata={"format": "mmkd.voco/1", "identity": json.dumps(self.identity, sort_keys=True)})
+        save_file(
+            tensors, path, metadata={"format": "mmkd.voco/1", "identity": json.dumps(self.identity, sort_keys=True)}
+        )
 
     @classmethod
     def load(cls, path: str, device: str = "cpu") -> VocoCache:
-        """Read a file written by `save`. Raises ValueError if it is no such file; reading it with a model checks identity."""
+        """Read a file written by `save`; whether it fits a model is checked when it is read with one.
+
+        Raises: ValueError if it is no such file.
+        """
         with safe_open(path, framework="pt", device=device) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != "mmkd.voco/1":
-                raise ValueError(f"{path} is not a VoCo cache (format {metadata.get('format')!r}, expected 'mmkd.voco/1').")
+                raise ValueError(
+                    f"{path} is not a VoCo cache (format {metadata.get('format')!r}, expected 'mmkd.voco/1')."
+                )
             names = set(file.keys())
             count = sum(name.endswith(".keys") for name in names)
-            layers = [(file.get_tensor(f"layers.{i}.keys"), file.get_tensor(f"layers.{i}.values")) for i in range(count)]
+            layers = [
+                (file.get_tensor(f"layers.{i}.keys"), file.get_tensor(f"layers.{i}.values")) for i in range(count)
+            ]
             bias = file.get_tensor("bias") if "bias" in names else None
             return cls(layers, file.get_tensor("image_tokens"), bias, json.loads(metadata["identity"]))
 
@@ -294,7 +309,18 @@ class VocoCache:
             if self.identity.get(name) != value
         ]
         if differing:
-            raise ValueError("this VoCo cache was made by another model or setting; compress again. " + "; ".join(differing))
+            raise ValueError(
+                "this VoCo cache was made by another model or setting; compress again. " + "; ".join(differing)
+            )
 
 
-__all__ = ["Blocks", "CarriedLayer", "CompressionTokens", "Prefix", "VocoCache", "carried_cache", "gather_prefix", "read_mask"]
+__all__ = [
+    "Blocks",
+    "CarriedLayer",
+    "CompressionTokens",
+    "Prefix",
+    "VocoCache",
+    "carried_cache",
+    "gather_prefix",
+    "read_mask",
+]

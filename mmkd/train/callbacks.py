@@ -39,6 +39,13 @@ class Progress(TrainerCallback):
             return
         done = state.global_step - self.started[0]
         left = (time.perf_counter() - self.started[1]) / max(done, 1) * (self.steps - state.global_step)
-        losses = [f"{n} {v:.3f}" for n, v in logs.items() if "/" not in n and n in ("loss", "cross_entropy", "ce", "kl", "forward_kl")]
+        losses = [
+            f"{n} {v:.3f}"
+            for n, v in logs.items()
+            if "/" not in n and n in ("loss", "cross_entropy", "ce", "kl", "forward_kl")
+        ]
         speed = f"{logs['tokens_per_second']:,.0f} tok/s · wait {logs['data_wait']:.0%}"
-        print(f"step {state.global_step}/{self.steps} · {' · '.join(losses)} · {speed} · {left / 60:.1f} min left", flush=True)
+        print(
+            f"step {state.global_step}/{self.steps} · {' · '.join(losses)} · {speed} · {left / 60:.1f} min left",
+            flush=True,
+        )

@@ -71,7 +71,7 @@ def prepare_launch() -> tuple[int, int]:
 
 
 def make_safe(model: Any) -> None:
-    """Parameters that DeepSpeed cannot broadcast made so: 0-dim ones get one dimension, transposed ones are laid out."""
+    """Make parameters fit for broadcasting: 0-dim ones get one dimension, transposed ones are laid out."""
     import torch
 
     for module in model.modules():

@@ -64,7 +64,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
 
 def plan_batches(stage: StageSection, world: int) -> tuple[int, int]:
-    """(micro batch, accumulation) with which `world` ranks make the stage's batch. Raises ConfigError where none does."""
+    """(micro batch, accumulation) with which `world` ranks make the stage's batch. Raises ConfigError."""
     if stage.batch_size % world:
         raise ConfigError(f"stage {stage.name}: batch_size {stage.batch_size} does not divide by {world} ranks.")
     share = stage.batch_size // world
@@ -239,7 +239,7 @@ def export(trainer: Any, composed: Any, target: Path) -> None:
     written = {}
     for path in partial.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            written |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            written |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
     tied = set(composed.model.all_tied_weights_keys)
     wrong = [n for n, s in shapes.items() if n not in tied and written.get(n) != s]
     empty = [n for n, s in written.items() if 0 in s]

@@ -76,6 +76,7 @@ class DistillTrainer(Trainer):
         optimizers: tuple[Any, Any],
         callbacks: list[Any],
     ):
+        self.task = task
         super().__init__(model=task, args=args, optimizers=optimizers, callbacks=callbacks)
         self.stage, self.batches, self.accumulation, self.run_seed = stage, batches, accumulation, seed
         # The task divides by the tokens of the whole step itself; the Trainer must not scale a second time.
@@ -99,7 +100,7 @@ class DistillTrainer(Trainer):
             dist.all_reduce(answers)
         reads = draw_reads(self.stage, self.run_seed, self.state.global_step)
         for batch in samples:
-            # DeepSpeed averages over ranks and the Trainer over accumulation: together, the mean over all answer tokens.
+            # DeepSpeed averages over ranks, the Trainer over accumulation: together, the mean over all answers.
             batch["normalizer"] = answers.clamp_min(1.0) / (world * len(samples))
             batch["reads"] = reads
             batch["head_calls"] = self._head_calls(batch, world, device)
@@ -109,7 +110,7 @@ class DistillTrainer(Trainer):
 
     def _head_calls(self, batch: dict[str, Any], world: int, device: torch.device) -> int | None:
         """How often every rank must call the head: ZeRO-3 gathers its weight each time, so ranks must agree."""
-        token_objectives = [o for o in self.model.objectives if isinstance(o, TokenLoss)]
+        token_objectives = [o for o in self.task.objectives if isinstance(o, TokenLoss)]
         if world == 1 or not token_objectives:
             return None
         answers = int((batch["labels"][:, 1:] != -100).sum())
@@ -119,7 +120,7 @@ class DistillTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
         loss = model(inputs)
-        for name, ratio in self.model.report.items():
+        for name, ratio in self.task.report.items():
             self.sums[name] = self.sums[name].plus(ratio) if name in self.sums else ratio
         if not torch.isfinite(loss.detach()):
             raise TrainingError(
@@ -161,7 +162,7 @@ class DistillTrainer(Trainer):
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Nothing: a checkpoint is DeepSpeed's own (weights and optimiser); the student is exported once, by `export`."""
+        """Nothing: a checkpoint is DeepSpeed's own; the student is exported once, by `export`."""
         if output_dir is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
 
@@ -174,7 +175,7 @@ class DistillTrainer(Trainer):
 
     def student_weights(self) -> dict[str, torch.Tensor] | None:
         """Whole weights of the student on rank 0, None elsewhere. Every rank must call it."""
-        state = self.accelerator.get_state_dict(self.deepspeed)
+        state: dict[str, Any] = self.accelerator.get_state_dict(self.deepspeed)  # pyright: ignore[reportAssignmentType]
         if not self.args.should_save:
             return None
         prefix = "student."
