@@ -39,7 +39,7 @@ def read_request(index: int, request: Instance, datasets: dict[str, Any], loaded
 
     Raises: DataError for video or audio, which the models here do not read.
     """
-    _, to_messages, settings, doc_id, task, split = request.args
+    _, to_messages, settings, doc_id, task, split = request.args  # pyright: ignore[reportAssignmentType]
     chat = ChatMessages(messages=to_messages(datasets[task][split][doc_id]))
     images, videos, audios = chat.extract_media()
     if videos or audios:
