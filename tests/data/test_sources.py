@@ -92,7 +92,7 @@ def test_a_bad_line_is_named_when_it_is_read_and_does_not_spoil_the_others(tmp_p
 
 
 def test_a_missing_and_an_empty_file_are_refused(tmp_path):
-    with pytest.raises(DataError, match="gone.jsonl: no such file"):
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         opened(source="jsonl", path=str(tmp_path / "gone.jsonl"))
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="has no records"):

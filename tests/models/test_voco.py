@@ -28,7 +28,12 @@ def model() -> MmkdForConditionalGeneration:
         initializer_range=0.3,
     )
     vision = MmkdVisionConfig(
-        library="timm", architecture="test_vit", architecture_config={"img_size": 32}, image_size=32, taps=[-2], grid=None
+        library="timm",
+        architecture="test_vit",
+        architecture_config={"img_size": 32},
+        image_size=32,
+        taps=[-2],
+        grid=None,
     )
     config = MmkdConfig(
         vision_config=vision,
@@ -99,8 +104,10 @@ def test_two_passes_equal_the_masked_single_pass_in_value_and_gradient(model, im
         hidden.square().sum().backward()
         results.append((hidden.detach(), feats.grad, model.voco.embedding.weight.grad[:k].clone()))
     for ours, definition in zip(*results, strict=True):
-        torch.testing.assert_close(ours, definition, rtol=1e-4, atol=1e-5)  # transformers runs softmax, norms and RoPE in fp32
-        assert definition.abs().max() > 1e-6
+        torch.testing.assert_close(
+            ours, definition, rtol=1e-4, atol=1e-5
+        )  # transformers runs softmax, norms and RoPE in fp32
+        assert definition.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -159,7 +166,9 @@ def test_token_by_token_decoding_equals_full_forwards_for_64_tokens(model, k):
     out = model.generate(
         **inputs, pixel_values=pixels(1), voco_tokens=k, max_new_tokens=64, do_sample=False, eos_token_id=None
     )
-    logits = model(input_ids=out, pixel_values=pixels(1), voco_tokens=k).logits[0, inputs["input_ids"].shape[1] - 1 : -1]
+    logits = model(input_ids=out, pixel_values=pixels(1), voco_tokens=k).logits[
+        0, inputs["input_ids"].shape[1] - 1 : -1
+    ]
     assert out.shape[1] == inputs["input_ids"].shape[1] + 64
     assert logits.argmax(-1).tolist() == out[0, inputs["input_ids"].shape[1] :].tolist()
 

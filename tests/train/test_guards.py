@@ -1,0 +1,87 @@
+"""Guards against what DeepSpeed and the Trainer get silently wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
+from mmkd.errors import ConfigError
+from mmkd.train.checkpoints import MARKER, latest_complete, mark_complete
+from mmkd.train.deepspeed import deepspeed_config, make_safe
+from mmkd.train.run import plan_batches
+from mmkd.train.trainer import draw_reads
+
+
+def checkpoint(run, step: int, complete: bool = True):
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(b"x" * 100)
+    if complete:
+        mark_complete(folder)
+    return folder
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_whole(tmp_path):
+    whole = checkpoint(tmp_path, 9)
+    checkpoint(tmp_path, 10, complete=False)
+    assert latest_complete(tmp_path) == whole
+
+
+def test_a_checkpoint_that_lost_bytes_after_its_marker_is_not_whole(tmp_path):
+    whole, cut = checkpoint(tmp_path, 9), checkpoint(tmp_path, 100)
+    assert latest_complete(tmp_path) == cut
+    (cut / "weights.bin").write_bytes(b"x" * 99)
+    assert latest_complete(tmp_path) == whole
+
+
+def test_a_broken_marker_is_not_whole(tmp_path):
+    (checkpoint(tmp_path, 1) / MARKER).write_text("{")
+    assert latest_complete(tmp_path) is None
+
+
+def test_clipping_is_what_the_config_says_and_not_deepspeeds_default():
+    stage = StageSection(name="s", steps=1, gradient_clipping=0.0)
+    config = deepspeed_config(DeepspeedSection(stage=2), stage, TrainingSection(precision="fp32"), 1, 1)
+    assert config["gradient_clipping"] == 0.0
+
+
+def test_stage_0_with_bf16_is_refused():
+    with pytest.raises(ConfigError, match="stage 0"):
+        deepspeed_config(DeepspeedSection(stage=0), StageSection(name="s", steps=1), TrainingSection(), 1, 1)
+
+
+def test_own_deepspeed_keys_are_merged_in_last():
+    section = DeepspeedSection(stage=3, config={"zero_optimization": {"stage3_param_persistence_threshold": 0}})
+    zero = deepspeed_config(section, StageSection(name="s", steps=1), TrainingSection(), 1, 1)["zero_optimization"]
+    assert zero["stage"] == 3 and zero["stage3_param_persistence_threshold"] == 0
+
+
+def test_parameters_that_cannot_be_broadcast_are_made_so():
+    module = torch.nn.Module()
+    module.scale = torch.nn.Parameter(torch.tensor(2.0))
+    module.weight = torch.nn.Parameter(torch.randn(3, 2).t(), requires_grad=False)
+    before = module.weight.detach().clone()
+    make_safe(module)
+    assert module.scale.shape == (1,) and module.weight.is_contiguous() and not module.weight.requires_grad
+    torch.testing.assert_close(module.weight.detach(), before)
+
+
+@pytest.mark.parametrize(("batch", "micro", "world"), [(7, None, 2), (8, 3, 2)])
+def test_a_batch_that_ranks_cannot_share_is_refused(batch, micro, world):
+    with pytest.raises(ConfigError, match="batch_size"):
+        plan_batches(StageSection(name="s", steps=1, batch_size=batch, micro_batch_size=micro), world)
+
+
+def test_read_counts_are_a_function_of_seed_and_step_and_cover_every_choice():
+    stage = StageSection(name="s", steps=100, read=["full", 4, 1], reads=2)
+    drawn = [tuple(draw_reads(stage, 0, step)) for step in range(100)]
+    assert drawn == [tuple(draw_reads(stage, 0, step)) for step in range(100)]
+    assert {count for reads in drawn for count in reads} == {None, 4, 1}
+    assert all(len(set(reads)) == 2 for reads in drawn)
+
+
+def test_a_progressive_schedule_starts_with_the_first_choice_and_reaches_the_last():
+    stage = StageSection(name="s", steps=100, read=["full", 8, 1], progressive=True)
+    assert {draw_reads(stage, 0, step)[0] for step in range(33)} == {None}
+    assert 1 in {draw_reads(stage, 0, step)[0] for step in range(67, 100)}
