@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,11 +25,6 @@ app = typer.Typer(
 )
 
 
-class Layout(StrEnum):
-    mmkd = "mmkd"
-    llava = "llava"
-
-
 ConfigPath = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file, run folder, or packaged config such as demo/distill.")
 ]
@@ -39,8 +33,6 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last complete checkpoint.")]
 Model = Annotated[str, typer.Argument(help="Folder of a model or release, or a hub id.")]
-Run = Annotated[Path, typer.Argument(help="Run folder.", exists=True, file_okay=False)]
-Tokens = Annotated[int | None, typer.Option(min=1, help="Tokens an image is read with; the model's most by default.")]
 
 
 @app.command()
@@ -81,69 +73,6 @@ def evaluate(
         model=model, suite=suite, tokens=counts, blind=blind, limit=limit, batch_size=batch_size, out=out
     )
     typer.echo(json.dumps(scores, indent=2, default=str))
-
-
-@app.command()
-def release(
-    run: Run,
-    out: Annotated[Path, typer.Option(help="Folder to write; must not hold another release.")],
-    layout: Annotated[Layout, typer.Option(help="mmkd (with compression) or llava (stock, without).")] = Layout.mmkd,
-) -> None:
-    """Write a run's model as a folder that transformers loads, and verify it in a clean process."""
-    from mmkd.release.export import release as export
-
-    typer.echo(export(run=run, out=out, layout=layout.value))
-
-
-@app.command()
-def chat(
-    model: Model,
-    image: Annotated[Path, typer.Option(help="Image to talk about.", exists=True, dir_okay=False)],
-    tokens: Tokens = None,
-    question: Annotated[str | None, typer.Option(help="Ask this one question and leave.")] = None,
-) -> None:
-    """Talk with a model about an image."""
-    from mmkd.release.chat import chat as talk
-
-    talk(model=model, image=image, tokens=tokens, question=question)
-
-
-@app.command()
-def serve(
-    model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback only by default.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
-    tokens: Tokens = None,
-    allow_remote_images: Annotated[
-        bool,
-        typer.Option("--allow-remote-images", help="Fetch image URLs that requests name (off: only inline images)."),
-    ] = False,
-) -> None:
-    """Serve a release with an OpenAI-compatible API."""
-    from mmkd.release.serve import serve as start
-
-    start(model=model, host=host, port=port, tokens=tokens, allow_remote_images=allow_remote_images)
-
-
-@app.command()
-def report(run: Run) -> None:
-    """Write one self-contained HTML page about a run."""
-    from mmkd.report.page import report as write
-
-    typer.echo(write(run=run))
-
-
-@app.command()
-def compress(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the compressed images.")],
-    tokens: Tokens = None,
-) -> None:
-    """Compress images once, to ask about them many times."""
-    from mmkd.release.compress import compress as run_compress
-
-    typer.echo(run_compress(model=model, images=images, out=out, tokens=tokens))
 
 
 @app.command()

@@ -54,7 +54,8 @@ def test_stage_0_with_bf16_is_refused():
 def test_own_deepspeed_keys_are_merged_in_last():
     section = DeepspeedSection(stage=3, config={"zero_optimization": {"stage3_param_persistence_threshold": 0}})
     zero = deepspeed_config(section, StageSection(name="s", steps=1), TrainingSection(), 1, 1)["zero_optimization"]
-    assert zero["stage"] == 3 and zero["stage3_param_persistence_threshold"] == 0
+    assert zero["stage"] == 3
+    assert zero["stage3_param_persistence_threshold"] == 0
 
 
 def test_parameters_that_cannot_be_broadcast_are_made_so():
@@ -63,7 +64,9 @@ def test_parameters_that_cannot_be_broadcast_are_made_so():
     module.weight = torch.nn.Parameter(torch.randn(3, 2).t(), requires_grad=False)
     before = module.weight.detach().clone()
     make_safe(module)
-    assert module.scale.shape == (1,) and module.weight.is_contiguous() and not module.weight.requires_grad
+    assert module.scale.shape == (1,)
+    assert module.weight.is_contiguous()
+    assert not module.weight.requires_grad
     torch.testing.assert_close(module.weight.detach(), before)
 
 
