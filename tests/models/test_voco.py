@@ -102,7 +102,7 @@ def test_two_passes_equal_the_masked_single_pass_in_value_and_gradient(model, im
         model.zero_grad()
         hidden = run(model, feats, text, k)
         torch.manual_seed(3)  # a random direction: the final norm makes the squared length constant
-            (hidden * torch.randn_like(hidden)).sum().backward()
+        (hidden * torch.randn_like(hidden)).sum().backward()
         results.append((hidden.detach(), feats.grad, model.voco.embedding.weight.grad[:k].clone()))
     for ours, definition in zip(*results, strict=True):
         torch.testing.assert_close(
