@@ -63,8 +63,8 @@ class BatchLoader(DataLoader):
                 try:
                     raise batch
                 finally:
-                    # The error's traceback holds this frame. If the frame held the error too, that circle would be freed
-                    # late, after the queues that tell workers to stop, and every worker would be waited for 5 s.
+                    # The error's traceback holds this frame. If the frame held the error too, that circle would be
+                    # freed late, after the queues that tell workers to stop, and each would be waited for 5 s.
                     del batch
             yield batch
 
