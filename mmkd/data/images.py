@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mmkd.data.rejected import BadRow
 
@@ -34,6 +34,8 @@ def open_image(source: str | bytes) -> Image.Image:
     """
     data = read_image(source)
     name = _name(source)
+    # Some libraries (lmms-eval) make Pillow fill truncated images with grey for the whole process; here they are errors.
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
             # Pillow warns at a limit of its own; ours is below it and an error.
@@ -56,6 +58,8 @@ def open_image(source: str | bytes) -> Image.Image:
         ) from error
     except BROKEN as error:
         raise BadRow(f"image {name} is broken ({error}). Fetch it again, or remove the row.", UNREADABLE) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def read_image(source: str | bytes) -> bytes:

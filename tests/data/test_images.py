@@ -129,3 +129,18 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused_by_name(tmp_path):
     os.mkfifo(pipe)
     with pytest.raises(DataError, match="is no file"):  # and does not wait for a writer
         open_image(str(pipe))
+
+
+def test_a_truncated_image_is_refused_even_where_another_library_made_pillow_lenient(tmp_path, picture):
+    from PIL import ImageFile
+
+    path = tmp_path / "picture.png"
+    whole = picture(0, (40, 40))
+    path.write_bytes(whole[: len(whole) // 2])
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        with pytest.raises(DataError, match="broken"):
+            open_image(str(path))
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
