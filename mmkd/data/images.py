@@ -34,7 +34,7 @@ def open_image(source: str | bytes) -> Image.Image:
     """
     data = read_image(source)
     name = _name(source)
-    # Some libraries (lmms-eval) make Pillow fill truncated images with grey for the whole process; here they are errors.
+    # Some libraries (lmms-eval) make Pillow pad truncated images with grey for the whole process; not here.
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():

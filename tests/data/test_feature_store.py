@@ -78,6 +78,17 @@ def test_a_kill_at_any_byte_loses_only_the_last_put_and_never_gives_wrong_featur
                 assert torch.equal(reader.get(key)[0].float(), features[place]), f"state {number}"
 
 
+def test_a_torn_index_line_longer_than_the_next_one_leaves_nothing_behind(tmp_path):
+    FeatureStore(tmp_path, "t").put(keys(1), torch.ones(1000, 1, 1), tiles=[1000])
+    index = tmp_path / "t" / "index.txt"
+    index.write_bytes(index.read_bytes()[:-1])  # all but the newline
+    FeatureStore(tmp_path, "t").put(keys(2), torch.full((1, 1, 1), 2.0))
+    FeatureStore(tmp_path, "t").put(keys(3), torch.full((1, 1, 1), 3.0))
+    store = FeatureStore(tmp_path, "t")
+    assert store.missing(keys(1, 2, 3)) == keys(1)
+    assert [float(store.get(key)) for key in keys(2, 3)] == [2.0, 3.0]
+
+
 def test_values_too_large_for_half_precision_are_refused_and_not_kept_as_infinite(tmp_path):
     store = FeatureStore(tmp_path, "tower")
     with pytest.raises(DataError, match=r"not finite in torch.float16 \(largest value 1e\+05\).*bfloat16"):

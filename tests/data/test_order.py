@@ -79,6 +79,18 @@ def test_every_source_is_visited_whole_once_an_epoch(weights, start, seed):
     assert places == [Mixture(mixture.sources, weights, seed).place(index) for index in range(start, start + 20)]
 
 
+def test_a_source_goes_on_in_its_epoch_where_one_block_ends_and_the_next_begins():
+    lengths = [7, 13]
+    mixture = Mixture([source("a", 7), source("b", 13)], [2.0, 1.0], seed=9)
+    rows: list[list[int]] = [[], []]
+    for index in range(2 * BLOCK + 500):
+        number, row = mixture.place(index)
+        rows[number].append(row)
+    for seen, length in zip(rows, lengths):
+        whole = range(0, len(seen) - length + 1, length)
+        assert all(sorted(seen[first : first + length]) == list(range(length)) for first in whole)
+
+
 def test_epochs_and_seeds_have_different_orders():
     records = source("a", 100)
 

@@ -326,6 +326,8 @@ def test_a_stream_repeats_itself_and_is_the_same_from_any_start(saved):
     assert names == [f"q{index % 7}" for index in range(20)]
     resumed = opened(source="datasets", path=saved, streaming=True)
     assert [resumed[index].turns[0].text for index in (9, 10, 9, 3)] == ["q2", "q3", "q2", "q3"]
+    far = 2 * Stream.KEPT
+    assert [resumed[index].turns[0].text for index in (far, 3, far)] == [f"q{far % 7}", "q3", f"q{far % 7}"]
 
 
 def test_a_shuffled_stream_has_another_order_each_epoch_that_the_seed_decides(saved):
