@@ -166,10 +166,12 @@ class FeatureStore:
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:
-    """Write `data` at `offset`, over what a killed process may have left there, and wait until it is on disk."""
+    """Write `data` at `offset`, over what a killed process may have left there, and wait until it is on disk.
+
+    What may remain behind it of a torn index line holds no newline, so no reader takes it for a line.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
-        os.ftruncate(handle, offset)
         left = memoryview(data)
         while left:
             written = os.pwrite(handle, left, offset)
