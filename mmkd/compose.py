@@ -155,11 +155,19 @@ def cut_layers(decoder: Any, keep: int | list[int] | None) -> None:
                 module.layer_idx = place
 
 
-def parts(model: MmkdForConditionalGeneration) -> dict[str, nn.Module]:
-    """The parts a stage may train, by the names the config uses."""
-    found = {"vision": model.vision_tower, "projector": model.projector, "language": model.language_model}
+def parts(model: MmkdForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
+    """Parameters of the parts a stage may train, by the names the config uses; each parameter is in one part."""
+    language = model.language_model
+    tables = [*language.get_input_embeddings().parameters(), *language.get_output_embeddings().parameters()]
+    embeddings = list({id(parameter): parameter for parameter in tables}.values())  # tied: once
+    found = {
+        "vision": list(model.vision_tower.parameters()),
+        "projector": list(model.projector.parameters()),
+        "language": [p for p in language.parameters() if not any(p is table for table in embeddings)],
+        "embeddings": embeddings,
+    }
     if model.voco is not None:
-        found["voco"] = model.voco
+        found["voco"] = list(model.voco.parameters())
     return found
 
 
@@ -169,10 +177,12 @@ def parameter_table(model: MmkdForConditionalGeneration, title: str = "student")
     for column in ("part", "source", "parameters", "trained", "dtype"):
         table.add_column(column, justify="right" if column in ("parameters", "trained") else "left")
     sources = getattr(model.config, "parts", {})
-    for name, module in parts(model).items():
-        count = sum(p.numel() for p in module.parameters())
-        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        source = sources.get(name, {}).get("source", type(module).__name__)
-        dtype = str(next(module.parameters()).dtype).removeprefix("torch.") if count else "-"
+    modules = {"projector": model.projector, "voco": model.voco}
+    for name, parameters in parts(model).items():
+        count = sum(p.numel() for p in parameters)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        made_by = sources.get("language" if name == "embeddings" else name, {}).get("source")
+        source = made_by or type(modules.get(name)).__name__
+        dtype = str(parameters[0].dtype).removeprefix("torch.") if count else "-"
         table.add_row(name, source, f"{count / 1e6:.2f} M", f"{trained / 1e6:.2f} M" if trained else "frozen", dtype)
     return table

@@ -131,8 +131,10 @@ class StageSection(Section):
 
     name: str
     steps: int = Field(ge=1, description="Optimiser steps.")
-    trainable: list[Literal["vision", "projector", "language", "voco"]] = Field(
-        ["projector", "language", "voco"], description="Parts that learn; the others are frozen."
+    trainable: list[Literal["vision", "projector", "language", "embeddings", "voco"]] = Field(
+        ["projector", "language", "embeddings", "voco"],
+        description="Parts that learn; the others are frozen. language: the decoder's layers and norms; embeddings: "
+        "its token embeddings and head.",
     )
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters of the language model instead of its weights."

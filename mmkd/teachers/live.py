@@ -38,7 +38,7 @@ class LiveTeacher:
         composed = load(model, dtype)
         self.model = composed.model.to(device).eval().requires_grad_(False)
         self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
-        self.tokenizer = composed.processor.tokenizer
+        self.processor = composed.processor
 
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return self.model.config.text_config.num_hidden_layers

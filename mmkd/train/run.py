@@ -100,6 +100,7 @@ def train_stage(
     from mmkd.objectives import build
     from mmkd.teachers.live import build_teacher
     from mmkd.train.callbacks import MetricsFile, Progress
+    from mmkd.train.features import cached_features
     from mmkd.train.task import DistillTask
     from mmkd.train.trainer import DistillTrainer
 
@@ -125,8 +126,16 @@ def train_stage(
         raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")
     if task.needs.student_attention:
         student.set_attn_implementation(capture_name(config.student.attention))
-    for name, module in parts(student).items():
-        module.requires_grad_(name in stage.trainable)
+    for name, parameters in parts(student).items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in stage.trainable)
+    store = None
+    if config.data.cache_features:
+        if "vision" in stage.trainable:
+            raise ConfigError(
+                f"stage {stage.name} trains vision; switch data.cache_features off, as its features change."
+            )
+        store = cached_features(config, composed, teacher, device, rank, world)
     make_safe(task)
     if config.training.activation_checkpointing:
         checkpoint_layers(student)
@@ -166,6 +175,7 @@ def train_stage(
             world_size=world,
             start_step=step,
             rejected=run / "rejected.jsonl",
+            feature_store=store,
         )
 
     optimizer = torch.optim.AdamW(parameter_groups(task, stage), betas=(0.9, 0.95))
