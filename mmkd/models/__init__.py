@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from .configuration_mmkd import MmkdConfig
 from .modeling_mmkd import MmkdForConditionalGeneration
 from .processing_mmkd import MmkdProcessor
-from .voco import VocoCache
+from .voco_cache import VocoCache
 
 AutoConfig.register("mmkd", MmkdConfig, exist_ok=True)
 AutoModelForImageTextToText.register(MmkdConfig, MmkdForConditionalGeneration, exist_ok=True)

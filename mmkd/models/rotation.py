@@ -52,7 +52,7 @@ def _rotate_all(rotary: nn.Module, keys: list[Tensor], offsets: list[int]) -> li
 
 
 def _lone_keys(model: nn.Module, position: int) -> list[Tensor]:
-    from .voco import carried_cache
+    from .carried import carried_cache
 
     device = model.get_input_embeddings().weight.device
     cache = carried_cache(model.config.text_config.num_hidden_layers)

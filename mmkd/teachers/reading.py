@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmkd.models.attention_capture import capture, query_mover
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
-from mmkd.models.voco import Prefix
+from mmkd.models.prefix import Prefix
 from mmkd.objectives import AnswerBatch, Outputs
 
 

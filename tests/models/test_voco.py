@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from mmkd.models.configuration_mmkd import MmkdConfig
 from mmkd.models.configuration_vision import MmkdVisionConfig
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
-from mmkd.models.voco import VocoCache
+from mmkd.models.voco_cache import VocoCache
 
 IMAGE, SINK, K = 99, 1, 4
 

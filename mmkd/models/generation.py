@@ -1,0 +1,101 @@
+"""From a prompt with image placeholders to an answer: stock `generate` on what the images were encoded to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+
+from .compression import CompressingModel
+from .prefix import Prefix
+from .prompt import image_rows, split_prompt
+from .voco_cache import VocoCache
+
+
+class GeneratingModel(CompressingModel, GenerationMixin):
+    """Adds `generate`."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_tiles: Tensor | None = None,
+        voco_tokens: int | None = None,
+        voco_cache: VocoCache | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Stock `generate` (sampling, beams, batches, streaming) on a prompt with images.
+
+        Images come as `pixel_values`, or as a `voco_cache`: one image for each image of the prompts in order, or a
+        single image that every prompt asks about. Placeholders stand between the sink and the text, as the processor
+        puts them. Returns what `GenerationMixin.generate` returns, the prompt first.
+        """
+        if pixel_values is None and voco_cache is None:
+            return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        prompt = split_prompt(input_ids, attention_mask, self.config)
+        if voco_cache is not None:
+            voco_cache.require(self.voco_identity())
+            sizes = [voco_cache.tokens] * (
+                len(voco_cache) if len(voco_cache) > 1 else sum(map(bool, prompt.image_counts))
+            )
+            rows = image_rows(prompt.image_counts, sizes)
+            cache = voco_cache if len(voco_cache) == len(rows) else voco_cache.select([0] * len(rows))
+            prefix = self.cache_prefix(cache, rows, len(input_ids))
+        else:
+            prefix = self._prompt_prefix(prompt.image_counts, pixel_values, image_tiles, voco_tokens)
+
+        # The prompt as the cache has it: prefix slots, then text padded on the left.
+        slots = prefix.valid.shape[1]
+        slot_ids = torch.full((len(input_ids), slots), self.config.image_token_id, device=input_ids.device)
+        laid_out = torch.cat([slot_ids, prompt.text_ids], dim=1)
+        mask = torch.cat([prefix.valid.long(), prompt.text_mask.long()], dim=1)
+        text_positions = (prompt.text_mask.long().cumsum(1) - 1).clamp_min(0) + prefix.starts
+        positions = torch.cat([torch.zeros_like(slot_ids), text_positions], dim=1)
+
+        settings = kwargs.get("generation_config") or self.generation_config
+        copies = max(
+            kwargs.get("num_beams") or settings.num_beams or 1,
+            kwargs.get("num_return_sequences") or settings.num_return_sequences or 1,
+        )
+        past = prefix.cache()
+        if copies > 1:
+            past.batch_repeat_interleave(copies)
+        if "max_length" in kwargs:
+            kwargs["max_new_tokens"] = kwargs.pop("max_length") - input_ids.shape[1]
+        if prefix.bias is not None:
+            kwargs["prefix_bias"] = prefix.bias.contiguous()
+        output = super().generate(
+            input_ids=laid_out, attention_mask=mask, position_ids=positions, past_key_values=past, **kwargs
+        )
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        original = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
+        sequences = torch.cat([original, sequences[:, laid_out.shape[1] :]], dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    def _prompt_prefix(
+        self, image_counts: list[int], pixel_values: Tensor, image_tiles: Tensor | None, tokens: int | None
+    ) -> Prefix:
+        features = self.image_features(pixel_values)  # [tiles, n, D]
+        tiles = image_tiles.tolist() if image_tiles is not None else [1] * len(features)
+        sizes = [count * features.shape[1] if tokens is None else tokens for count in tiles]
+        rows = image_rows(image_counts, sizes)
+        return self.prefix(self.blocks(features, tiles, rows, [0] * len(rows), len(image_counts), tokens))
+
+    def _decoding_mask(self, attention_mask: Tensor, prefix_bias: Tensor, embeds: Tensor) -> Tensor:
+        length, total = embeds.shape[1], attention_mask.shape[1]
+        query = torch.arange(total - length, total, device=embeds.device)
+        see = (torch.arange(total, device=embeds.device) <= query[:, None]) & attention_mask[
+            :, None, :
+        ].bool()  # [B, T, S]
+        bias = nn.functional.pad(prefix_bias, (0, total - prefix_bias.shape[1]))[:, None, :].to(embeds.dtype)
+        return torch.where(see, bias, torch.finfo(embeds.dtype).min)[:, None]
+
+
+__all__ = ["GeneratingModel"]

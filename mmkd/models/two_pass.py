@@ -1,0 +1,142 @@
+"""The two passes: encode images as blocks and keep some K,V of them, then read text on what was kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .blocks import Blocks, build_blocks
+from .carried import carried_cache
+from .parts import MmkdPreTrainedModel
+from .prefix import Prefix, gather_prefix, read_mask
+
+
+class TwoPassModel(MmkdPreTrainedModel):
+    """blocks -> encode -> lay_out -> read, on features; `prefix` is the first three at once."""
+
+    def blocks(
+        self,
+        features: Tensor | None,
+        image_tiles: list[int],
+        rows: list[int],
+        segments: list[int],
+        batch: int,
+        tokens: int | None,
+        samples: int = 1,
+    ) -> Blocks:
+        """Lay projected features out as encode blocks.
+
+        Args:
+            features: [tiles, n, D] of all images in order, or None where there are none.
+            image_tiles: tiles of each image; rows, segments: where each image belongs, row -1 nowhere.
+            batch: text rows; samples: packed samples of a row.
+            tokens: k for compression (a block for each image), None for full vision (a block for each sample).
+        """
+        table = self.get_input_embeddings()
+        sink = table(torch.tensor([self.config.sink_token_id], device=table.weight.device))  # [1, D]
+        images = [tile.flatten(0, 1) for tile in features.split(image_tiles)] if features is not None else []
+        compression = self._compression(tokens) if tokens is not None else None  # [k, D]
+        return build_blocks(images, rows, segments, sink, compression, self.config.voco_tokens, batch, samples)
+
+    def _compression(self, tokens: int) -> Tensor:
+        if self.voco is None:
+            raise ValueError("this model was built without compression tokens; read it with full vision (tokens=None).")
+        if not 1 <= tokens <= self.voco.tokens:
+            raise ValueError(f"tokens={tokens}: this model compresses an image to 1..{self.voco.tokens} tokens.")
+        return self.voco(tokens)
+
+    def encode(self, blocks: Blocks) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+        """Run the decoder on the blocks.
+
+        Returns: per layer K,V of the sink, [M, Hkv, 1, d], and of the kept tokens, [M, Hkv, J, d].
+        """
+        cache = carried_cache(self.config.text_config.num_hidden_layers)
+        self.decoder(
+            inputs_embeds=blocks.embeds,
+            attention_mask=blocks.mask.long(),
+            position_ids=blocks.positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        sinks, kept = [], []
+        for layer in cache.layers:
+            keys, values = layer.new
+            index = blocks.kept[:, None, :, None]  # [M, 1, J, 1]
+            sinks.append((keys[:, :, :1], values[:, :, :1]))
+            kept.append(tuple(t.gather(2, index.expand(-1, t.shape[1], -1, t.shape[3])) for t in (keys, values)))
+        return sinks, kept
+
+    def prefix(self, blocks: Blocks) -> Prefix:
+        """Encode the blocks and lay the kept K,V out by text row."""
+        return self.lay_out(blocks, *self.encode(blocks))
+
+    def lay_out(
+        self,
+        blocks: Blocks,
+        sinks: list[tuple[Tensor, Tensor]],
+        kept: list[tuple[Tensor, Tensor]],
+        tokens: int | None = None,
+    ) -> Prefix:
+        """Lay encoded K,V out by text row; of compressed blocks only the first `tokens` C tokens, all by default."""
+        kept_mask = blocks.kept_mask
+        first = int((blocks.positions[:, 0] == 0).nonzero()[0])
+        sink = [(k[first], v[first]) for k, v in sinks]
+        if bool((blocks.rows < 0).any()) and blocks.embeds.shape[1] > 1:
+            # A dummy image reaches no row; tie it in with weight 0, so that every rank's gradient meets every part.
+            keys, values = sink[-1]
+            sink[-1] = (keys, values + 0.0 * (kept[-1][0].sum() + kept[-1][1].sum()))
+        if tokens is not None:
+            kept = [(k[:, :, :tokens], v[:, :, :tokens]) for k, v in kept]
+            kept_mask = kept_mask[:, :tokens]
+        bias, hide = None, False
+        if blocks.compressed and self.voco is not None:
+            bias = self.voco.mass_bias(kept_mask.shape[1])
+            hide = self.config.voco["preset"] == "faithful"
+        return gather_prefix(sink, kept, kept_mask, blocks.rows, blocks.segments, blocks.starts, hide, bias)
+
+    def read(
+        self,
+        prefix: Prefix,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        position_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Run text on a prefix.
+
+        Args:
+            text_ids, text_mask: [B, T], padded on either side.
+            position_ids: [B, T] index of a token in its sample; counted from the mask by default.
+            segment_ids: [B, T] packed sample of a token; all 0 by default.
+
+        Returns: last hidden states [B, T, D] (garbage at padding).
+        """
+        if position_ids is None:
+            position_ids = (text_mask.long().cumsum(1) - 1).clamp_min(0)
+        packed = prefix.starts.shape[1] > 1
+        segment_ids = segment_ids if packed and segment_ids is not None else torch.zeros_like(text_ids)
+        positions = position_ids + prefix.starts.gather(1, segment_ids)  # [B, T]
+        if packed or prefix.bias is not None:
+            attention_mask = self._explicit_mask(prefix, text_mask, segment_ids)
+        else:
+            attention_mask = torch.cat([prefix.valid.long(), text_mask.long()], dim=1)
+        output = self.decoder(
+            inputs_embeds=self.get_input_embeddings()(text_ids),
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=carried_cache(len(prefix.layers), prefix.layers),
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def _explicit_mask(self, prefix: Prefix, text_mask: Tensor, segment_ids: Tensor) -> Tensor:
+        kind = self.config.text_config._attn_implementation
+        if "sdpa" not in kind and "eager" not in kind:
+            raise ValueError(
+                f"packed rows and mass_bias need a mask of their own, which attention {kind!r} does not take; "
+                "use attention: sdpa (or eager), or switch data.packing and voco.mass_bias off."
+            )
+        return read_mask(prefix, text_mask, segment_ids, self.dtype, boolean="sdpa" in kind)
+
+
+__all__ = ["TwoPassModel"]
