@@ -19,8 +19,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .rotation import rotate
-
 PREFIX = "mmkd_capture_"
 # Flash attention picks its kernel by the implementation's name, so it cannot be wrapped under another one.
 CAPTURABLE = ("sdpa", "eager", "flex_attention")
@@ -109,22 +107,6 @@ def capture(
         found[layer] = replace(attention, query=picked)
 
 
-def query_mover(rotary: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (query [N, H, d], shift [N]) -> query, that moves rotated queries on by `shift` positions.
-
-    Args:
-        rotary: the decoder's rotary embedding (one rotation for all layers).
-    """
-
-    def move(query: Tensor, shift: Tensor) -> Tensor:
-        cos, sin = rotary(query.float(), shift[None])  # [1, N, r] in fp32
-        scale = getattr(rotary, "attention_scaling", 1.0)  # some variants stretch the embedding: already in the query
-        cos, sin = (t[0, :, None, None].float() / scale for t in (cos, sin))  # [N, 1, 1, r]
-        return rotate(query.float()[:, :, None], cos, sin)[:, :, 0].to(query.dtype)
-
-    return move
-
-
 def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, options: dict) -> None:
     state = _open.get()
     layer = getattr(module, "layer_idx", None)  # vision towers call the same interface: they are not causal
@@ -179,4 +161,4 @@ for _name in CAPTURABLE:
     AttentionMaskInterface.register(PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
 
 
-__all__ = ["CAPTURABLE", "LayerAttention", "capture", "capture_name", "query_mover"]
+__all__ = ["CAPTURABLE", "LayerAttention", "capture", "capture_name"]

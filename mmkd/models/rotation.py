@@ -1,9 +1,14 @@
-"""Moving cached keys to another position: the rotary embedding's own rotation, checked before it is believed."""
+"""Moving rotated keys and queries to another position, by the rotary embedding's own rotation."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from .carried import carried_cache
 
 
 def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -13,6 +18,35 @@ def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([turned, rest], dim=-1)
+
+
+def plain_rotary(decoder: nn.Module) -> nn.Module | None:
+    """The rotary embedding of a decoder that turns all its layers alike, else None."""
+    rotary = getattr(decoder, "rotary_emb", None)
+    if rotary is None or "layer_type" in inspect.signature(rotary.forward).parameters:
+        return None
+    return rotary
+
+
+def moved(rotary: nn.Module, states: list[Tensor], shift: Tensor) -> list[Tensor]:
+    """Queries or keys, each [M, H, S, d] after RoPE, moved on by `shift` [M] positions.
+
+    Args:
+        rotary: the decoder's rotary embedding (one rotation for all layers).
+    """
+    cos, sin = rotary(states[0].float(), shift[None])  # [1, M, r] in fp32
+    scale = getattr(rotary, "attention_scaling", 1.0)  # some variants stretch the embedding: already in the states
+    cos, sin = (t[0, :, None, None].float() / scale for t in (cos, sin))  # [M, 1, 1, r]
+    return [rotate(t.float(), cos, sin).to(t.dtype) for t in states]
+
+
+def query_mover(rotary: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function (query [N, H, d], shift [N]) -> query, that moves rotated queries on by `shift` positions."""
+
+    def move(query: Tensor, shift: Tensor) -> Tensor:
+        return moved(rotary, [query[:, :, None]], shift)[0][:, :, 0]  # [N, H, 1, d] and back
+
+    return move
 
 
 @torch.no_grad()
@@ -25,35 +59,25 @@ def moved_keys(model: nn.Module, keys: list[Tensor], offsets: list[int]) -> list
     Raises: ValueError where the decoder's positions cannot be moved so (learned or interleaved positions, or a rotation
         that differs by layer), found by comparing with the decoder itself.
     """
-    rotary = getattr(model.decoder, "rotary_emb", None)
+    rotary = plain_rotary(model.decoder)
     if rotary is None:
         raise ValueError(
-            f"{type(model.decoder).__name__} has no rotary embedding to move a cached image by; pass pixel_values "
-            "instead of a cache when a prompt has several images."
+            f"{type(model.decoder).__name__} has no rotary embedding, or one for each kind of layer, to move a cached "
+            "image by; pass pixel_values instead of a cache when a prompt has several images."
         )
-    turned = _rotate_all(rotary, keys, offsets)
     # A lone token attends to itself only, so its keys at two positions differ by the rotation and nothing else.
+    device = keys[0].device
     here, there = _lone_keys(model, 0), _lone_keys(model, 7)
-    for layer, (a, b) in enumerate(zip(_rotate_all(rotary, here, [7]), there, strict=True)):
+    for layer, (a, b) in enumerate(zip(moved(rotary, here, torch.tensor([7], device=device)), there, strict=True)):
         if not torch.allclose(a.float(), b.float(), atol=2e-2 if a.dtype != torch.float32 else 1e-3, rtol=1e-2):
             raise ValueError(
                 f"layer {layer} of {type(model.decoder).__name__} does not move keys by one plain rotation; pass "
                 "pixel_values instead of a cache when a prompt has several images."
             )
-    return turned
-
-
-def _rotate_all(rotary: nn.Module, keys: list[Tensor], offsets: list[int]) -> list[Tensor]:
-    positions = torch.tensor([offsets], device=keys[0].device)
-    cos, sin = rotary(keys[0].float(), positions)  # [1, M, r] in fp32
-    scale = getattr(rotary, "attention_scaling", 1.0)
-    cos, sin = (t[0, :, None, None].float() / scale for t in (cos, sin))
-    return [rotate(k.float(), cos, sin).to(k.dtype) for k in keys]
+    return moved(rotary, keys, torch.tensor(offsets, device=device))
 
 
 def _lone_keys(model: nn.Module, position: int) -> list[Tensor]:
-    from .carried import carried_cache
-
     device = model.get_input_embeddings().weight.device
     cache = carried_cache(model.config.text_config.num_hidden_layers)
     model.decoder(

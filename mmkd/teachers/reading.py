@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkd.models.attention_capture import capture, query_mover
+from mmkd.models.attention_capture import capture
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.prefix import Prefix
+from mmkd.models.rotation import plain_rotary, query_mover
 from mmkd.objectives import AnswerBatch, Outputs
 
 
@@ -50,7 +51,7 @@ def read_outputs(
         hidden = model.read(prefix, *text)  # [B, T, D]
     segments = answers.segment_ids[answers.rows, answers.positions]
     starts = prefix.starts[answers.rows, segments if prefix.starts.shape[1] > 1 else torch.zeros_like(segments)]
-    rotary = getattr(model.decoder, "rotary_emb", None)
+    rotary = plain_rotary(model.decoder)
     return Outputs(
         answer_hidden=hidden[answers.rows, answers.positions],  # [N, D]
         head=model.head,

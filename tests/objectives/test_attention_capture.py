@@ -15,7 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from mmkd.models.attention_capture import capture, capture_name, query_mover
+from mmkd.models.attention_capture import capture, capture_name
+from mmkd.models.rotation import query_mover
 
 SMALL = {
     "vocab_size": 50,

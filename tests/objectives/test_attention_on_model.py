@@ -7,8 +7,9 @@ import torch
 from transformers import LlamaConfig
 
 from mmkd.models import MmkdConfig, MmkdForConditionalGeneration
-from mmkd.models.attention_capture import capture, capture_name, query_mover
+from mmkd.models.attention_capture import capture, capture_name
 from mmkd.models.configuration_vision import MmkdVisionConfig
+from mmkd.models.rotation import query_mover
 from mmkd.objectives import AnswerBatch, ForwardKL, Outputs, VocoAttention
 
 IMAGES, VISION, TEXT, LAYERS, VOCABULARY = 3, 9, 6, 2, 40
