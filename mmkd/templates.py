@@ -23,6 +23,14 @@ _HEAD = (
 )
 
 _BODIES = {
+    # The question, the answer, an end token: the fewest tokens, for short answers.
+    "plain": (
+        "{%- for message in flat.messages -%}"
+        "{%- if message['role'] == 'assistant' -%}{{ ' ' + message['content'] + eos_token }}"
+        "{%- elif message['role'] == 'system' -%}{{ message['content'] + '\n' }}"
+        "{%- else -%}{{ message['content'] }}{%- endif -%}"
+        "{%- endfor -%}"
+    ),
     # Short question/answer turns.
     "qa": (
         "{%- for message in flat.messages -%}"
@@ -41,7 +49,7 @@ _BODIES = {
 
 
 def chat_template(name: str, tokenizer: Any) -> str:
-    """The template called `name`: qa, chatml, default (the tokenizer's own, behind the images), or a jinja file.
+    """The template called `name`: plain, qa, chatml, default (the tokenizer's own, behind the images), or a jinja file.
 
     Raises: ConfigError for an unknown name or a tokenizer without a template.
     """

@@ -80,7 +80,9 @@ class StudentSection(Section):
         None, description="With init: language layers kept of the model in init."
     )
     template: str = Field(
-        "default", description="default (the tokenizer's own), qa (short Q:/A: turns), or a path to a jinja file."
+        "default",
+        description="default (the tokenizer's own), plain (question, answer, end token), qa (Q:/A: turns), chatml, or a path "
+        "to a jinja file.",
     )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
 
