@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from PIL.Image import Resampling
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
-from mmkd.contracts import Spec
+from mmkd.contracts import Spec, VisionParts
 from mmkd.errors import AssetError, ConfigError
 from mmkd.models.configuration_vision import MmkdVisionConfig
 from mmkd.models.vision_tower import VisionTower
 from mmkd.models.vision_trunks import build_model
 
 from ..sources import not_found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `mmkd.contracts.VisionAdapter.load` was asked for."""
+
+    spec: Spec
+    image_size: int | None
+    taps: list[int] | None
+    grid: list[int] | None  # JSON, in which it is kept, has no tuples
+    pretrained: bool
+
+    def config(self, library: str, architecture: str, details: dict[str, Any], side: int) -> MmkdVisionConfig:
+        """The record that rebuilds the tower for images of `side` pixels."""
+        return MmkdVisionConfig(
+            library=library,
+            architecture=architecture,
+            architecture_config=details,
+            taps=self.taps,
+            grid=self.grid,
+            image_size=side,
+        )
+
+
+class TowerAdapter(ABC):
+    """A vision adapter: `load` of `mmkd.contracts.VisionAdapter`, with its arguments gathered for `build`."""
+
+    def load(
+        self,
+        spec: Spec,
+        *,
+        image_size: int | None = None,
+        taps: list[int] | None = None,
+        grid: tuple[int, int] | None = None,
+        pretrained: bool = True,
+    ) -> VisionParts:
+        """See `mmkd.contracts.VisionAdapter`. ConfigError: names, families, taps, sizes; AssetError: weights."""
+        return self.build(Wanted(spec, image_size, taps, None if grid is None else list(grid), pretrained))
+
+    @abstractmethod
+    def build(self, wanted: Wanted) -> VisionParts: ...
 
 
 def build_tower(
@@ -66,8 +110,3 @@ def image_processor(
         image_mean=list(mean),
         image_std=list(std),
     )
-
-
-def as_list(grid: tuple[int, int] | None) -> list[int] | None:
-    """JSON has no tuples."""
-    return None if grid is None else list(grid)

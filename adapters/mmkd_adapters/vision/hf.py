@@ -17,10 +17,9 @@ from transformers.utils import logging
 
 from mmkd.contracts import Spec, VisionParts
 from mmkd.errors import ConfigError
-from mmkd.models.configuration_vision import MmkdVisionConfig
 
 from ..sources import card_license, not_found, require_all
-from .common import as_list, build_tower, image_processor
+from .common import TowerAdapter, Wanted, build_tower, image_processor
 
 # model_type of the folder -> processor where the folder has none: mean, std, whether the middle is cut out
 FAMILIES = {
@@ -32,30 +31,16 @@ FAMILIES = {
 NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
-class HfVisionAdapter:
+class HfVisionAdapter(TowerAdapter):
     """CLIP, SigLIP and DINOv2. Without `image_size` the side is the one that the folder's own processor makes."""
 
-    def load(
-        self,
-        spec: Spec,
-        *,
-        image_size: int | None = None,
-        taps: list[int] | None = None,
-        grid: tuple[int, int] | None = None,
-        pretrained: bool = True,
-    ) -> VisionParts:
-        """See `mmkd.contracts.VisionAdapter`. Raises ConfigError (family, taps, sizes) and AssetError (weights)."""
+    def build(self, wanted: Wanted) -> VisionParts:
+        spec = wanted.spec
         vision = vision_config(spec)
-        processor, side = processor_for(spec, vision, image_size)
-        config = MmkdVisionConfig(
-            library="transformers",
-            architecture=vision.model_type,
-            architecture_config={k: v for k, v in vision.to_diff_dict().items() if k not in NOT_ARCHITECTURE},
-            taps=taps,
-            grid=as_list(grid),
-            image_size=side,
-        )
-        model = load_weights(spec, vision) if pretrained else None
+        processor, side = processor_for(spec, vision, wanted.image_size)
+        details = {k: v for k, v in vision.to_diff_dict().items() if k not in NOT_ARCHITECTURE}
+        config = wanted.config("transformers", vision.model_type, details, side)
+        model = load_weights(spec, vision) if wanted.pretrained else None
         return VisionParts(build_tower(spec, config, model), processor, card_license(spec.name, spec.revision))
 
 

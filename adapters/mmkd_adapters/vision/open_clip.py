@@ -13,41 +13,33 @@ from mmkd.errors import AssetError, ConfigError
 from mmkd.models.configuration_vision import MmkdVisionConfig
 
 from ..sources import not_found, refuse_revision, unknown_name
-from .common import as_list, build_tower, image_processor, load_part
+from .common import TowerAdapter, Wanted, build_tower, image_processor, load_part
 from .timm import model_options
 
 
-class OpenClipAdapter:
+class OpenClipAdapter(TowerAdapter):
     """The vision part of a CLIP-like model: patch tokens of a layer, no text tower, no projection.
 
     MODEL is a name of `open_clip.list_models()`; TAG one of its published weights, FILE a local checkpoint
     (safetensors, or torch's format without pickled code). Towers that open_clip takes from timm are timm's here too.
     """
 
-    def load(
-        self,
-        spec: Spec,
-        *,
-        image_size: int | None = None,
-        taps: list[int] | None = None,
-        grid: tuple[int, int] | None = None,
-        pretrained: bool = True,
-    ) -> VisionParts:
-        """See `mmkd.contracts.VisionAdapter`. Raises ConfigError (names, taps, sizes) and AssetError (weights)."""
+    def build(self, wanted: Wanted) -> VisionParts:
+        spec = wanted.spec
         refuse_revision(spec)
         name, _, weights = spec.name.partition("/")
         if name not in open_clip.list_models():
             raise unknown_name(spec, name, open_clip.list_models(), "open_clip")
-        if pretrained:
+        if wanted.pretrained:
             check_weights(spec, name, weights)
         published = open_clip.get_pretrained_cfg(name, weights) or {}
         model_config: Any = open_clip.get_model_config(name)
         # Some names come with OpenAI's weights but without their activation: the tag knows better.
         model_config["quick_gelu"] = bool(model_config.get("quick_gelu") or published.get("quick_gelu"))
-        side = image_size or model_config["vision_cfg"].get("image_size", 224)
-        config = tower_config(model_config, name, side, taps, as_list(grid))
+        side = wanted.image_size or model_config["vision_cfg"].get("image_size", 224)
+        config = tower_config(wanted, model_config, name, side)
 
-        if not pretrained:
+        if not wanted.pretrained:
             tower = build_tower(spec, config)
         else:
             try:
@@ -86,25 +78,14 @@ def check_weights(spec: Spec, name: str, weights: str) -> None:
     raise unknown_name(spec, weights, tags, f"open_clip's {name}")
 
 
-def tower_config(
-    model_config: dict[str, Any], name: str, side: int, taps: list[int] | None, grid: list[int] | None
-) -> MmkdVisionConfig:
+def tower_config(wanted: Wanted, model_config: dict[str, Any], name: str, side: int) -> MmkdVisionConfig:
     """The record that rebuilds the vision part of an open_clip model."""
     vision = model_config["vision_cfg"] | {"image_size": side}
     if timm_name := vision.get("timm_model_name"):
-        library, architecture, details = "timm", timm_name, model_options(timm_name, side)
-    else:
-        library, architecture = "open_clip", name
-        details = {
-            "embed_dim": model_config["embed_dim"],
-            "vision_cfg": vision,
-            "quick_gelu": model_config["quick_gelu"],
-        }
-    return MmkdVisionConfig(
-        library=library,
-        architecture=architecture,
-        architecture_config=details,
-        taps=taps,
-        grid=grid,
-        image_size=side,
-    )
+        return wanted.config("timm", timm_name, model_options(timm_name, side), side)
+    details = {
+        "embed_dim": model_config["embed_dim"],
+        "vision_cfg": vision,
+        "quick_gelu": model_config["quick_gelu"],
+    }
+    return wanted.config("open_clip", name, details, side)

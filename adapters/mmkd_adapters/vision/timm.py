@@ -11,51 +11,35 @@ from timm.data import resolve_data_config
 from mmkd import assets
 from mmkd.contracts import Spec, VisionParts
 from mmkd.errors import ConfigError
-from mmkd.models.configuration_vision import MmkdVisionConfig
 from mmkd.models.vision_trunks import is_timm_vit
 
 from ..sources import refuse_revision, spdx, unknown_name
-from .common import as_list, build_tower, image_processor, load_part
+from .common import TowerAdapter, Wanted, build_tower, image_processor, load_part
 from .lite0 import read_published_lite0
 
 LITE0 = "tf_efficientnet_lite0"
 
 
-class TimmAdapter:
+class TimmAdapter(TowerAdapter):
     """CNNs and hierarchical models by stages, ViTs by layers.
 
     Weights come from timm's own place on the hub, except those of EfficientNet-Lite0, which are an asset of mmkd.
     Images are squashed to a square: timm's centre crop would lose what stands at the border.
     """
 
-    def load(
-        self,
-        spec: Spec,
-        *,
-        image_size: int | None = None,
-        taps: list[int] | None = None,
-        grid: tuple[int, int] | None = None,
-        pretrained: bool = True,
-    ) -> VisionParts:
-        """See `mmkd.contracts.VisionAdapter`. Raises ConfigError (names, taps, sizes) and AssetError (weights)."""
+    def build(self, wanted: Wanted) -> VisionParts:
+        spec = wanted.spec
         refuse_revision(spec)
         published = published_config(spec)
-        side = image_size or published.input_size[-1]
-        config = MmkdVisionConfig(
-            library="timm",
-            architecture=spec.name,
-            architecture_config=model_options(spec.name, side),
-            taps=taps,
-            grid=as_list(grid),
-            image_size=side,
-        )
-        if pretrained and not published.has_weights:
+        side = wanted.image_size or published.input_size[-1]
+        config = wanted.config("timm", spec.name, model_options(spec.name, side), side)
+        if wanted.pretrained and not published.has_weights:
             raise ConfigError(f"{spec}: timm publishes no weights for it; set pretrained: false, or take another name.")
-        if pretrained and spec.name == LITE0:
+        if wanted.pretrained and spec.name == LITE0:
             tower = build_tower(spec, config)
             load_part(spec, tower.trunk.model, read_published_lite0(assets.path("efficientnet-lite0")))
         else:
-            tower = build_tower(spec, config, pretrained=pretrained)
+            tower = build_tower(spec, config, pretrained=wanted.pretrained)
         data = resolve_data_config(pretrained_cfg=published.to_dict())
         processor = image_processor(side, data["mean"], data["std"], data["interpolation"])
         return VisionParts(tower, processor, spdx(published.license))
