@@ -178,7 +178,6 @@ def train_stage(
             feature_store=store,
         )
 
-    optimizer = torch.optim.AdamW(parameter_groups(task, stage), betas=(0.9, 0.95))
     trainer = DistillTrainer(
         task,
         args,
@@ -186,7 +185,6 @@ def train_stage(
         batches,
         accumulation,
         config.run.seed,
-        (optimizer, learning_rate_schedule(optimizer, stage)),
         [MetricsFile(run / "metrics.jsonl", stage.name), Progress(stage.steps, rank)],
     )
     checkpoint = latest_complete(folder) if resume else None
@@ -195,32 +193,6 @@ def train_stage(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     export(trainer, composed, target)
     dist.barrier()
-
-
-def parameter_groups(task: Any, stage: StageSection) -> list[dict[str, Any]]:
-    """Trained parameters by learning rate and weight decay (none on vectors: norms and biases)."""
-    groups: dict[tuple[float, float], list[Any]] = {}
-    for name, parameter in task.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        rate = stage.learning_rate
-        if name.startswith("student.projector") and stage.projector_learning_rate:
-            rate = stage.projector_learning_rate
-        groups.setdefault((rate, stage.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
-    if not groups:
-        raise ConfigError(f"stage {stage.name}: nothing is trained; name a part of the model in stage.trainable.")
-    return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
-
-
-def learning_rate_schedule(optimizer: Any, stage: StageSection) -> Any:
-    from transformers import get_scheduler
-
-    return get_scheduler(
-        {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[stage.schedule],
-        optimizer,
-        num_warmup_steps=round(stage.warmup * stage.steps),
-        num_training_steps=stage.steps,
-    )
 
 
 def checkpoint_layers(student: Any) -> None:

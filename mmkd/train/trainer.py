@@ -19,6 +19,7 @@ from mmkd.objectives import Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
 from mmkd.train.checkpoints import mark_complete
+from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
 from mmkd.train.task import DistillTask
 
 
@@ -73,11 +74,10 @@ class DistillTrainer(Trainer):
         batches: Callable[[int], Any],
         accumulation: int,
         seed: int,
-        optimizers: tuple[Any, Any],
         callbacks: list[Any],
     ):
         self.task = task
-        super().__init__(model=task, args=args, optimizers=optimizers, callbacks=callbacks)
+        super().__init__(model=task, args=args, callbacks=callbacks)
         self.stage, self.batches, self.accumulation, self.run_seed = stage, batches, accumulation, seed
         # The task divides by the tokens of the whole step itself; the Trainer must not scale a second time.
         self.model_accepts_loss_kwargs = False
@@ -85,6 +85,19 @@ class DistillTrainer(Trainer):
         self.tokens = self.padding = self.waited = 0.0
         self.window = time.perf_counter()
         self.start_step = 0
+
+    # Under DeepSpeed the Trainer drops an optimiser and schedule handed to it and makes its own defaults; so they are
+    # made here, where it makes them.
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.task, self.stage)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = learning_rate_schedule(optimizer or self.optimizer, self.stage)
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> Any:
         # Already sharded by rank and started at the right sample, so it does not go through accelerate.

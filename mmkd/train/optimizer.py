@@ -1,0 +1,42 @@
+"""What moves the weights: parameter groups, AdamW, and the learning-rate schedule of a stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmkd.config.schema import StageSection
+from mmkd.errors import ConfigError
+
+
+def build_optimizer(task: torch.nn.Module, stage: StageSection) -> torch.optim.Optimizer:
+    """AdamW over what `task` trains. Raises ConfigError where that is nothing."""
+    return torch.optim.AdamW(parameter_groups(task, stage), betas=(0.9, 0.95))
+
+
+def parameter_groups(task: torch.nn.Module, stage: StageSection) -> list[dict[str, Any]]:
+    """Trained parameters by learning rate and weight decay (none on vectors: norms and biases)."""
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in task.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = stage.learning_rate
+        if name.startswith("student.projector") and stage.projector_learning_rate:
+            rate = stage.projector_learning_rate
+        groups.setdefault((rate, stage.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+    if not groups:
+        raise ConfigError(f"stage {stage.name}: nothing is trained; name a part of the model in stage.trainable.")
+    return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, stage: StageSection) -> Any:
+    """A linear warm-up, then the stage's schedule, counted in optimiser steps."""
+    from transformers import get_scheduler
+
+    return get_scheduler(
+        {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[stage.schedule],
+        optimizer,
+        num_warmup_steps=round(stage.warmup * stage.steps),
+        num_training_steps=stage.steps,
+    )
