@@ -1,0 +1,1 @@
+"""Measurements behind the figures in the docs. Not part of the installed package: run from a checkout."""
