@@ -47,13 +47,13 @@ class Meter:
     new_tokens: int = 0
     images_asked: int = 0
     image_tokens: int = 0
-    images_compressed: int = 0
-    compress_seconds: float = 0.0
+    images_encoded: int = 0
+    encode_seconds: float = 0.0
     answer_seconds: float = 0.0
 
-    def compressed(self, images: int, seconds: float) -> None:
-        self.images_compressed += images
-        self.compress_seconds += seconds
+    def encoded(self, images: int, seconds: float) -> None:
+        self.images_encoded += images
+        self.encode_seconds += seconds
 
     def answered(self, results: list[GenerationResult], images: int, placeholders: int, seconds: float) -> None:
         counts = [r.token_counts for r in results if r.token_counts]
@@ -66,7 +66,7 @@ class Meter:
 
     def summary(self) -> dict[str, Any]:
         """Arguments of lmms-eval's log_metrics."""
-        seconds, asks = self.compress_seconds + self.answer_seconds, max(self.asks, 1)
+        seconds, asks = self.encode_seconds + self.answer_seconds, max(self.asks, 1)
         return {
             "total_elapsed_time": seconds,
             "total_gen_tokens": self.new_tokens,
@@ -75,8 +75,8 @@ class Meter:
                 "request_count": self.asks,
                 "prefill_tokens": self.prefill_tokens / asks,
                 "image_tokens": self.image_tokens / max(self.images_asked, 1),
-                "images_compressed": self.images_compressed,
-                "compress_seconds": self.compress_seconds,
+                "images_encoded": self.images_encoded,
+                "encode_seconds": self.encode_seconds,
                 "answer_seconds": self.answer_seconds,
             },
         }

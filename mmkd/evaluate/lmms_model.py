@@ -1,6 +1,7 @@
 """The lmms-eval model `mmkd`: scores mmkd models, and any other image-text-to-text folder of transformers.
 
-Requests are taken image by image: an image is compressed once and all its questions are asked on that one cache.
+Requests are taken image by image: an image is looked at once and all its questions are asked about what was seen: its
+VoCo cache, or with full vision its tower features.
 Within a window of images the questions are batched by length; answers go back in the order of the requests.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,11 @@ from mmkd.errors import ConfigError
 from mmkd.evaluate.answers import Meter, result, settings_of
 from mmkd.evaluate.loading import load
 from mmkd.evaluate.requests import Ask, read_request
+from mmkd.evaluate.seen_images import Compressed, Features, look_at
 
 Tokens = int | Literal["full"]
 
-IMAGES_PER_ENCODE = 64
-BATCHES_PER_WINDOW = 8  # enough questions to sort by length, few enough caches to hold at once
+BATCHES_PER_WINDOW = 8  # enough questions to sort by length, few enough images to hold at once
 
 
 class MmkdLmms(lmms):
@@ -93,50 +93,45 @@ class MmkdLmms(lmms):
         answers: dict[int, GenerationResult] = {}
         with tqdm(total=len(asks), desc="Answering", disable=self.rank != 0) as progress:
             for window in _windows(asks, self.batch_size * BATCHES_PER_WINDOW):
-                images = self._compressed(window, meter)
+                seen = self._seen(window, meter)
                 for batch in _batches(window, self.batch_size):
-                    for ask, answer in zip(batch, self._answer(batch, images, meter), strict=True):
+                    for ask, answer in zip(batch, self._answer(batch, seen, meter), strict=True):
                         answers[ask.index] = answer
                         self.cache_hook.add_partial("generate_until", (ask.text, ask.settings), answer.text)
                     progress.update(len(batch))
         log_metrics(**meter.summary())
         return [answers[i] for i in range(len(requests))]
 
-    def _compressed(self, window: list[Ask], meter: Meter) -> Compressed | None:
-        """Every image of the window, compressed once; None where images are read in full."""
+    def _seen(self, window: list[Ask], meter: Meter) -> Compressed | Features | None:
+        """Every image of the window, looked at once; None where there are none, or the model is not of mmkd."""
         found = {key: image for ask in window for key, image in zip(ask.image_keys, ask.images, strict=True)}
-        if self.tokens is None or not found:
+        if not found or not self.loaded.ours:
             return None
-        began, keys, caches = time.perf_counter(), list(found), []
-        for start in range(0, len(keys), IMAGES_PER_ENCODE):
-            images = [found[key] for key in keys[start : start + IMAGES_PER_ENCODE]]
-            pixels, tiles = self.loaded.processor.image_tensors(images)
-            caches.append(
-                self.loaded.model.compress(
-                    pixels.to(self.device), image_tiles=torch.tensor(tiles, device=self.device), tokens=self.tokens
-                )
-            )
-        meter.compressed(len(keys), time.perf_counter() - began)
-        return Compressed(_joined(caches), {key: i for i, key in enumerate(keys)})
+        began = time.perf_counter()
+        seen = look_at(self.loaded, found, self.tokens)
+        meter.encoded(len(found), time.perf_counter() - began)
+        return seen
 
-    def _answer(self, batch: list[Ask], images: Compressed | None, meter: Meter) -> list[GenerationResult]:
+    def _answer(self, batch: list[Ask], seen: Compressed | Features | None, meter: Meter) -> list[GenerationResult]:
         """Answers of one batch, in its order; all its asks share their generation settings."""
         began = time.perf_counter()
-        processor, flat = self.loaded.processor, [image for ask in batch for image in ask.images]
+        processor, keys = self.loaded.processor, [key for ask in batch for key in ask.image_keys]
         arguments: dict[str, Any] = {"text": [ask.text for ask in batch], "padding": True, "return_tensors": "pt"}
         if self.loaded.ours:
             arguments["voco_tokens"] = self.tokens
         elif (start := processor.tokenizer.bos_token) and batch[0].text.startswith(start):
             arguments["add_special_tokens"] = False  # the chat template has already written it
-        if flat and images is None:
+        if keys and seen is None:
             arguments["images"] = [ask.images for ask in batch if ask.images]
-        inputs = processor(**arguments, padding_side="left")
+        elif keys and seen is not None:
+            arguments |= seen.for_processor(keys)
+        inputs = dict(processor(**arguments, padding_side="left"))
+        if keys and seen is not None:
+            inputs |= seen.for_generate(keys)
         inputs = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.loaded.model.dtype)
-        if images is not None and flat:
-            inputs["voco_cache"] = images.of([key for ask in batch for key in ask.image_keys])
-        if not flat:
+        if not keys:
             inputs.pop("voco_tokens", None)
         prompt = inputs["input_ids"]
         sequences = self.loaded.model.generate(**inputs, **settings_of(batch[0].settings), **self.loaded.generation)
@@ -146,29 +141,8 @@ class MmkdLmms(lmms):
             result(processor.tokenizer, new, length, self.loaded.ends, ask.settings)
             for ask, new, length in zip(batch, sequences[:, prompt.shape[1] :].tolist(), lengths, strict=True)
         ]
-        meter.answered(results, len(flat), placeholders, time.perf_counter() - began)
+        meter.answered(results, len(keys), placeholders, time.perf_counter() - began)
         return results
-
-
-@dataclass
-class Compressed:
-    """The images of a window as one VocoCache, and the number of each."""
-
-    cache: Any
-    number: dict[str, int]
-
-    def of(self, keys: list[str]) -> Any:
-        """A VocoCache of these images in this order, repeats included."""
-        return self.cache.select([self.number[key] for key in keys])
-
-
-def _joined(caches: list[Any]) -> Any:
-    first = caches[0]
-    layers = [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))  # [M, Hkv, 1 + k, d]
-        for layer in zip(*(cache.layers for cache in caches), strict=True)
-    ]
-    return replace(first, layers=layers, image_tokens=torch.cat([cache.image_tokens for cache in caches]))
 
 
 def _windows(asks: list[Ask], size: int) -> Iterator[list[Ask]]:

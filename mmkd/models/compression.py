@@ -20,18 +20,24 @@ class CompressingModel(TwoPassModel):
 
     @torch.no_grad()
     def compress(
-        self, pixel_values: Tensor, tokens: int | None = None, image_tiles: Tensor | None = None, **_: Any
+        self,
+        pixel_values: Tensor | None = None,
+        tokens: int | None = None,
+        image_tiles: Tensor | None = None,
+        tower_features: Tensor | None = None,
+        **_: Any,
     ) -> VocoCache:
         """Read images once and keep only k tokens of each.
 
         Args:
             pixel_values: [tiles, 3, H, W]; image_tiles: [M], one tile an image by default.
+            tower_features: [tiles, N, D_v], what `vision_tower` made of those pixels, in their place.
             tokens: k, at most the model's K; K by default.
 
         Raises: ValueError where the model has no compression tokens or not so many.
         """
         tokens = self.config.voco_tokens if tokens is None else tokens
-        features = self.image_features(pixel_values)
+        features = self.image_features(pixel_values, tower_features)  # [tiles, n, D]
         tiles = image_tiles.tolist() if image_tiles is not None else [1] * len(features)
         rows = list(range(len(tiles)))
         sinks, kept = self.encode(self.blocks(features, tiles, rows, [0] * len(rows), len(rows), tokens))

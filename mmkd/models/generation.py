@@ -24,17 +24,28 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_tiles: Tensor | None = None,
+        tower_features: Tensor | None = None,
         voco_tokens: int | None = None,
         voco_cache: VocoCache | None = None,
         **kwargs: Any,
     ) -> Any:
         """Stock `generate` (sampling, beams, batches, streaming) on a prompt with images.
 
-        Images come as `pixel_values`, or as a `voco_cache`: one image for each image of the prompts in order, or a
-        single image that every prompt asks about. Placeholders stand between the sink and the text, as the processor
-        puts them. Returns what `GenerationMixin.generate` returns, the prompt first.
+        Args:
+            input_ids, attention_mask: [B, L]; placeholders stand between the sink and the text, as the processor puts
+                them.
+            pixel_values: [tiles, 3, H, W] of all images in the order of the prompts; image_tiles: [M], one tile an
+                image by default.
+            tower_features: [tiles, N, D_v], what `vision_tower` made of those images, in their place.
+            voco_tokens: k, or None for full vision.
+            voco_cache: compressed images in place of all these: one for each image of the prompts in order, or a
+                single one that every prompt asks about.
+
+        Returns: what `GenerationMixin.generate` returns, the prompt first.
+
+        Raises: ValueError where prompts and images do not fit, or a cache is not of this model.
         """
-        if pixel_values is None and voco_cache is None:
+        if pixel_values is None and tower_features is None and voco_cache is None:
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         prompt = split_prompt(input_ids, attention_mask, self.config)
         if voco_cache is not None:
@@ -46,7 +57,8 @@ class GeneratingModel(CompressingModel, GenerationMixin):
             cache = voco_cache if len(voco_cache) == len(rows) else voco_cache.select([0] * len(rows))
             prefix = self.cache_prefix(cache, rows, len(input_ids))
         else:
-            prefix = self._prompt_prefix(prompt.image_counts, pixel_values, image_tiles, voco_tokens)
+            features = self.image_features(pixel_values, tower_features)
+            prefix = self._prompt_prefix(prompt.image_counts, features, image_tiles, voco_tokens)
 
         # The prompt as the cache has it: prefix slots, then text padded on the left.
         slots = prefix.valid.shape[1]
@@ -80,9 +92,8 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         return output
 
     def _prompt_prefix(
-        self, image_counts: list[int], pixel_values: Tensor, image_tiles: Tensor | None, tokens: int | None
+        self, image_counts: list[int], features: Tensor, image_tiles: Tensor | None, tokens: int | None
     ) -> Prefix:
-        features = self.image_features(pixel_values)  # [tiles, n, D]
         tiles = image_tiles.tolist() if image_tiles is not None else [1] * len(features)
         sizes = [count * features.shape[1] if tokens is None else tokens for count in tiles]
         rows = image_rows(image_counts, sizes)

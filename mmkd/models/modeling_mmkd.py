@@ -28,6 +28,7 @@ class MmkdForConditionalGeneration(GeneratingModel):
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_tiles: Tensor | None = None,
+        tower_features: Tensor | None = None,
         voco_tokens: int | None = None,
         prefix_bias: Tensor | None = None,
         labels: Tensor | None = None,
@@ -39,21 +40,26 @@ class MmkdForConditionalGeneration(GeneratingModel):
 
         Args:
             input_ids: [B, L]; n placeholders an image with full vision, k with `voco_tokens=k`.
+            position_ids: counted from the mask by default, so that padding on the left changes nothing.
             pixel_values: [tiles, 3, H, W] of all images of the batch in order; image_tiles: [M].
+            tower_features: [tiles, N, D_v], what `vision_tower` made of those images, in their place.
             voco_tokens: k, or None for full vision, where placeholders may stand anywhere.
             prefix_bias: [B, P] score bias of cached compression tokens; set by `generate`.
         """
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if pixel_values is not None and voco_tokens is not None and not cached:
-            hidden, past_key_values = (
-                self._read_prompt(input_ids, attention_mask, pixel_values, image_tiles, voco_tokens),
-                None,
-            )
+        features = None
+        if not cached and (pixel_values is not None or tower_features is not None):
+            features = self.image_features(pixel_values, tower_features)  # [tiles, n, D]
+        if features is not None and voco_tokens is not None:
+            hidden = self._read_prompt(input_ids, attention_mask, features, image_tiles, voco_tokens)
+            past_key_values = None
         else:
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
-                if pixel_values is not None and not cached:
-                    inputs_embeds = self._place_images(input_ids, inputs_embeds, pixel_values)
+                if features is not None:
+                    inputs_embeds = self._place_images(input_ids, inputs_embeds, features)
+            if position_ids is None and attention_mask is not None and not cached:
+                position_ids = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
             if prefix_bias is not None:
                 attention_mask = self._decoding_mask(attention_mask, prefix_bias, inputs_embeds)
             output = self.decoder(
@@ -71,8 +77,8 @@ class MmkdForConditionalGeneration(GeneratingModel):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def _place_images(self, input_ids: Tensor, embeds: Tensor, pixel_values: Tensor) -> Tensor:
-        features = self.image_features(pixel_values).flatten(0, 1)  # [tiles * n, D]
+    def _place_images(self, input_ids: Tensor, embeds: Tensor, features: Tensor) -> Tensor:
+        features = features.flatten(0, 1)  # [tiles * n, D]
         places = input_ids == self.config.image_token_id
         if int(places.sum()) != len(features):
             raise ValueError(
@@ -85,12 +91,12 @@ class MmkdForConditionalGeneration(GeneratingModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        pixel_values: Tensor,
+        features: Tensor,
         image_tiles: Tensor | None,
         tokens: int,
     ) -> Tensor:
         prompt = split_prompt(input_ids, attention_mask, self.config)
-        prefix = self._prompt_prefix(prompt.image_counts, pixel_values, image_tiles, tokens)
+        prefix = self._prompt_prefix(prompt.image_counts, features, image_tiles, tokens)
         text = self.read(prefix, prompt.text_ids, prompt.text_mask)  # [B, T, D]
         hidden = text.new_zeros(*input_ids.shape, text.shape[-1])
         row, column = prompt.text_mask.nonzero(as_tuple=True)

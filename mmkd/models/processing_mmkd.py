@@ -126,6 +126,7 @@ class MmkdProcessor(ProcessorMixin):
         images: Any = None,
         text: str | list[str] | None = None,
         voco_tokens: int | str | None = UNSET,
+        image_tiles: list[int] | None = None,
         return_tensors: str | None = "pt",
         padding: bool | str = True,
         padding_side: str = "left",
@@ -137,6 +138,7 @@ class MmkdProcessor(ProcessorMixin):
             images: PIL images: one, a flat list in prompt order, or a list for each prompt.
             text: prompts with one `image_token` for each image, behind the first token.
             voco_tokens: k placeholders an image; None for full vision; the processor's own by default.
+            image_tiles: tiles of each image where a VoCo cache or tower features stand in for `images`; 1 by default.
 
         Returns: input_ids, attention_mask [B, L], pixel_values [tiles, 3, H, W], image_tiles [M], and voco_tokens.
         """
@@ -152,7 +154,9 @@ class MmkdProcessor(ProcessorMixin):
             if flat and named != len(flat):
                 raise ValueError(f"the prompts name {named} images ({self.image_token}), {len(flat)} were given.")
             if named and not flat:
-                tiles = [1] * named  # a VoCo cache stands in for the images
+                tiles = [1] * named if image_tiles is None else list(image_tiles)
+            if named != len(tiles):
+                raise ValueError(f"the prompts name {named} images ({self.image_token}), image_tiles {len(tiles)}.")
             sizes = iter([tokens or self.image_token_count(count) for count in tiles])
             texts = [self._expand(t, sizes) for t in texts]
             data |= self.tokenizer(
@@ -163,7 +167,7 @@ class MmkdProcessor(ProcessorMixin):
                 return_tensors=return_tensors,
             )
         batch = BatchFeature(data, tensor_type=return_tensors)
-        if flat:
+        if flat or image_tiles is not None:
             import torch
 
             batch["image_tiles"] = torch.tensor(tiles)

@@ -89,13 +89,13 @@ def test_answers_do_not_move_with_the_batch_size(lm, documents, tokens):
     assert texts(lm, documents, batch_size=3) == texts(lm, documents, batch_size=64) == expected
 
 
-def test_an_image_is_compressed_once_however_many_questions_it_gets(lm, documents, monkeypatch):
-    lm.read_with(2)
-    seen, compress = [], lm.loaded.model.compress
-    monkeypatch.setattr(
-        lm.loaded.model, "compress", lambda pixels, **k: seen.append(len(pixels)) or compress(pixels, **k)
-    )
+@pytest.mark.parametrize("tokens", [2, "full"])
+def test_the_vision_tower_looks_once_at_an_image_however_many_questions_it_gets(lm, documents, tokens):
+    lm.read_with(tokens)
+    seen: list[int] = []
+    hook = lm.loaded.model.vision_tower.register_forward_hook(lambda _, args, output: seen.append(len(output)))
     texts(lm, documents, batch_size=4)
+    hook.remove()
     assert sum(seen) == len(COLORS)
 
 
@@ -111,11 +111,22 @@ def test_several_images_and_none_may_stand_in_one_batch(lm):
         assert texts(lm, mixed) == texts(lm, mixed, batch_size=1)
 
 
-def test_more_images_than_one_encode_holds_give_the_same_answers(lm, documents, monkeypatch):
-    lm.read_with(2)
+@pytest.mark.parametrize("tokens", [2, "full"])
+def test_more_images_than_one_pass_holds_give_the_same_answers(lm, documents, monkeypatch, tokens):
+    lm.read_with(tokens)
     expected = texts(lm, documents)
-    monkeypatch.setattr("mmkd.evaluate.lmms_model.IMAGES_PER_ENCODE", 2)
+    monkeypatch.setattr("mmkd.evaluate.seen_images.IMAGES_PER_PASS", 2)
     assert texts(lm, documents) == expected
+
+
+def test_an_image_cut_into_tiles_is_asked_about_as_the_model_itself_is(lm, monkeypatch):
+    monkeypatch.setattr(lm.loaded.processor, "tiles", 2)
+    wide = picture("red").resize((80, 40))
+    documents = [{"images": [image], "question": q} for q in QUESTIONS for image in (wide, picture("blue"))]
+    for tokens in (2, "full"):
+        lm.read_with(tokens)
+        expected = [alone(lm, document, None if tokens == "full" else tokens) for document in documents]
+        assert texts(lm, documents, batch_size=3) == expected
 
 
 def test_blind_answers_depend_on_the_question_alone(lm, documents):
@@ -173,12 +184,12 @@ def test_tokens_and_time_are_counted(lm, documents):
     answers = lm.generate_until(requests_of(lm, documents))
     (metrics,) = get_logged_metrics_history()
     assert metrics["image_tokens"] == 2
-    assert metrics["images_compressed"] == len(COLORS)
+    assert metrics["images_encoded"] == len(COLORS)
     assert metrics["request_count"] == len(documents)
     # sink + 2 image tokens + one token for each byte of "Q: what?\nA:"
     assert answers[0].token_counts.input_tokens == 1 + 2 + len("Q: what?\nA:")
     assert metrics["total_gen_tokens"] == sum(a.token_counts.output_tokens for a in answers)
-    assert 0 < metrics["compress_seconds"] < metrics["total_elapsed_time"]
+    assert 0 < metrics["encode_seconds"] < metrics["total_elapsed_time"]
     lm.read_with("full")
     reset_logged_metrics()
     lm.generate_until(requests_of(lm, documents))
