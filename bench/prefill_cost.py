@@ -1,6 +1,6 @@
-"""What a cached image and a question on it cost by token count, on the demo's student: `python -m bench.prefill_cost`.
+"""What a cached image and a question on it cost by token count: `python -m bench.prefill_cost [--model large]`.
 
-Operations and bytes are counted and depend on the architecture alone, so the student is composed and not trained; times
+Operations and bytes are counted and depend on the architecture alone, so the models are composed and not trained; times
 are measured in the same run, each round taking every count once.
 """
 
@@ -15,20 +15,24 @@ import torch
 from bench.rows import Row, append, config_hash, surroundings
 from mmkd.compose import compose
 from mmkd.config.load import load_config
-from mmkd.config.schema import StudentSection
+from mmkd.config.schema import StudentSection, VisionSection
 from mmkd.evaluate.costs import Cost, Latency, ask, count_costs, measure_latency
 
-BENCH = "prefill_cost"
+BENCHES = {"demo": "prefill_cost", "large": "prefill_cost_large"}
 COUNTS = [1, 2, 4, 8, "full"]
 QUESTION = "what color is the shape?"
 FULL = "full vision, same model and run"
 
 
-def student(teacher: str, distill: str) -> StudentSection:
-    """The distilled student without its teacher's weights: the teacher's parts, cut and given C tokens."""
-    whole, cut = load_config(teacher).student, load_config(distill).student
-    language = whole.language.model_copy(update={"keep_layers": cut.keep_layers, "pretrained": False})
-    vision = whole.vision.model_copy(update={"pretrained": False})
+def student(model: str) -> StudentSection:
+    """A model with random weights: the demo's student, or SmolLM2-135M whole on the 576 patches of a small ViT."""
+    whole, cut = load_config("demo/teacher").student, load_config("demo/distill").student
+    if model == "demo":
+        vision, layers = whole.vision.model_copy(update={"pretrained": False}), cut.keep_layers
+    else:
+        vision = VisionSection(source="timm:vit_tiny_patch16_384", pretrained=False)  # 24 x 24 patches
+        layers = None
+    language = whole.language.model_copy(update={"keep_layers": layers, "pretrained": False})
     return whole.model_copy(update={"voco": cut.voco, "language": language, "vision": vision})
 
 
@@ -64,24 +68,25 @@ def _spread(values: list[float]) -> float:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.prefill_cost", description=__doc__)
     parser.add_argument("--rounds", type=int, default=60, help="rounds of timing (default 60)")
-    rounds = parser.parse_args(arguments).rounds
+    parser.add_argument("--model", choices=BENCHES, default="demo", help="demo (default): 16 vision tokens; large: 576")
+    asked = parser.parse_args(arguments)
     around = surroundings()  # before anything is measured: the commit that runs
-    section = student("demo/teacher", "demo/distill")
+    section = student(asked.model)
     torch.manual_seed(0)
     composed = compose(section)
     model, question = composed.model.eval(), ask(composed.processor, QUESTION)
     costs = count_costs(model, question, COUNTS)
-    times = measure_latency(model, question, COUNTS, rounds)
+    times = measure_latency(model, question, COUNTS, asked.rounds)
     rows = [
         Row(
-            bench=BENCH,
+            bench=BENCHES[asked.model],
             metric=metric,
             value=value,
             unit=unit,
             seeds=(0,),
             spread=spread,
             against=against,
-            command=f"python -m bench.prefill_cost --rounds {rounds}",
+            command=f"python -m bench.prefill_cost --model {asked.model} --rounds {asked.rounds}",
             config_hash=config_hash(section, {"question": QUESTION}),
             **around,
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.prefill_cost import BENCH
+from bench.prefill_cost import BENCHES
 from bench.rows import append, newest, read, row_from
 from bench.tables import documents, filled, main, table
 from mmkd.errors import DataError
@@ -77,8 +77,9 @@ def test_text_of_a_row_cannot_break_the_table():
     assert table([replace(rows()[0], metric="accuracy@a|b<script>")]).count("a\\|b&lt;script>") == 1
 
 
-def test_the_committed_kv_bytes_are_k_sixteenths_of_full_vision():
-    found = {row.metric: row.value for row in newest(read(BENCH))}
+@pytest.mark.parametrize(("model", "n"), [("demo", 16), ("large", 576)])
+def test_the_committed_kv_bytes_are_k_nths_of_full_vision(model, n):
+    found = {row.metric: row.value for row in newest(read(BENCHES[model]))}
     for k in (1, 2, 4, 8):
-        assert found[f"kv_bytes@k={k}"] * 16 == found["kv_bytes@full"] * k
-        assert found[f"kv_share@k={k}"] == k / 16
+        assert found[f"kv_bytes@k={k}"] * n == found["kv_bytes@full"] * k
+        assert found[f"kv_share@k={k}"] == k / n
