@@ -41,6 +41,13 @@ class DistillTask(nn.Module):
             self.needs = self.needs | objective.needs(layers, teacher_layers)
         self.report: dict[str, Ratio] = {}
 
+    def train(self, mode: bool = True) -> DistillTask:
+        """The tower stays in eval mode, trained or not: batch norms would take statistics of a micro batch of one rank,
+        blank images among them, and a frozen tower would differ from its cached features."""
+        super().train(mode)
+        self.student.vision_tower.eval()
+        return self
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro batch in the text-only layout of `mmkd.data.collate`.
 
