@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,9 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last complete checkpoint.")]
 Model = Annotated[str, typer.Argument(help="Folder of a model or release, or a hub id.")]
+Tokens = Annotated[
+    str | None, typer.Option(help="Tokens an image is read as, or full; all the model's compression tokens by default.")
+]
 
 
 @app.command()
@@ -73,6 +76,76 @@ def evaluate(
         model=model, suite=suite, tokens=counts, blind=blind, limit=limit, batch_size=batch_size, out=out
     )
     typer.echo(json.dumps(scores, indent=2, default=str))
+
+
+@app.command()
+def release(
+    run: Annotated[Path, typer.Argument(help="Run folder whose model is released.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="mmkd (any model), or llava (stock LLaVA, for full-vision students).")
+    ] = "mmkd",
+) -> None:
+    """Write a run's model as a folder that transformers loads without mmkd, verify it, add a model card."""
+    if kind not in ("mmkd", "llava"):
+        raise ConfigError(f"--format has {kind!r}; allowed: mmkd, llava.")
+    from mmkd.release.bundle import release as make_release
+
+    record = make_release(run, out, "llava" if kind == "llava" else "mmkd")
+    largest = max(reading["difference"] for reading in record["logits"].values())
+    typer.echo(f"{out}: verified without mmkd; the logits differ from the trained model's by at most {largest:.2g}")
+
+
+@app.command()
+def chat(
+    model: Model,
+    image: Annotated[list[Path] | None, typer.Option(help="Image to talk about; may be given several times.")] = None,
+    tokens: Tokens = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+) -> None:
+    """Talk to a model about images, in the terminal."""
+    from mmkd.inference.chat import chat as talk
+
+    talk(model, image or [], _token_count(tokens), answer_tokens)
+
+
+@app.command()
+def compress(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for one safetensors file an image.")],
+    tokens: Tokens = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 16,
+) -> None:
+    """Compress images to files that a model answers from later; what is there already is skipped."""
+    from mmkd.inference.compress import compress_files
+
+    typer.echo(str(compress_files(model, images, out, _token_count(tokens), batch_size)))
+
+
+@app.command()
+def serve(
+    model: Model,
+    tokens: Tokens = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    image_cache: Annotated[int, typer.Option(min=1, help="Compressed images to remember.")] = 32,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Host from which image URLs may be fetched; none by default.")
+    ] = None,
+    allow_folder: Annotated[
+        list[Path] | None, typer.Option(help="Folder below which file:// images may be read; none by default.")
+    ] = None,
+) -> None:
+    """Answer OpenAI-style chat completions about images, over HTTP."""
+    from mmkd.inference.server import serve as run_server
+
+    run_server(
+        model, host, port, _token_count(tokens), image_cache, answer_tokens, allow_host, allow_folder, typer.echo
+    )
 
 
 @app.command()
@@ -148,6 +221,15 @@ def _token_counts(text: str) -> list[int | str]:
             )
         counts.append(item if item == "full" else int(item))
     return counts
+
+
+def _token_count(text: str | None) -> Any:
+    if text is None:
+        return None
+    counts = _token_counts(text)
+    if len(counts) != 1:
+        raise ConfigError(f"--tokens has {text!r}; one count is meant here, e.g. 1 or full.")
+    return counts[0]
 
 
 def _without_local_rank(arguments: list[str]) -> list[str]:

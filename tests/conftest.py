@@ -44,3 +44,16 @@ def root() -> Path:
 def package() -> Path:
     """The folder of the imported mmkd."""
     return Path(mmkd.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """One token for each byte, then <s> and </s>, as a tokenizer of transformers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")

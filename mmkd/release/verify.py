@@ -1,0 +1,121 @@
+"""Asks the model in memory and the release in a process without mmkd the same questions, and compares."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmkd.errors import ReleaseError
+from mmkd.release import clean_process
+
+# Largest difference of two logits, as a share of the largest logit. The same kernels run on both sides, so that it is
+# 0 in practice; the allowance is for kernels that differ with the layout in memory.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@dataclass
+class Expected:
+    """What the model in memory said: see `clean_process.ask`."""
+
+    readings: list[int | None] | None
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def readings_of(most: int) -> list[int | None]:
+    """Full vision, the fewest and the most tokens that a model reads an image with."""
+    return [None, *sorted({1, most})] if most else [None]
+
+
+def expect(model: Any, processor: Any) -> Expected:
+    """Ask the model in memory."""
+    readings = readings_of(model.config.voco_tokens)
+    return Expected(readings, *clean_process.ask(model, processor, readings))
+
+
+def verify(folder: Path, expected: Expected, remote_code: bool) -> dict[str, Any]:
+    """Load the release in `folder` in a clean process, ask it, and compare with `expected`.
+
+    Returns: what was seen: largest difference of logits by reading, answers, classes, versions.
+
+    Raises: ReleaseError where it does not load, or says something else.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tensors, facts = _run(folder, Path(scratch), expected.readings if remote_code else None, remote_code)
+    differing = [name for name in expected.tensors if name not in tensors] or [
+        name
+        for name, tensor in expected.tensors.items()
+        if not name.startswith("logits/") and not torch.equal(tensor, tensors[name])
+    ]
+    if differing:
+        raise ReleaseError(
+            f"the release's processor makes other inputs than the model's own: {', '.join(differing[:4])}. "
+            "The release was not kept."
+        )
+    differences = _differences(expected.tensors, tensors)
+    for name, difference in differences.items():
+        if not difference["difference"] <= difference["allowed"]:
+            raise ReleaseError(
+                f"the release's logits differ from the model's by {difference['difference']:.3g} where images are read "
+                f"with {name} tokens ({difference['allowed']:.3g} is allowed). The release was not kept."
+            )
+    for name in ("answers", "identity"):
+        if facts.get(name) != expected.facts.get(name):
+            raise ReleaseError(
+                f"the release's {name} are {facts.get(name)}, the model's {expected.facts.get(name)}. "
+                "The release was not kept."
+            )
+    for key, answer in facts["answers"].items():
+        if key.endswith("/compressed") and answer != facts["answers"][key.removesuffix("/compressed")]:
+            raise ReleaseError(f"a compressed image is answered differently from the image itself: {key}: {answer!r}.")
+    return {"logits": differences, "command": "python -I clean_process.py", **facts}
+
+
+def _run(
+    folder: Path, scratch: Path, readings: list[int | None] | None, remote_code: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    command = [sys.executable, "-I", clean_process.__file__, str(folder.resolve()), str(scratch)]
+    command += ["--readings", json.dumps(readings), *(["--remote-code"] if remote_code else [])]
+    # Remote code is copied into a cache that dies with the process; nothing may come from the network; the same
+    # number of threads, since sums are split by it.
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(scratch / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=scratch, check=False)
+    if done.returncode:
+        raise ReleaseError(
+            f"the release does not work in a process without mmkd (exit code {done.returncode}); it was not kept.\n"
+            + "\n".join(done.stderr.strip().splitlines()[-12:])
+        )
+    return load_file(scratch / "observed.safetensors"), json.loads((scratch / "observed.json").read_text())
+
+
+def _differences(expected: dict[str, Tensor], observed: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Largest difference of logits by reading; one that is not finite is none of them and fails every comparison."""
+    found: dict[str, dict[str, float]] = {}
+    for name, logits in expected.items():
+        if not name.startswith("logits/"):
+            continue
+        other = observed[name]
+        difference = (
+            (logits.float() - other.float()).abs().max().item() if other.shape == logits.shape else float("nan")
+        )
+        allowed = TOLERANCE[logits.dtype] * logits.float().abs().max().item()
+        so_far = found.setdefault(name.split("/")[1], {"difference": 0.0, "allowed": allowed})
+        so_far["difference"] = difference if difference != difference else max(so_far["difference"], difference)
+        so_far["allowed"] = min(so_far["allowed"], allowed)
+    return found

@@ -1,0 +1,151 @@
+"""A full-vision student as stock LLaVA: the same function, and a reason wherever it cannot be."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors import safe_open
+
+from mmkd.errors import ReleaseError
+from mmkd.release import clean_process
+from mmkd.release.bundle import load_student, release
+from mmkd.release.llava import to_llava
+
+
+@pytest.fixture(scope="module")
+def full_run(make_run, tmp_path_factory) -> Path:
+    """A full-vision student: the first two of CLIP's three layers, MLP, Llama."""
+    return make_run(tmp_path_factory.mktemp("runs") / "full")
+
+
+@pytest.fixture(scope="module")
+def llava(full_run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("releases") / "tiny-llava"
+    release(full_run, out, "llava")
+    return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"taps": [1, 3]}, {"taps": [-1]}, {"vision": "siglip"}, {"vision": "siglip", "taps": [-1]}],
+    ids=["clip", "clip, two taps", "clip, last layer", "siglip", "siglip, last layer"],
+)
+def test_stock_llava_gives_the_students_logits(make_run, tmp_path, options):
+    model, processor = load_student(make_run(tmp_path / "run", **options) / "model")
+    stock, stock_processor = to_llava(model, processor)
+    stock.save_pretrained(tmp_path / "stock")
+    reloaded = type(stock).from_pretrained(tmp_path / "stock")
+    ours, our_answers = clean_process.ask(model, processor, [None])
+    theirs, their_answers = clean_process.ask(reloaded, stock_processor, None)
+    assert our_answers == their_answers
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-5)
+    # The pictures matter: another one gives other logits.
+    assert not torch.allclose(ours["logits/full/0"][:, -1], ours["logits/full/1"][:, -1], atol=1e-2)
+
+
+def test_the_release_is_plain_llava_and_verified_without_mmkd(llava):
+    record = json.loads((llava / "verification.json").read_text())
+    assert record["blocked"] == {"mmkd": True, "mmkd_adapters": True}
+    assert record["model_class"].startswith("transformers.models.llava.")
+    assert record["processor_class"].startswith("transformers.models.llava.")
+    assert record["logits"]["full"]["difference"] <= record["logits"]["full"]["allowed"]
+    config = json.loads((llava / "config.json").read_text())
+    assert config["model_type"] == "llava"
+    assert "auto_map" not in config
+    assert config["vision_config"]["num_hidden_layers"] == 2  # the penultimate of three, and none behind it
+    assert not list(llava.glob("*.py"))
+    with safe_open(llava / "model.safetensors", framework="pt") as file:
+        assert not [name for name in file.keys() if "position_ids" in name]  # noqa: SIM118 (not a dict)
+    card = (llava / "README.md").read_text()
+    assert "trust_remote_code" not in card
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"voco": 2}, "reads images through compression tokens"),
+        ({"vision": "timm:test_efficientnet", "pretrained": False}, "vision tower is timm:test_efficientnet"),
+        ({"layers": 3}, "not an mlp of 2 layers"),
+        ({"kind": "pixel_shuffle"}, "its projector is pixel_shuffle"),
+        ({"grid": [2, 2]}, "pooled to a grid of 2 x 2"),
+        ({"tiles": 4}, "cut into up to 4 tiles"),
+        ({"image_size": 48}, "images are 48 pixels wide, the tower was made for 32"),
+        ({"language": "gpt2"}, "decoder is gpt2, not one of llama"),
+    ],
+    ids=["voco", "timm", "three layers", "pixel shuffle", "grid", "tiles", "image size", "gpt2"],
+)
+def test_what_stock_llava_has_no_place_for_is_refused_by_name(make_run, tmp_path, options, reason):
+    run = make_run(tmp_path / "run", **options)
+    with pytest.raises(ReleaseError, match=reason) as raised:
+        release(run, tmp_path / "out", "llava")
+    assert "--format mmkd" in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_transformers_serve_answers_about_an_image_in_the_request(llava, tmp_path):
+    openai = pytest.importorskip("openai")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["transformers", "serve", str(llava), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    command[0] = str(Path(sys.executable).with_name("transformers"))
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    try:
+        _wait(server, f"http://127.0.0.1:{port}/health", tmp_path / "log")
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+        answers = [_answer(client, llava, picture) for picture in (0, 1)]
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert answers == [_in_process(llava, picture) for picture in (0, 1)]
+    assert answers[0] != answers[1]
+
+
+def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
+    for _ in range(120):
+        assert server.poll() is None, log.read_text()
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(1)
+    raise AssertionError(f"no answer from {url}: {log.read_text()}")
+
+
+def _answer(client, llava: Path, picture: int) -> str:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    clean_process.pictures()[picture].save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+    reply = client.chat.completions.create(
+        model=str(llava), messages=[{"role": "user", "content": content}], max_tokens=8, temperature=0
+    )
+    return reply.choices[0].message.content
+
+
+def _in_process(llava: Path, picture: int) -> str:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(llava)
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    inputs = clean_process._inputs(processor, "What is this?", [picture], {})
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
