@@ -1,0 +1,149 @@
+"""Tiny random models, a small mixed data set, and configs of runs on them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import CLIPImageProcessor, LlamaConfig, PreTrainedTokenizerFast
+
+from mmkd.models import MmkdConfig, MmkdForConditionalGeneration, MmkdProcessor
+from mmkd.models.configuration_vision import MmkdVisionConfig
+from mmkd.templates import chat_template
+
+sys.path.insert(0, str(Path(__file__).parent))  # `ranks` has to be importable by its name in forked ranks
+
+SIDE = 32
+WORDS = ["red", "green", "blue", "a circle", "a square", "yes", "no"]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return tokenizer
+
+
+def save_tiny_model(folder: Path, seed: int, layers: int, voco: int | None, tied: bool = True) -> None:
+    """A composed model of random weights: a convolutional tower with batch norms, hidden size 32."""
+    tokenizer = byte_tokenizer()
+    side = {"height": SIDE, "width": SIDE}
+    processor = MmkdProcessor(
+        CLIPImageProcessor(size=side, do_center_crop=False, crop_size=side),
+        tokenizer,
+        chat_template=chat_template("qa", tokenizer),
+        image_tokens=4,
+        voco_tokens=voco,
+    )
+    config = MmkdConfig(
+        vision_config=MmkdVisionConfig(library="timm", architecture="test_efficientnet", grid=[2, 2], image_size=SIDE),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,
+            tie_word_embeddings=tied,
+        ),
+        voco={"tokens": voco, "preset": "keep_sink", "embeddings": "separate", "mass_bias": False} if voco else None,
+        image_token_id=processor.image_token_id,
+        sink_token_id=tokenizer.bos_token_id,
+        image_tokens=4,
+        processor_hash=processor.fingerprint,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(seed)
+    model = MmkdForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("student")
+    save_tiny_model(folder, seed=0, layers=2, voco=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    save_tiny_model(folder, seed=1, layers=3, voco=None)
+    return folder
+
+
+def write_records(folder: Path, kinds: list[int]) -> Path:
+    """A JSONL file; `kinds` says how many images each record has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(0)
+    lines = []
+    for number, images in enumerate(kinds):
+        names = []
+        for place in range(images):
+            names.append(f"{number}-{place}.png")
+            Image.fromarray(random.randint(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / names[-1])
+        turns = []
+        for _ in range(1 + number % 3):
+            turns.append({"role": "user", "text": f"what is {random.choice(WORDS)}?"})
+            turns.append({"role": "assistant", "text": str(random.choice(WORDS))})
+        lines.append(json.dumps({"id": f"r{number}", "turns": turns, "images": names}))
+    path = folder / "records.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the records without an image, so that some micro batches of a rank have none; some with two."""
+    return write_records(tmp_path_factory.mktemp("records"), [0, 1, 0, 2, 0, 0, 1, 1, 0, 1] * 3)
+
+
+@pytest.fixture
+def config(tmp_path: Path, student: Path, teacher: Path, records: Path) -> Callable[..., dict[str, Any]]:
+    """`config(name, stage={...}, training={...}, zero=2, **sections)`: a VoCo student under a live teacher."""
+
+    def build(name: str = "run", stage: Any = None, training: Any = None, zero: int = 2, **sections: Any) -> dict:
+        base = {
+            "run": {"dir": str(tmp_path / name), "seed": 3},
+            "student": {"init": str(student)},
+            "teacher": {"kind": "live", "model": str(teacher)},
+            "objectives": [{"name": "cross_entropy"}, {"name": "forward_kl", "chunk": 16}],
+            "data": {"mixture": [{"source": "jsonl", "path": str(records)}], "max_length": 256},
+            "stages": [
+                {
+                    "name": "distill",
+                    "steps": 20,
+                    "learning_rate": 3e-3,
+                    "warmup": 0.1,
+                    "batch_size": 8,
+                    "micro_batch_size": 2,
+                    "read": ["full", 4, 1],
+                    "gradient_clipping": 1.0,
+                }
+                | (stage or {})
+            ],
+            "training": {"precision": "fp32", "log_every": 1, "save_every": 10, "device": "cpu"} | (training or {}),
+            # No parameter is small enough to stay whole under ZeRO-3: every use of one gathers it.
+            "deepspeed": {
+                "stage": zero,
+                "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero == 3 else {},
+            },
+        }
+        return base | sections
+
+    return build

@@ -1,0 +1,151 @@
+"""Tiny runs on one or several ranks, forked from a server that has imported everything once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmkd.config.schema import Config, StageSection
+from mmkd.train.run import train
+
+CONTEXT = get_context("forkserver")
+# Whatever test starts the server first: what it imports is what every later rank need not.
+PRELOAD = [
+    "ranks",
+    "mmkd.train.trainer",
+    "mmkd.data.loader",
+    "mmkd.teachers.live",
+    "timm",
+    "deepspeed.runtime.engine",
+    "deepspeed.runtime.zero.stage3",
+]
+SHAPE = ("name", "steps", "batch_size", "micro_batch_size")
+
+
+def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    """`function(*args)` on every rank; what each returned, or the exception it raised, in order of rank."""
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    results = CONTEXT.Queue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        CONTEXT.Process(target=_rank, args=(rank, world, port, results, function, args)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        found = dict(results.get(timeout=timeout) for _ in processes)
+    finally:
+        for process in processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+    return [found[rank] for rank in range(world)]
+
+
+def _rank(rank: int, world: int, port: int, results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, function(*args)))
+    except Exception as error:
+        traceback.print_exc()
+        results.put((rank, error))
+    else:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def run(config: dict[str, Any], world: int = 2, resume: bool = False) -> list[Any]:
+    """A whole run through `mmkd.train.run.train`; raises the first error that a rank met."""
+    for result in on_ranks(world, _train, config, resume):
+        if isinstance(result, Exception):
+            raise result
+    return losses(config)
+
+
+def attempt(config: dict[str, Any], world: int = 2, resume: bool = False) -> list[Any]:
+    """As `run`, but gives back what each rank met."""
+    return on_ranks(world, _train, config, resume)
+
+
+def _train(config: dict[str, Any], resume: bool) -> str:
+    return str(train(Config.model_validate(config), resume))
+
+
+def losses(config: dict[str, Any]) -> list[float]:
+    """The logged loss of each step; of a step that was run twice, the last."""
+    found = {}
+    for line in (Path(config["run"]["dir"]) / "metrics.jsonl").read_text().splitlines():
+        found[json.loads(line)["step"]] = json.loads(line)["loss"]
+    return [found[step] for step in sorted(found)]
+
+
+def one_plain_process(config: dict[str, Any]) -> list[float]:
+    """The losses of the same config by a bare PyTorch loop: no Trainer, no DeepSpeed, no accumulation."""
+    [result] = on_ranks(1, _plain, config)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _plain(config: dict[str, Any]) -> list[float]:
+    import torch.distributed as dist
+
+    from mmkd.compose import compose, parts
+    from mmkd.data.loader import build_loader
+    from mmkd.objectives import build
+    from mmkd.teachers.live import build_teacher
+    from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
+    from mmkd.train.task import DistillTask
+    from mmkd.train.trainer import draw_reads
+
+    dist.init_process_group("gloo")
+    settings = Config.model_validate(config)
+    stage: StageSection = settings.stages[0]
+    torch.manual_seed(settings.run.seed)
+    composed = compose(settings.student)
+    teacher = build_teacher(settings.teacher, torch.float32, "sdpa", torch.device("cpu"))
+    task = DistillTask(composed.model, [(build(o), o.weight) for o in settings.objectives], teacher)
+    for name, parameters in parts(composed.model).items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in stage.trainable)
+    task.train()
+    optimizer = build_optimizer(task, stage)
+    schedule = learning_rate_schedule(optimizer, stage)
+    batches = iter(
+        build_loader(
+            settings.data,
+            composed.processor,
+            seed=settings.run.seed,
+            batch_size=stage.batch_size,
+            micro_batch_size=stage.batch_size,
+            rank=0,
+            world_size=1,
+            start_step=0,
+            rejected=Path(settings.run.dir) / "plain-rejected.jsonl",
+        )
+    )
+    found = []
+    for step in range(stage.steps):
+        batch = next(batches)
+        answers = (batch["labels"][:, 1:] != -100).sum()
+        loss = task(batch | {"normalizer": answers, "reads": draw_reads(stage, settings.run.seed, step)})
+        loss.backward()
+        if stage.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], stage.gradient_clipping)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        found.append(float(loss))
+    return found
