@@ -1,0 +1,102 @@
+"""The body of a chat completion: what of OpenAI's schema is understood, what is ignored, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmkd.inference.request_images import RequestError
+
+MOST_IMAGES = 16
+Text = Annotated[str, Field(max_length=1_000_000)]
+
+
+class ImageUrl(BaseModel):
+    url: str
+    detail: str | None = None  # every image is read alike
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: Text
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    name: str | None = None
+
+
+class ChatRequest(BaseModel):
+    """A field that would change the answer and is not here is an error: a client must not believe that it worked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    stream: bool | None = False
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=2)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    n: Literal[1] | None = None
+    presence_penalty: Literal[0] | None = None
+
+    # Understood by OpenAI's servers, without meaning here.
+    stream_options: dict[str, Any] | None = None  # the last chunk always holds the usage
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    @classmethod
+    def parse(cls, body: bytes) -> ChatRequest:
+        """Raises RequestError naming the first field that is wrong."""
+        try:
+            request = cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the request"
+            raise RequestError(f"{place}: {first['msg']}.") from None
+        if len(request.image_urls()) > MOST_IMAGES:
+            raise RequestError(f"{len(request.image_urls())} images in one request; at most {MOST_IMAGES} are read.")
+        return request
+
+    def image_urls(self) -> list[str]:
+        """In the order of the messages."""
+        return [part.image_url.url for part in self._parts() if isinstance(part, ImagePart)]
+
+    def to_messages(self) -> list[dict[str, Any]]:
+        """As chat templates take them, images as {"type": "image"}."""
+        return [
+            {"role": "system" if message.role == "developer" else message.role, "content": _content(message)}
+            for message in self.messages
+        ]
+
+    def generation(self) -> dict[str, Any]:
+        """The fields that steer generation, those that were given."""
+        names = {
+            "max_tokens", "max_completion_tokens", "temperature", "top_p", "frequency_penalty", "seed", "stop",
+        }  # fmt: skip
+        return self.model_dump(include=names, exclude_none=True)
+
+    def _parts(self) -> list[TextPart | ImagePart]:
+        return [part for message in self.messages if isinstance(message.content, list) for part in message.content]
+
+
+def _content(message: Message) -> list[dict[str, Any]]:
+    if not isinstance(message.content, list):
+        return [{"type": "text", "text": message.content or ""}]
+    return [
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
