@@ -1,4 +1,4 @@
-"""The demo: a teacher tuned on EasyVQA, a student that reads an image as 1 to 8 tokens, scores of both."""
+"""The demo: a teacher tuned on EasyVQA, a student that reads an image as 1 to 8 tokens, scored, released, reported."""
 
 from __future__ import annotations
 
@@ -7,63 +7,171 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmkd.errors import TrainingError
+from rich.console import Console
+from rich.table import Table
+
+from mmkd.errors import ConfigError, TrainingError
 
 QUESTIONS = 1000  # the fixed subset (the first questions of the test split) that the short demo scores
+READINGS: list[Any] = [1, 2, 4, 8, "full"]
+# Minutes of each stage on two cores without bf16, for the time left: (demo, demo --full).
+MINUTES = {
+    "assets": (0.3, 0.3),
+    "teacher": (7.0, 22.0),
+    "student": (5.0, 15.0),
+    "scores": (1.0, 6.0),
+    "costs": (0.1, 0.1),
+    "release": (0.5, 0.5),
+    "report": (0.2, 0.2),
+}
 
 
 def demo(full: bool = False, seed: int = 0, out: Path | None = None) -> dict[str, Any]:
-    """Train teacher and student under the DeepSpeed launcher with two ranks, score both with lmms-eval.
+    """Train teacher and student under the DeepSpeed launcher with two ranks, score both with lmms-eval, release the
+    student, and write a page about it.
 
-    What a stopped demo left in `out` is used again. Writes and returns `<out>/summary.json`.
+    What a stopped demo left in `out` is used again: finished stages are skipped, a training goes on from its last whole
+    checkpoint. Writes and returns `<out>/summary.json`.
 
     Args:
-        full: three times the steps, and the whole test split.
-    Raises: TrainingError where a stage fails; its own message stands above.
+        full: the budget of configs/demo/full-*.yaml, and the whole test split.
+    Raises: ConfigError where `out` holds a demo with other settings; TrainingError where a training stops, whose own
+        message stands above.
     """
-    from mmkd.evaluate.suite import evaluate
-
     out = out or Path("runs/demo-full" if full else "runs/demo")
-    teacher, student = out / "teacher", out / "student"
+    teacher, student, released = out / "teacher", out / "student", out / "release"
     limit = None if full else QUESTIONS
-    seconds: dict[str, float] = {}
-    scores: dict[str, Any] = {}
-    common = [f"run.seed={seed}", *(["stages[0].steps=1350"] if full else [])]
-    _stage("teacher", seconds, lambda: _launch("train", "demo/teacher", teacher, common))
+    stages = Stages(out, {"full": full, "seed": seed})
+    prefix = "demo/full-" if full else "demo/"
     start = [f"student.init={teacher / 'model'}", f"teacher.model={teacher / 'model'}"]
-    _stage("student", seconds, lambda: _launch("distill", "demo/distill", student, [*common, *start]))
 
-    def score() -> None:
-        scores["teacher"] = evaluate(str(teacher / "model"), "easyvqa", ["full"], True, limit, 64, teacher / "eval")
-        scores["student"] = evaluate(
-            str(student / "model"), "easyvqa", [1, 2, 4, 8, "full"], False, limit, 64, student / "eval"
-        )
+    stages.run("assets", _assets)
+    stages.run("teacher", lambda: _launch("train", f"{prefix}teacher", teacher, seed))
+    stages.run("student", lambda: _launch("distill", f"{prefix}distill", student, seed, start))
+    scores = stages.run("scores", lambda: _scores(teacher, student, limit))
+    costs = stages.run("costs", lambda: _costs(student))
+    stages.run("release", lambda: _release(student, released))
+    stages.run("report", lambda: _report(student))
 
-    _stage("score", seconds, score)
-    environment = json.loads((student / "environment.json").read_text())
-    summary = {"seed": seed, "questions": limit or "all", "scores": scores, "seconds": seconds, **environment}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1, default=str))
-    print(f"\n{out / 'summary.json'} · " + " · ".join(f"{name} {s / 60:.1f} min" for name, s in seconds.items()))
+    summary = {
+        "seed": seed,
+        "questions": limit or "all",
+        "scores": scores,
+        "costs": costs,
+        "seconds": stages.seconds,
+        "release": str(released),
+        "report": str(student / "report.html"),
+        **json.loads((student / "environment.json").read_text()),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    console = Console()
+    console.print(table(summary))
+    minutes = " · ".join(f"{name} {seconds / 60:.1f}" for name, seconds in stages.seconds.items())
+    console.print(f"minutes: {minutes} · in all {sum(stages.seconds.values()) / 60:.1f}", soft_wrap=True)
+    console.print(f"{out / 'summary.json'} · {released} · {student / 'report.html'}", soft_wrap=True)
     return summary
 
 
-def _stage(name: str, seconds: dict[str, float], work: Any) -> None:
-    started = time.perf_counter()
-    work()
-    seconds[name] = round(time.perf_counter() - started, 1)
+class Stages:
+    """Runs stages once each: what a stage returned is kept in `<out>/stages/NAME.json` with its seconds."""
+
+    def __init__(self, out: Path, settings: dict[str, Any]):
+        self.folder, self.seconds = out / "stages", {}
+        self.minutes = {name: pair[bool(settings["full"])] for name, pair in MINUTES.items()}
+        record = out / "demo.json"
+        if record.exists() and json.loads(record.read_text()) != settings:
+            raise ConfigError(
+                f"{out} holds a demo with {record.read_text().strip()}, and {json.dumps(settings)} was asked for; "
+                "remove the folder, or name another one with --out."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(settings) + "\n")
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """The result of `work`, or what it returned in an earlier call of the demo."""
+        kept = self.folder / f"{name}.json"
+        if not kept.exists():
+            names = list(self.minutes)
+            left = sum(self.minutes[later] for later in names[names.index(name) :])
+            print(f"[{names.index(name) + 1}/{len(names)}] {name} · about {left:.0f} min left in all", flush=True)
+            started = time.perf_counter()
+            result = work()
+            seconds = round(time.perf_counter() - started, 1)
+            partial = kept.with_suffix(".partial")
+            partial.write_text(json.dumps({"seconds": seconds, "result": result}, indent=1, default=str))
+            partial.replace(kept)
+        found = json.loads(kept.read_text())
+        self.seconds[name] = found["seconds"]
+        return found["result"]
 
 
-def _launch(job: str, config: str, run: Path, overrides: list[str]) -> None:
-    if (run / "model" / "COMPLETE.json").exists():
-        return
+def table(summary: dict[str, Any]) -> Table:
+    """A row for each way of reading an image: accuracy, and what an image costs."""
+    scores, costs = summary["scores"], summary["costs"]
+    found = Table(title=f"EasyVQA, {summary['questions']} test questions, seed {summary['seed']}", title_justify="left")
+    for column in ("model", "image tokens", "accuracy", "K,V an image", "prefill a question"):
+        found.add_column(column, justify="left" if column == "model" else "right")
+    for model, readings in scores.items():
+        for reading, values in readings.items():
+            cost = costs.get(reading, {}) if model == "student" else {}
+            found.add_row(
+                model,
+                reading,
+                f"{100 * values['acc']:.1f} %",
+                f"{cost['kv_bytes'] / 1024:.0f} KiB" if cost else "",
+                f"{cost['prefill_flops'] / 1e9:.2f} GFLOP" if cost else "",
+            )
+    return found
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+def _assets() -> list[str]:
+    from mmkd import assets
+
+    return [str(assets.path(name)) for name in assets.ASSETS]
+
+
+def _launch(job: str, config: str, run: Path, seed: int, overrides: list[str] | None = None) -> None:
     beside = Path(sys.executable).with_name("deepspeed")
     launcher = str(beside) if beside.exists() else shutil.which("deepspeed")
     if launcher is None:
         raise TrainingError("the deepspeed launcher is not installed; pip install 'mmkd[train]'.")
     resume = ["--resume"] if (run / "config.yaml").exists() else []
-    command = [launcher, "--num_gpus", "2", "--module", "mmkd", job, config, f"run.dir={run}", *overrides, *resume]
+    settings = [f"run.dir={run}", f"run.seed={seed}", *(overrides or [])]
+    command = [launcher, "--num_gpus", "2", "--module", "mmkd", job, config, *settings, *resume]
     if subprocess.run(command, check=False).returncode:
         raise TrainingError(f"{job} in {run} stopped; its message stands above. `mmkd demo` again goes on from there.")
+
+
+def _scores(teacher: Path, student: Path, limit: int | None) -> dict[str, Any]:
+    from mmkd.evaluate.suite import evaluate
+
+    return {
+        "teacher": evaluate(str(teacher / "model"), "easyvqa", ["full"], True, limit, out=teacher / "eval"),
+        "student": evaluate(str(student / "model"), "easyvqa", READINGS, False, limit, out=student / "eval"),
+    }
+
+
+def _costs(student: Path) -> dict[str, Any]:
+    from mmkd.evaluate.costs import costs_of
+
+    return costs_of(student / "model", READINGS)
+
+
+def _release(student: Path, released: Path) -> dict[str, Any]:
+    from mmkd.release.bundle import release
+
+    shutil.rmtree(released, ignore_errors=True)
+    return release(student, released)
+
+
+def _report(student: Path) -> str:
+    from mmkd.report.build import report
+
+    return str(report(student))
