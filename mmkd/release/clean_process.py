@@ -84,8 +84,11 @@ def ask(model: Any, processor: Any, readings: list[int | None] | None) -> tuple[
                 tensors[f"pixels/{key}"] = inputs["pixel_values"]
             facts["answers"][key] = _answer(processor, inputs, ids)
             if reading is not None and shown:
-                cached = _answer_from_cache(model, processor, inputs, shown, reading)
-                facts["answers"][f"{key}/compressed"] = cached
+                cache = _compressed(model, processor, shown, reading)
+                text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+                ids = model.generate(**text, voco_cache=cache, max_new_tokens=NEW_TOKENS, do_sample=False)
+                tensors[f"cache/{key}"] = cache.layers[-1][1]  # the deepest values, [M, Hkv, 1 + k, d]
+                facts["answers"][f"{key}/compressed"] = _answer(processor, inputs, ids)
     if any(readings or []):
         facts["identity"] = model.voco_identity()  # what a saved cache is checked against
     return tensors, facts
@@ -108,15 +111,13 @@ def _answer(processor: Any, inputs: Any, ids: Any) -> str:
     return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _answer_from_cache(model: Any, processor: Any, inputs: Any, shown: list[int], tokens: int) -> str:
-    """The same question, asked on images that were compressed, saved and loaded before."""
-    cache = model.compress(**processor(images=[pictures()[i] for i in shown]), tokens=tokens)
+def _compressed(model: Any, processor: Any, shown: list[int], tokens: int) -> Any:
+    """The pictures compressed, saved and loaded, as they would be for another day."""
+    images = pictures()
+    cache = model.compress(**processor(images=[images[i] for i in shown]), tokens=tokens)
     with tempfile.TemporaryDirectory() as folder:
         cache.save(f"{folder}/images.safetensors")
-        cache = type(cache).load(f"{folder}/images.safetensors")
-    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    ids = model.generate(**text, voco_cache=cache, max_new_tokens=NEW_TOKENS, do_sample=False)
-    return _answer(processor, inputs, ids)
+        return type(cache).load(f"{folder}/images.safetensors")
 
 
 def main() -> None:

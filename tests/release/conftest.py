@@ -110,6 +110,11 @@ def finish(model: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def mark_whole() -> Callable[[Path], None]:
+    return finish
+
+
+@pytest.fixture(scope="session")
 def voco_run(make_run, tmp_path_factory) -> Path:
     """A student with 4 compression tokens and score biases, its own teacher, scored at k = 1, 4, full and blind."""
     run = make_run(
