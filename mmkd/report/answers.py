@@ -1,0 +1,97 @@
+"""Questions with the answers of teacher and student side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmkd.evaluate.matching import exact
+from mmkd.report.run_folder import Scored, json_lines, reading_name
+
+Key = tuple[str, str]  # task, document
+
+SPREAD = 6  # questions taken evenly from the suite
+MISSED = 6  # questions that the student's smallest reading gets wrong, beside those
+TEACHER = "teacher"
+
+
+@dataclass
+class Said:
+    """One answer, and who gave it: readings that answer alike stand together."""
+
+    by: str
+    text: str
+    right: bool
+
+
+@dataclass
+class Asked:
+    """A question of the suite.
+
+    Attributes:
+        doc: the suite's own fields, by which its picture is found.
+    """
+
+    question: str
+    truth: str
+    doc: dict[str, Any]
+    answers: list[Said] = field(default_factory=list)
+
+
+def sample_answers(scored: Sequence[Scored], teacher: Scored | None) -> tuple[list[Asked], list[Asked]]:
+    """Questions of one suite: some spread evenly over it, and some that the student misses.
+
+    Args:
+        scored: the student's readings of that suite; teacher: the teacher's.
+
+    Raises: OSError where a samples file cannot be read.
+    """
+    with_samples = [one for one in scored if one.reading != "blind" and one.samples.is_file()]
+    if not with_samples:
+        return [], []
+    first = with_samples[0]
+    keys = [_key(row) for row in json_lines(first.samples)]
+    even = keys[:: max(1, len(keys) // SPREAD)][:SPREAD]
+    wrong = (_key(row) for row in json_lines(first.samples) if not exact(_text(row), str(row.get("target", ""))))
+    missed = list(islice((key for key in wrong if key not in even), MISSED))
+    chosen = {*even, *missed}
+    rows = {reading_name(one.reading): _picked(one.samples, chosen) for one in with_samples}
+    if teacher is not None and teacher.samples.is_file():
+        rows = {TEACHER: _picked(teacher.samples, chosen)} | rows
+    base = rows[reading_name(first.reading)]
+    return [_asked(key, base[key], rows) for key in even], [_asked(key, base[key], rows) for key in missed]
+
+
+def _picked(path: Path, keys: set[Key]) -> dict[Key, dict[str, Any]]:
+    return {key: row for row in json_lines(path) if (key := _key(row)) in keys}
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return str(row.get("task")), str(row.get("doc_id"))
+
+
+def _text(row: dict[str, Any]) -> str:
+    answers = row.get("filtered_resps")
+    answer = answers[0] if isinstance(answers, list) and answers else answers
+    return str(answer if answer is not None else "")
+
+
+def _asked(key: Key, base: dict[str, Any], rows: dict[str, dict[Key, dict[str, Any]]]) -> Asked:
+    doc = base["doc"] if isinstance(base.get("doc"), dict) else {}
+    truth = str(base.get("target", ""))
+    asked = Asked(str(doc.get("question", f"{key[0]} {key[1]}")), truth, doc)
+    together: dict[tuple[bool, str], list[str]] = {}
+    for name, found in rows.items():
+        if key in found:
+            together.setdefault((name == TEACHER, _text(found[key])), []).append(name)
+    for (_, text), names in together.items():
+        asked.answers.append(Said(_joined(names), text, bool(exact(text, truth))))
+    return asked
+
+
+def _joined(names: list[str]) -> str:
+    """k = 1, k = 2, full -> k = 1, 2, full."""
+    return ", ".join([names[0], *(name.removeprefix("k = ") for name in names[1:])])
