@@ -148,6 +148,16 @@ def serve(
     )
 
 
+@app.command("report")
+def report_page(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not; the page is RUN/report.html.")],
+) -> None:
+    """Write one HTML page of a run: curves, scores, answers, attention, parts, config."""
+    from mmkd.report.build import report
+
+    typer.echo(report(run))
+
+
 @app.command()
 def demo(
     full: Annotated[bool, typer.Option("--full", help="The long budget: up to 45 minutes on two cores.")] = False,

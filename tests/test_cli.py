@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 JOBS = [
-    "train", "distill", "eval", "release", "chat", "compress", "serve", "demo", "doctor", "assets", "schema",
+    "train", "distill", "eval", "release", "chat", "compress", "serve", "report", "demo", "doctor", "assets", "schema",
 ]  # fmt: skip
 CONFIG = """\
 student:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +54,32 @@ def sample_answers(scored: Sequence[Scored], teacher: Scored | None) -> tuple[li
     first = with_samples[0]
     keys = [_key(row) for row in json_lines(first.samples)]
     even = keys[:: max(1, len(keys) // SPREAD)][:SPREAD]
-    wrong = (_key(row) for row in json_lines(first.samples) if not exact(_text(row), str(row.get("target", ""))))
-    missed = list(islice((key for key in wrong if key not in even), MISSED))
+    missed = _missed(first.samples, set(even))
     chosen = {*even, *missed}
     rows = {reading_name(one.reading): _picked(one.samples, chosen) for one in with_samples}
     if teacher is not None and teacher.samples.is_file():
         rows = {TEACHER: _picked(teacher.samples, chosen)} | rows
     base = rows[reading_name(first.reading)]
     return [_asked(key, base[key], rows) for key in even], [_asked(key, base[key], rows) for key in missed]
+
+
+def _missed(path: Path, but: set[Key]) -> list[Key]:
+    """The first questions answered wrongly, one a picture."""
+    found: dict[str, Key] = {}
+    for row in json_lines(path):
+        if _key(row) not in but and not exact(_text(row), str(row.get("target", ""))):
+            found.setdefault(_subject(row.get("doc")), _key(row))
+            if len(found) == MISSED:
+                break
+    return list(found.values())
+
+
+def _subject(doc: Any) -> str:
+    """What a question is about: its fields without those of the question."""
+    fields = doc if isinstance(doc, dict) else {}
+    return repr(
+        [fields[name] for name in sorted(fields, key=str) if name not in ("question", "answer", "type", "unseen")]
+    )
 
 
 def _picked(path: Path, keys: set[Key]) -> dict[Key, dict[str, Any]]:

@@ -16,7 +16,7 @@ from mmkd.errors import MmkdError
 from mmkd.report.answers import sample_answers
 from mmkd.report.curves import headline_metric, milliseconds, score_charts, training_charts
 from mmkd.report.pictures import data_uri, easyvqa_pictures, picture_of
-from mmkd.report.plots import percent, plain
+from mmkd.report.plots import amount, percent, plain
 from mmkd.report.run_folder import RunFolder, Scored, read_run, read_scored, reading_name
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 QUESTION = "what color is the shape?"
 PICTURES = 4  # with attention maps
 COSTS = ("image_tokens", "prefill_tokens", "seconds_per_question")
+NAMES = {
+    "image_tokens": "image tokens",
+    "prefill_tokens": "prompt tokens",
+    "seconds_per_question": "time for a question",
+}
 
 
 @dataclass
@@ -51,12 +56,10 @@ def report(folder: str | Path) -> Path:
 
 
 def _environment() -> Environment:
-    from mmkd.report.parts import millions
-
     environment = Environment(  # every value is escaped, whatever it holds
         loader=PackageLoader("mmkd", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["millions"] = millions
+    environment.filters["amount"] = amount
     return environment
 
 
@@ -131,7 +134,7 @@ def _suite(run: RunFolder, name: str, teachers: Sequence[Scored]) -> tuple[dict[
     columns += [("teacher", teacher)] if teacher is not None else []
     columns += [("teacher, blind", one) for one in blind]
     metrics = list(dict.fromkeys(metric for one in mine for metric in one.scores))
-    rows = [[m.replace("_", " "), *(_score(m, one.scores.get(m)) for _, one in columns)] for m in metrics]
+    rows = [[NAMES.get(m, m.replace("_", " ")), *(_score(m, one.scores.get(m)) for _, one in columns)] for m in metrics]
     suite = {
         "name": name,
         "charts": score_charts(mine, teacher),
@@ -216,7 +219,7 @@ def _sentence(models: list[dict[str, Any]]) -> str:
     if not models:
         return ""
     return " → ".join(
-        f"{part.source or part.name} ({part.parameters / 1e6:.1f} M)"
+        f"{part.source or part.name} ({amount(part.parameters)})"
         for part in models[0]["parts"]
         if part.name in ("vision", "projector", "language", "voco")
     )

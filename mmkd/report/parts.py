@@ -50,7 +50,3 @@ def model_parts(folder: Path, stages: list[dict[str, Any]]) -> list[Part]:
             )
         )
     return found
-
-
-def millions(count: int) -> str:
-    return f"{count / 1e6:.2f} M"

@@ -51,6 +51,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
+def amount(count: int) -> str:
+    """4,608 or 42.52 M."""
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+
+
 def line_chart(
     title: str,
     lines: Sequence[Line],
