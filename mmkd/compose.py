@@ -10,15 +10,19 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from mmkd.config.schema import StudentSection
+from mmkd.config.schema import Keep, StudentSection
 from mmkd.contracts import Spec, adapter
 from mmkd.errors import ConfigError
+from mmkd.lora import adapter_parameters
 from mmkd.models.configuration_mmkd import MmkdConfig
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.models.projector import build_projector
 from mmkd.models.voco import CompressionTokens
 from mmkd.templates import chat_template
+
+# What a decoder's config lists layer by layer.
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
 @dataclass
@@ -48,7 +52,7 @@ def _from_parts(student: StudentSection) -> Composed:
     )
     read = adapter("language", text_spec)().load(text_spec, pretrained=language.pretrained)
     decoder, tokenizer = read.model, read.tokenizer
-    cut_layers(decoder, language.keep_layers)
+    cut = cut_layers(decoder, language.keep_layers)
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -80,7 +84,7 @@ def _from_parts(student: StudentSection) -> Composed:
         processor_hash=processor.fingerprint,
         parts={
             "vision": {"source": str(spec), "license": seen.license},
-            "language": {"source": str(text_spec), "license": read.license, "keep_layers": language.keep_layers},
+            "language": {"source": str(text_spec), "license": read.license, "cut": [cut] if cut else []},
         },
     )
     return Composed(_assemble(config, seen.tower, projector, decoder), processor)
@@ -88,8 +92,11 @@ def _from_parts(student: StudentSection) -> Composed:
 
 def _from_folder(student: StudentSection) -> Composed:
     base = load(student.init)
-    cut_layers(base.model.language_model, student.keep_layers)
+    cut = cut_layers(base.model.language_model, student.keep_layers)
     config = base.model.config
+    if cut:
+        language = config.parts["language"]
+        config.parts["language"] = language | {"cut": [*language.get("cut", []), cut]}
     config.text_config = base.model.language_model.config
     voco = None
     if student.voco is not None:
@@ -106,14 +113,36 @@ def _from_folder(student: StudentSection) -> Composed:
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Composed:
-    """A composed model from its folder (or hub id)."""
+    """A composed model from its folder (or hub id).
+
+    Raises: ConfigError where there is none, or its weights are not those of the model that its config describes.
+    """
     try:
         config = MmkdConfig.from_pretrained(folder)
-        model = MmkdForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype)
+        loaded: Any = MmkdForConditionalGeneration.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         processor = MmkdProcessor.from_pretrained(folder)
     except OSError as error:
         raise ConfigError(f"{folder} is not a folder that mmkd can load ({error}).") from error
+    model, info = loaded
+    # transformers would fill in random weights for what is missing and drop what is left over.
+    wrong = {
+        "lacks": sorted(info["missing_keys"]),
+        "has but the model does not": sorted(info["unexpected_keys"]),
+        "has in another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+    }
+    found = [f"{what}: {len(names)} tensors, {_some(names)}" for what, names in wrong.items() if names]
+    if found:
+        raise ConfigError(
+            f"{folder}: the weights do not fit config.json. The file {'; it '.join(found)}. Copy the folder again, or "
+            "export the model again."
+        )
     return Composed(model, processor)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
 
 
 def _assemble(
@@ -135,24 +164,34 @@ def _assemble(
     return model
 
 
-def cut_layers(decoder: Any, keep: int | list[int] | None) -> None:
-    """Keep some layers of a decoder: the first n, or those listed. Raises ConfigError where one is missing."""
+def cut_layers(decoder: Any, keep: Keep | None) -> str | None:
+    """Keep some layers of a decoder, and say by what rule: the first n, every n-th (0, n, 2n ..), or those listed.
+
+    Raises: ConfigError where one is missing.
+    """
     if keep is None:
-        return
+        return None
     config, body = decoder.config, decoder.get_decoder()
     name = "layers" if isinstance(getattr(body, "layers", None), nn.ModuleList) else "h"
     layers = getattr(body, name)
-    kept = list(range(keep)) if isinstance(keep, int) else list(keep)
-    if not kept or min(kept) < 0 or max(kept) >= len(layers):
-        raise ConfigError(f"keep_layers {keep}: this decoder has layers 0..{len(layers) - 1}.")
+    total = len(layers)
+    if isinstance(keep, str):
+        kept = list(range(0, total, int(keep.removeprefix("every "))))
+    else:
+        kept = list(range(keep)) if isinstance(keep, int) else list(keep)
+    if not kept or min(kept) < 0 or max(kept) >= total:
+        raise ConfigError(f"keep_layers {keep}: this decoder has layers 0..{total - 1}.")
     setattr(body, name, nn.ModuleList(layers[i] for i in kept))
     config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in kept]
+    for listed in PER_LAYER:
+        if values := getattr(config, listed, None):
+            setattr(config, listed, [values[i] for i in kept])
     for place, layer in enumerate(getattr(body, name)):
         for module in layer.modules():
             if getattr(module, "layer_idx", None) is not None:
                 module.layer_idx = place
+    rule = f"first {keep}" if isinstance(keep, int) else keep if isinstance(keep, str) else ", ".join(map(str, kept))
+    return f"layers {rule} of {total}"
 
 
 def parts(model: MmkdForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
@@ -160,12 +199,16 @@ def parts(model: MmkdForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
     language = model.language_model
     tables = [*language.get_input_embeddings().parameters(), *language.get_output_embeddings().parameters()]
     embeddings = list({id(parameter): parameter for parameter in tables}.values())  # tied: once
+    adapters = adapter_parameters(language)
+    elsewhere = {id(parameter) for parameter in [*embeddings, *adapters]}
     found = {
         "vision": list(model.vision_tower.parameters()),
         "projector": list(model.projector.parameters()),
-        "language": [p for p in language.parameters() if not any(p is table for table in embeddings)],
+        "language": [p for p in language.parameters() if id(p) not in elsewhere],
         "embeddings": embeddings,
     }
+    if adapters:
+        found["adapters"] = adapters
     if model.voco is not None:
         found["voco"] = list(model.voco.parameters())
     return found
@@ -181,8 +224,10 @@ def parameter_table(model: MmkdForConditionalGeneration, title: str = "student")
     for name, parameters in parts(model).items():
         count = sum(p.numel() for p in parameters)
         trained = sum(p.numel() for p in parameters if p.requires_grad)
-        made_by = sources.get("language" if name == "embeddings" else name, {}).get("source")
-        source = made_by or type(modules.get(name)).__name__
+        made_by = sources.get("language" if name == "embeddings" else name, {})
+        source = made_by.get("source") or type(modules.get(name)).__name__
+        if name == "language":
+            source = ", ".join([source, *made_by.get("cut", [])])
         dtype = str(parameters[0].dtype).removeprefix("torch.") if count else "-"
         table.add_row(name, source, f"{count / 1e6:.2f} M", f"{trained / 1e6:.2f} M" if trained else "frozen", dtype)
     return table

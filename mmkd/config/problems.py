@@ -62,6 +62,8 @@ def allowed(detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     if "list[int]" in detail["loc"]:  # a branch of a union
         return "a list of whole numbers"
+    if "constrained-str" in detail["loc"]:  # schema.Keep
+        return "`every 2` (or another number)"
     if detail["type"] == "literal_error":
         return context["expected"]
     if detail["type"] == "too_short":

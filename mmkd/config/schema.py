@@ -6,9 +6,12 @@ registry, and the other keys are checked against that entry's own options when t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+# A number keeps the first n layers, a list those named, "every n" layers 0, n, 2n and so on.
+Keep = int | list[int] | Annotated[str, StringConstraints(pattern=r"^every [1-9][0-9]*$")]
 
 
 class Section(BaseModel):
@@ -50,8 +53,8 @@ class ProjectorSection(Section):
 
 class LanguageSection(Section):
     source: str = Field(description="Decoder, as source:name@revision, e.g. gguf:smollm2-135m.")
-    keep_layers: int | list[int] | None = Field(
-        None, description="Layers kept: a number keeps the first n, a list keeps exactly those."
+    keep_layers: Keep | None = Field(
+        None, description="Layers kept: a number keeps the first n, a list exactly those, `every 2` layers 0, 2, 4 ..."
     )
     pretrained: bool = True
 
@@ -76,9 +79,7 @@ class StudentSection(Section):
     projector: ProjectorSection = Field(default_factory=lambda: ProjectorSection())
     language: LanguageSection | None = None
     voco: VocoSection | None = None
-    keep_layers: int | list[int] | None = Field(
-        None, description="With init: language layers kept of the model in init."
-    )
+    keep_layers: Keep | None = Field(None, description="With init: language layers kept of the model in init.")
     template: str = Field(
         "default",
         description="default (the tokenizer's own), plain (question, answer, end token), qa (Q:/A: turns), chatml, or a path "
@@ -125,7 +126,9 @@ class LoraSection(Section):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = "all-linear"
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear layers that get adapters; all but the head by default."
+    )
 
 
 class StageSection(Section):
@@ -139,7 +142,9 @@ class StageSection(Section):
         "its token embeddings and head.",
     )
     lora: LoraSection | None = Field(
-        None, description="Train low-rank adapters of the language model instead of its weights."
+        None,
+        description="Train low-rank adapters of the language model instead of its weights (merged when the stage "
+        "ends). Its token embeddings learn as long as `trainable` names them.",
     )
     learning_rate: float = Field(1e-4, gt=0)
     projector_learning_rate: float | None = Field(None, gt=0)

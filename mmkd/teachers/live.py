@@ -9,6 +9,7 @@ import torch
 from mmkd.compose import load
 from mmkd.config.schema import TeacherSection
 from mmkd.errors import ConfigError
+from mmkd.lora import adapters_off
 from mmkd.models.attention_capture import capture_name
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Outputs
@@ -51,7 +52,7 @@ class LiveTeacher:
 
 
 class SharedTeacher:
-    """The student's own weights with full vision: what compression should preserve."""
+    """The student's own weights with full vision, its adapters off: what compression should preserve."""
 
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return student.config.text_config.num_hidden_layers
@@ -63,7 +64,8 @@ class SharedTeacher:
         training = student.training
         student.eval()
         try:
-            return _full_vision(student, batch, answers, needs)
+            with adapters_off(student.language_model):
+                return _full_vision(student, batch, answers, needs)
         finally:
             student.train(training)
 
