@@ -137,8 +137,8 @@ class Reader:
         most = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         length, cache = inputs["input_ids"].shape[1], inputs.get("voco_cache")
         if cache is not None:
-            # Each block counts its sink, its vision tokens and K places for compression tokens.
-            length += int(cache.image_tokens.sum()) + len(cache) * (1 + config.voco_tokens - cache.tokens)
+            # Each block counts a sink, its vision tokens and K places for compression tokens; the prompt has one sink.
+            length += int(cache.image_tokens.sum()) + len(cache) * (1 + config.voco_tokens - cache.tokens) - 1
         if length >= most:
             raise DataError(
                 f"this chat is {length:,} tokens long, its images included; the model reads {most:,}. "
