@@ -66,6 +66,8 @@ def prepare_launch() -> tuple[int, int]:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # accelerate gives every rank all cores unless this is set.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["WORLD_SIZE"]))))
         keep_freed_memory()
     import deepspeed.ops
 
