@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from mmkd.errors import ReleaseError
 from mmkd.models import MmkdForConditionalGeneration, MmkdProcessor, modeling_mmkd, processing_mmkd
-from mmkd.release.card import write_card
+from mmkd.release.card import shown, write_card
 from mmkd.release.llava import to_llava
 from mmkd.release.run_folder import RunFolder
 from mmkd.release.verify import expect, verify
@@ -78,7 +78,8 @@ def load_student(folder: Path) -> tuple[MmkdForConditionalGeneration, MmkdProces
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else a table of what is wrong, which the error says shorter
     try:
-        model, info = MmkdForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        loaded: Any = MmkdForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        model, info = loaded
         processor = MmkdProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise ReleaseError(f"{folder} is not a model that mmkd can load: {error}") from error
@@ -103,6 +104,7 @@ def write_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     processor.save_pretrained(folder)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         edit_json(folder / name, without_machine)
+    edit_json(folder / "config.json", with_shown_sources)
     edit_json(folder / "tokenizer_config.json", lambda settings: settings | {"padding_side": "left"})
     check_tensors(model, folder)
 
@@ -147,6 +149,13 @@ def without_machine(settings: Any) -> Any:
     if isinstance(settings, list):
         return [without_machine(item) for item in settings]
     return settings
+
+
+def with_shown_sources(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config where `parts` names a model that was a folder here by the end of its path."""
+    for part in config.get("parts", {}).values():
+        part["source"] = shown(part["source"])
+    return config
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -42,9 +42,9 @@ def write_card(path: Path, run: RunFolder, record: dict[str, Any], name: str) ->
 
 
 def _head(licences: list[list[str]], name: str) -> str:
-    """The hub's metadata: one licence only where all parts of the model share it."""
+    """The hub's metadata: a licence only where every part of the model has it, unknown where one part's is."""
     found = {licence for part, _, licence in licences if not part.startswith(("data", "code"))}
-    if found == {UNKNOWN} or not found:
+    if UNKNOWN in found or not found:
         licence = {"license": UNKNOWN}
     elif len(found) == 1:
         licence = {"license": found.pop().lower()}
@@ -65,8 +65,8 @@ def _what(run: RunFolder, source: dict[str, Any], record: dict[str, Any], name: 
     if voco:
         read = f"reads an image as 1 to {voco['tokens']} tokens instead of its {n} vision tokens"
     made = (
-        f"{parts.get('vision', {}).get('source', source['vision_config']['architecture'])} + "
-        f"{source['projector']['kind']} + {parts.get('language', {}).get('source', text['model_type'])} "
+        f"{shown(parts.get('vision', {}).get('source', source['vision_config']['architecture']))} + "
+        f"{source['projector']['kind']} + {shown(parts.get('language', {}).get('source', text['model_type']))} "
         f"({text['num_hidden_layers']} layers)"
     )
     taught = " and was distilled from a teacher" if run.config.get("teacher") else ""
@@ -185,7 +185,7 @@ def _teacher(run: RunFolder) -> str:
         return "none"
     if teacher.get("kind") == "shared":
         return "the model itself with full vision (shared)"
-    made = " + ".join(part["source"] for part in run.teacher.get("parts", {}).values())
+    made = " + ".join(shown(part["source"]) for part in run.teacher.get("parts", {}).values())
     layers = run.teacher.get("text_config", {}).get("num_hidden_layers")
     return f"{shown(str(teacher.get('model')))} ({teacher.get('kind')})" + (
         f": {made}, {layers} layers" if made else ""
@@ -202,9 +202,11 @@ def _options(options: dict[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Text for a card: of a whole path only its last two parts, which say nothing about the machine."""
+    """Text for a card: of a whole path, also behind `source:`, only the last two parts, which say nothing about the
+    machine."""
     text = str(value)
-    return str(PurePath(*PurePath(text).parts[-2:])) if PurePath(text).is_absolute() else text
+    source, colon, path = text.rpartition(":")
+    return f"{source}{colon}{Path(*Path(path).parts[-2:])}" if Path(path).is_absolute() else text
 
 
 def licence_rows(run: RunFolder, model: dict[str, Any]) -> list[list[str]]:
@@ -259,8 +261,7 @@ def _verified(record: dict[str, Any]) -> str:
     return (
         f"Before it was given its name, this folder was loaded with the Auto classes in a process where mmkd cannot "
         f"be imported ({versions}), {what}and compared with the trained model: the same inputs, the same answers, and "
-        f"these logits (verification.json).\n\n"
-        + _table(["image tokens k", "largest difference of logits", "allowed"], rows)
+        f"these logits (verification.json).\n\n" + _table(["image tokens k", "largest difference", "allowed"], rows)
     )
 
 

@@ -116,7 +116,7 @@ def mark_whole() -> Callable[[Path], None]:
 
 @pytest.fixture(scope="session")
 def voco_run(make_run, tmp_path_factory) -> Path:
-    """A student with 4 compression tokens and score biases, its own teacher, scored at k = 1, 4, full and blind."""
+    """A student with 4 compression tokens, its own teacher, scored at k = 1, 4, full and blind."""
     run = make_run(
         tmp_path_factory.mktemp("runs") / "voco",
         vision="timm:test_efficientnet",
