@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,28 @@ from transformers import TrainerCallback
 
 
 class MetricsFile(TrainerCallback):
-    """Appends one JSON line for each log to metrics.jsonl, on rank 0."""
+    """Appends one JSON line for each log to metrics.jsonl, on rank 0.
+
+    A run that goes on from step n first drops the stage's lines after n, which it writes anew.
+    """
 
     def __init__(self, path: Path, stage: str):
         self.path, self.stage = path, stage
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        kept = []
+        for text in self.path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:  # the tail that a killed run left half written
+                continue
+            if line["stage"] != self.stage or line["step"] <= state.global_step:
+                kept.append(text + "\n")
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:

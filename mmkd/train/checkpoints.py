@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 MARKER = "COMPLETE.json"
@@ -27,6 +28,11 @@ def mark_complete(folder: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, folder / MARKER)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def is_complete(folder: Path) -> bool:
@@ -42,7 +48,22 @@ def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
+def numbered(run: Path) -> list[Path]:
+    """Every checkpoint folder below `run`, whole or not, oldest step first."""
+    return sorted((p for p in run.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()), key=step_of)
+
+
 def latest_complete(run: Path) -> Path | None:
     """The newest whole checkpoint below `run`, or None."""
-    found = [p for p in run.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit() and is_complete(p)]
-    return max(found, key=step_of, default=None)
+    return next((folder for folder in reversed(numbered(run)) if is_complete(folder)), None)
+
+
+def keep_newest(run: Path, count: int) -> None:
+    """Delete all but the newest `count` whole checkpoints. Call on one rank, once the newest is marked.
+
+    What a kill left half written goes too.
+    """
+    whole = [folder for folder in numbered(run) if is_complete(folder)]
+    for folder in numbered(run):
+        if folder not in whole[-count:]:
+            shutil.rmtree(folder)

@@ -16,8 +16,10 @@ from typing import Any
 from mmkd.config.load import dump_config
 from mmkd.config.schema import Config, StageSection
 from mmkd.errors import ConfigError, TrainingError
-from mmkd.train.checkpoints import latest_complete, mark_complete
+from mmkd.train.checkpoints import is_complete, latest_complete, mark_complete, step_of
 from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
+from mmkd.train.quiet import quiet
+from mmkd.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
+    quiet()
     rank, world = prepare_launch()
     plans = [plan_batches(stage, world) for stage in config.stages]
     run = Path(config.run.dir)
@@ -42,7 +45,7 @@ def train(config: Config, resume: bool = False) -> Path:
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world) if not torch.cuda.is_available() else 1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
     if not dist.is_initialized():
         import deepspeed
 
@@ -53,14 +56,23 @@ def train(config: Config, resume: bool = False) -> Path:
         (run / "environment.json").write_text(json.dumps(environment(world), indent=1))
     dist.barrier()
 
-    start = None
-    for number, (stage, plan) in enumerate(zip(config.stages, plans, strict=True)):
-        last = number == len(config.stages) - 1
-        target = model_folder if last else run / "stages" / stage.name
-        if not (target / "COMPLETE.json").exists():
-            train_stage(config, stage, plan, run, start, target, rank, world, resume)
-        start = target
+    targets = [run / "stages" / stage.name for stage in config.stages[:-1]] + [model_folder]
+    with Watch(rank, world, lambda: how_to_go_on(config)):
+        start = None
+        for stage, plan, target in zip(config.stages, plans, targets, strict=True):
+            if not is_complete(target):
+                train_stage(config, stage, plan, run, start, target, rank, world, resume)
+            start = target
     return model_folder
+
+
+def how_to_go_on(config: Config) -> str:
+    """For the end of a message about a run that stopped: what is there to go on from."""
+    folders = [Path(config.run.dir) / "checkpoints" / stage.name for stage in config.stages]
+    found = next((whole for whole in map(latest_complete, reversed(folders)) if whole is not None), None)
+    if found is None:
+        return "No checkpoint is whole yet: --resume starts the stage anew."
+    return f"The last whole checkpoint is {found}: --resume goes on from step {step_of(found)}."
 
 
 def plan_batches(stage: StageSection, world: int) -> tuple[int, int]:
@@ -93,9 +105,11 @@ def train_stage(
     import torch.distributed as dist
     from rich.console import Console
     from transformers import TrainingArguments
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from mmkd.compose import compose, parameter_table, parts
     from mmkd.data.loader import build_loader
+    from mmkd.lora import add_adapters
     from mmkd.models.attention_capture import capture_name
     from mmkd.objectives import build
     from mmkd.teachers.live import build_teacher
@@ -109,7 +123,9 @@ def train_stage(
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     device = torch.device("cpu") if on_cpu else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.manual_seed(config.run.seed)
-    # Everything is loaded before TrainingArguments exist: with ZeRO-3 they would partition what is loaded after them.
+    # Everything is loaded before TrainingArguments exist: with ZeRO-3 they would partition what is loaded after them,
+    # as those of the stage before would do here.
+    unset_hf_deepspeed_config()
     section = config.student
     if start is not None:
         section = section.model_copy(
@@ -126,9 +142,13 @@ def train_stage(
         raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")
     if task.needs.student_attention:
         student.set_attn_implementation(capture_name(config.student.attention))
+    learns = set(stage.trainable)
+    if stage.lora is not None:
+        add_adapters(student.language_model, stage.lora)
+        learns = learns - {"language"} | {"adapters"}
     for name, parameters in parts(student).items():
         for parameter in parameters:
-            parameter.requires_grad_(name in stage.trainable)
+            parameter.requires_grad_(name in learns)
     store = None
     if config.data.cache_features:
         if "vision" in stage.trainable:
@@ -152,7 +172,6 @@ def train_stage(
         logging_steps=config.training.log_every,
         logging_nan_inf_filter=False,
         save_steps=config.training.save_every,
-        save_total_limit=max(2, config.training.keep_checkpoints),
         seed=config.run.seed,
         bf16=config.training.precision == "bf16",
         use_cpu=on_cpu,  # without it every rank on a CPU takes itself for the only one
@@ -186,10 +205,11 @@ def train_stage(
         accumulation,
         config.run.seed,
         [MetricsFile(run / "metrics.jsonl", stage.name), Progress(stage.steps, rank)],
+        config.training.keep_checkpoints,
     )
     checkpoint = latest_complete(folder) if resume else None
     if checkpoint is not None:
-        trainer.start_step = int(checkpoint.name.rpartition("-")[2])
+        trainer.start_step = step_of(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     export(trainer, composed, target)
     dist.barrier()
@@ -210,14 +230,22 @@ def export(trainer: Any, composed: Any, target: Path) -> None:
     weights = trainer.student_weights()
     if weights is None:
         return
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
+    from mmkd.lora import merged
+    from mmkd.models.attention_capture import plain_name
+
+    weights = merged(composed.model, weights)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shapes = {name: tuple(t.shape) for name, t in weights.items()}
-    composed.model.set_attn_implementation("sdpa")
-    composed.model.save_pretrained(partial, state_dict=weights)
-    composed.processor.save_pretrained(partial)
+    composed.model.set_attn_implementation(plain_name(composed.model.config.text_config._attn_implementation))
+    try:
+        composed.model.save_pretrained(partial, state_dict=weights)
+        composed.processor.save_pretrained(partial)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(f"{partial} could not be written ({error}). Make room.") from error
     written = {}
     for path in partial.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -227,8 +255,7 @@ def export(trainer: Any, composed: Any, target: Path) -> None:
     empty = [n for n, s in written.items() if 0 in s]
     if wrong or empty:
         raise TrainingError(
-            f"{partial} was written with missing or empty weights ({', '.join((wrong + empty)[:3])}); the checkpoint "
-            "is kept: mend the cause and go on with --resume."
+            f"{partial} was written with missing or empty weights ({', '.join((wrong + empty)[:3])}): mend the cause."
         )
     mark_complete(partial)
     shutil.rmtree(target, ignore_errors=True)
@@ -240,9 +267,8 @@ def environment(world: int) -> dict[str, Any]:
     """Versions, machine, commit: what is needed to run it again."""
     names = ("mmkd", "torch", "transformers", "deepspeed", "accelerate", "timm", "peft")
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        changed = _git("status", "--porcelain", "-uno", "--", "mmkd", "adapters", "configs")
+        commit = _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
@@ -253,3 +279,9 @@ def environment(world: int) -> dict[str, Any]:
         "commit": commit,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    ).stdout.strip()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkd.errors import TrainingError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Objective, Outputs, Ratio, TokenLoss, token_losses
 from mmkd.teachers.live import Teacher
@@ -47,6 +48,18 @@ class DistillTask(nn.Module):
         super().train(mode)
         self.student.vision_tower.eval()
         return self
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As usual, but frozen parameters may be missing: checkpoints hold only what learns."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        missing = [name for name in result.missing_keys if name not in frozen]
+        if strict and (missing or result.unexpected_keys):
+            raise TrainingError(
+                f"the checkpoint is of another model: {len(missing)} parameters are missing in it, "
+                f"{len(result.unexpected_keys)} unknown ({', '.join((missing + result.unexpected_keys)[:3])})."
+            )
+        return result
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro batch in the text-only layout of `mmkd.data.collate`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from mmkd.config.schema import StageSection
 from mmkd.errors import TrainingError
 from mmkd.objectives import Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
-from mmkd.train.checkpoints import mark_complete
+from mmkd.train.checkpoints import keep_newest, mark_complete
 from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
 from mmkd.train.task import DistillTask
+from mmkd.train.watch import is_lost
 
 
 def draw_reads(stage: StageSection, seed: int, step: int) -> list[int | None]:
@@ -64,6 +67,7 @@ class DistillTrainer(Trainer):
         stage: the stage's settings.
         batches: start_step -> iterable of micro batches of this rank.
         accumulation: micro batches of an optimiser step on a rank.
+        keep: whole checkpoints kept.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class DistillTrainer(Trainer):
         accumulation: int,
         seed: int,
         callbacks: list[Any],
+        keep: int = 2,
     ):
         self.task = task
         super().__init__(model=task, args=args, callbacks=callbacks)
@@ -85,6 +90,8 @@ class DistillTrainer(Trainer):
         self.tokens = self.padding = self.waited = 0.0
         self.window = time.perf_counter()
         self.start_step = 0
+        self.keep = keep
+        self.remove_callback(PrinterCallback)  # Progress says it better
 
     # Under DeepSpeed the Trainer drops an optimiser and schedule handed to it and makes its own defaults; so they are
     # made here, where it makes them.
@@ -135,13 +142,23 @@ class DistillTrainer(Trainer):
         loss = model(inputs)
         for name, ratio in self.task.report.items():
             self.sums[name] = self.sums[name].plus(ratio) if name in self.sums else ratio
-        if not torch.isfinite(loss.detach()):
-            raise TrainingError(
-                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}; samples "
-                f"{', '.join(inputs.get('sample_ids', [])[:4])}. The last whole checkpoint is kept. Lower the learning "
-                "rate, raise the warm-up, or look at those samples; then go on with --resume."
-            )
+        self._check(loss.detach(), inputs)
         return loss
+
+    def _check(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Raises TrainingError on every rank where one of them met a loss that is no number; else the others hang."""
+        broken = (~torch.isfinite(loss)).float()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(broken)
+        if not broken:
+            return
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (float(loss), inputs["sample_ids"]))
+        rank, (value, samples) = next((r, f) for r, f in enumerate(found) if not math.isfinite(f[0]))
+        raise TrainingError(
+            f"the loss is {value} at step {self.state.global_step + 1} on rank {rank}, samples "
+            f"{', '.join(samples[:4])}. Lower the learning rate, raise the warm-up, or look at those samples."
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -176,15 +193,34 @@ class DistillTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Nothing: a checkpoint is DeepSpeed's own; the student is exported once, by `export`."""
-        if output_dir is not None:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if dist.is_initialized():
+        """Write a checkpoint, mark it whole, and only then delete older ones."""
+        run = Path(self.args.output_dir)
+        folder = run / f"checkpoint-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)  # an earlier try, whose files must not count for this one
             dist.barrier()
+            super()._save_checkpoint(model, trial)
+            dist.barrier()
+            if self.args.should_save:
+                mark_complete(folder)
+                keep_newest(run, self.keep)
+        except (OSError, RuntimeError) as error:
+            if is_lost(error):
+                raise
+            free = shutil.disk_usage(run).free / 1e9
+            raise TrainingError(
+                f"{folder} could not be written ({str(error).splitlines()[0]}); {free:.1f} GB are free there. "
+                "Make room, or set training.save_every or run.dir anew."
+            ) from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        # Frozen parameters are those of the model that the stage starts from: neither written nor asked for again.
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def student_weights(self) -> dict[str, torch.Tensor] | None:
         """Whole weights of the student on rank 0, None elsewhere. Every rank must call it."""
