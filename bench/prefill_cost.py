@@ -25,13 +25,13 @@ FULL = "full vision, same model and run"
 
 
 def student(model: str) -> StudentSection:
-    """A model with random weights: the demo's student, or SmolLM2-135M whole on the 576 patches of a small ViT."""
+    """A model with random weights: the demo's student, or 8 layers of SmolLM2-135M on the 576 patches of a small ViT."""
     whole, cut = load_config("demo/teacher").student, load_config("demo/distill").student
     if model == "demo":
         vision, layers = whole.vision.model_copy(update={"pretrained": False}), cut.keep_layers
     else:
         vision = VisionSection(source="timm:vit_tiny_patch16_384", pretrained=False)  # 24 x 24 patches
-        layers = None
+        layers = 8
     language = whole.language.model_copy(update={"keep_layers": layers, "pretrained": False})
     return whole.model_copy(update={"voco": cut.voco, "language": language, "vision": vision})
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from safetensors import SafetensorError
 
 from mmkd import __version__
 from mmkd.errors import MmkdError
@@ -177,7 +178,7 @@ def _of_the_model(run: RunFolder, images: list[Image.Image]) -> tuple[list[Any],
     def loaded() -> Any:
         try:
             return load(run.model)
-        except MmkdError as error:
+        except (MmkdError, SafetensorError) as error:
             raise ValueError(error) from error
 
     composed = run.try_to("attention maps and costs", loaded, None)

@@ -1,0 +1,103 @@
+"""The page in a real browser: it renders, runs nothing, and fits narrow screens, in light and dark."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmkd.report.build import report
+from tests.report.conftest import PAYLOAD, write_run
+
+pytestmark = pytest.mark.e2e
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+MEASURE = """<script>addEventListener("load", () => {
+  const page = document.documentElement, inside = [...document.querySelectorAll("svg.chart text")].every(t => {
+    const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();
+    return a.left >= b.left - 1 && a.right <= b.right + 1 && a.bottom <= b.bottom + 1; });
+  document.title = JSON.stringify({
+    wide: page.scrollWidth - page.clientWidth, high: page.scrollHeight, inside,
+    pictures: [...document.images].every(i => i.complete && i.naturalWidth > 0), count: document.images.length,
+    maps: [...document.querySelectorAll("svg.maps use")].every(u => u.getBBox().width > 0), owned: document.title });
+});</script>"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser is installed (looked for {', '.join(NAMES)})")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(models, tmp_path_factory) -> Path:
+    return report(write_run(tmp_path_factory.mktemp("browser"), models, PAYLOAD))
+
+
+def run(browser: str, page: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+        f"--user-data-dir={page.parent / 'browser'}", "--enable-logging=stderr", *arguments, page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "TZ": "UTC"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def title(dom: str) -> str:
+    return unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL)[1])
+
+
+def measured(browser: str, page: Path, width: int) -> dict:
+    """What a script of ours sees in a copy of the page without its policy: only escaping guards that copy."""
+    html, removed = POLICY.subn("", page.read_text())
+    assert removed == 1
+    copy = page.with_name("measured.html")
+    copy.write_text(html.replace("</body>", MEASURE + "</body>"))
+    return json.loads(title(run(browser, copy, f"--window-size={width},900", "--dump-dom").stdout))
+
+
+def shot(browser: str, page: Path, *arguments: str) -> np.ndarray:
+    picture = page.with_name("shot.png")
+    run(browser, page, "--window-size=1120,1400", f"--screenshot={picture}", *arguments)
+    return np.asarray(Image.open(picture).convert("L"), dtype=float)
+
+
+def test_the_page_shows_itself_in_light_and_in_dark(browser, page):
+    light = shot(browser, page, "--blink-settings=preferredColorScheme=1")
+    dark = shot(browser, page, "--blink-settings=preferredColorScheme=0")
+    assert np.median(light) > 230
+    assert np.median(dark) < 50
+    for picture in (light, dark):  # ink on paper: not an empty page
+        assert (np.abs(picture - np.median(picture)) > 60).mean() > 0.005
+
+
+def test_nothing_of_the_data_runs_and_the_browser_has_no_complaint(browser, page):
+    done = run(browser, page, "--dump-dom")
+    assert title(done.stdout) == "student · mmkd" or title(done.stdout).endswith("/student · mmkd")
+    assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [1120, 500])
+def test_everything_fits_and_every_picture_is_there(browser, page, width):
+    seen = measured(browser, page, width)
+    assert seen["owned"].endswith("/student · mmkd")
+    assert seen["wide"] == 0
+    assert seen["high"] > 2000
+    assert seen["inside"]
+    assert seen["pictures"]
+    assert seen["count"] > 5
+    assert seen["maps"]
