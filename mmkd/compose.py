@@ -36,11 +36,18 @@ class Composed:
 def compose(student: StudentSection, dtype: torch.dtype = torch.float32) -> Composed:
     """Build the VLM that a student section describes.
 
-    Raises: ConfigError for an unknown source or a cut that the decoder does not have.
+    Raises: ConfigError for an unknown source, a cut that the decoder does not have, or attention that it cannot use.
     """
     composed = _from_folder(student) if student.init else _from_parts(student)
     composed.model.to(dtype)
-    composed.model.set_attn_implementation(student.attention)
+    try:
+        composed.model.set_attn_implementation(student.attention)
+    except (ValueError, ImportError) as error:  # no such kernel for this decoder, or on this machine
+        kind = composed.model.config.text_config.model_type
+        raise ConfigError(
+            f"student.attention {student.attention} does not serve a {kind} decoder here: {str(error).splitlines()[0]} "
+            "Eager serves every decoder."
+        ) from error
     return composed
 
 

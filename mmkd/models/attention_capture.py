@@ -70,6 +70,11 @@ def capture_name(implementation: str) -> str:
     return PREFIX + implementation
 
 
+def plain_name(implementation: str) -> str:
+    """The attention implementation that `capture_name` made a twin of."""
+    return implementation.removeprefix(PREFIX)
+
+
 @contextmanager
 def capture(
     layers: Sequence[int], rows: Tensor, positions: Tensor, text_length: int
@@ -161,4 +166,4 @@ for _name in CAPTURABLE:
     AttentionMaskInterface.register(PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
 
 
-__all__ = ["CAPTURABLE", "LayerAttention", "capture", "capture_name"]
+__all__ = ["CAPTURABLE", "LayerAttention", "capture", "capture_name", "plain_name"]

@@ -130,13 +130,18 @@ class TwoPassModel(MmkdPreTrainedModel):
         return output.last_hidden_state
 
     def _explicit_mask(self, prefix: Prefix, text_mask: Tensor, segment_ids: Tensor) -> Tensor:
+        kind = self._mask_taking_attention()
+        return read_mask(prefix, text_mask, segment_ids, self.dtype, boolean="sdpa" in kind)
+
+    def _mask_taking_attention(self) -> str:
+        """Name of the decoder's attention. ValueError for one that would drop or misread a mask of ours."""
         kind = self.config.text_config._attn_implementation
         if "sdpa" not in kind and "eager" not in kind:
             raise ValueError(
                 f"packed rows and mass_bias need a mask of their own, which attention {kind!r} does not take; "
                 "use attention: sdpa (or eager), or switch data.packing and voco.mass_bias off."
             )
-        return read_mask(prefix, text_mask, segment_ids, self.dtype, boolean="sdpa" in kind)
+        return kind
 
 
 __all__ = ["TwoPassModel"]
