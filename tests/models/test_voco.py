@@ -1,129 +1,147 @@
-"""Two-pass VoCo against its definition: one masked causal pass."""
+"""Two-pass VoCo against its definition: one masked causal pass. Blindness, padding, back ends, elastic k."""
 
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
-from transformers import LlamaConfig
+from tiny import SINK, K, features, masked_pass, pixels, prompt, two_passes
 
-from mmkd.models.configuration_mmkd import MmkdConfig
-from mmkd.models.configuration_vision import MmkdVisionConfig
-from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
-from mmkd.models.voco_cache import VocoCache
+from mmkd.train.run import checkpoint_layers
 
-IMAGE, SINK, K = 99, 1, 4
+TEXT = torch.tensor([[5, 6, 7, 8, 9]])
 
 
 @pytest.fixture(scope="module")
-def model() -> MmkdForConditionalGeneration:
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=100,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
-    vision = MmkdVisionConfig(
-        library="timm",
-        architecture="test_vit",
-        architecture_config={"img_size": 32},
-        image_size=32,
-        taps=[-2],
-        grid=None,
-    )
-    config = MmkdConfig(
-        vision_config=vision,
-        text_config=text,
-        projector={"kind": "linear"},
-        voco={"tokens": K, "preset": "keep_sink", "embeddings": "separate", "mass_bias": False},
-        image_token_id=IMAGE,
-        sink_token_id=SINK,
-    )
-    return MmkdForConditionalGeneration(config).double().eval()
-
-
-def features(model: MmkdForConditionalGeneration, images: int, tokens: int = 5) -> torch.Tensor:
-    torch.manual_seed(1)
-    return torch.randn(images, tokens, model.config.text_config.hidden_size, dtype=torch.double)
-
-
-def two_passes(model, feats, text, k, rows=None):
-    rows = rows if rows is not None else [0] * len(feats)
-    prefix = model.prefix(model.blocks(feats, [1] * len(feats), rows, [0] * len(rows), len(text), K))
-    if k < K:
-        blocks = model.blocks(feats, [1] * len(feats), rows, [0] * len(rows), len(text), K)
-        prefix = model.lay_out(blocks, *model.encode(blocks), k)
-    return model.read(prefix, text, torch.ones_like(text))
-
-
-def masked_pass(model, feats, text, k):
-    """The definition: every image block then the text in one sequence, an explicit mask, positions 0, 1, 2, ..."""
-    embed = model.get_input_embeddings()
-    sink, c = embed(torch.tensor([SINK])), model.voco(K)
-    kinds, parts = [], []
-    for i, image in enumerate(feats):
-        parts += [sink, image, c]
-        kinds += [("sink", i, 0)] + [("V", i, j) for j in range(len(image))] + [("C", i, j) for j in range(K)]
-    parts.append(embed(text[0]))
-    kinds += [("T", -1, j) for j in range(text.shape[1])]
-
-    def allow(q: int, key: int) -> bool:
-        (kind_q, image_q, _), (kind_k, image_k, order_k) = kinds[q], kinds[key]
-        if key > q:
-            return False
-        if kind_q != "T":
-            return image_k == image_q
-        return kind_k == "T" or (kind_k == "C" and order_k < k) or (kind_k == "sink" and image_k == 0)
-
-    length = len(kinds)
-    see = torch.tensor([[allow(q, key) for key in range(length)] for q in range(length)])
-    mask = torch.zeros(length, length, dtype=torch.double).masked_fill(~see, torch.finfo(torch.double).min)
-    out = model.decoder(
-        inputs_embeds=torch.cat(parts)[None],
-        attention_mask=mask[None, None],
-        position_ids=torch.arange(length)[None],
-        use_cache=False,
-    )
-    return out.last_hidden_state[:, -text.shape[1] :]
-
-
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("k", [1, 3, K])
-def test_two_passes_equal_the_masked_single_pass_in_value_and_gradient(model, images, k):
-    text = torch.tensor([[5, 6, 7, 8, 9]])
-    model.set_attn_implementation("eager")
-    results = []
-    for run in (two_passes, masked_pass):
-        feats = features(model, images).requires_grad_()
-        model.zero_grad()
-        hidden = run(model, feats, text, k)
-        torch.manual_seed(3)  # a random direction: the final norm makes the squared length constant
-        (hidden * torch.randn_like(hidden)).sum().backward()
-        results.append((hidden.detach(), feats.grad, model.voco.embedding.weight.grad[:k].clone()))
-    for ours, definition in zip(*results, strict=True):
-        torch.testing.assert_close(
-            ours, definition, rtol=1e-4, atol=1e-5
-        )  # transformers runs softmax, norms and RoPE in fp32
-        assert definition.abs().max() > 1e-3
+def model():
+    return tiny.build()
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_back_ends_agree(model, attention):
-    text = torch.tensor([[5, 6, 7]])
-    model.set_attn_implementation("eager")
-    reference = two_passes(model, features(model, 2), text, K)
+@pytest.mark.parametrize(("preset", "mass_bias"), [("keep_sink", False), ("faithful", False), ("keep_sink", True)])
+def test_every_preset_equals_its_masked_single_pass(preset, mass_bias, attention):
+    model = tiny.build(preset=preset, mass_bias=mass_bias)
     model.set_attn_implementation(attention)
-    torch.testing.assert_close(two_passes(model, features(model, 2), text, K), reference, rtol=1e-4, atol=1e-5)
+    for images, k in ((1, 1), (2, 3)):
+        feats = features(model, images)
+        expected = masked_pass(model, feats, TEXT, k)
+        torch.testing.assert_close(two_passes(model, feats, TEXT, k), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_of_images_matters(model):
-    text, feats = torch.tensor([[5, 6, 7]]), features(model, 2)
-    swapped = two_passes(model, feats.flip(0), text, K)
-    assert (two_passes(model, feats, text, K) - swapped).abs().max() > 1e-3
+def test_the_faithful_preset_hides_the_sink_from_text_that_has_an_image_and_only_from_it():
+    kept, hidden = tiny.build(), tiny.build(preset="faithful")
+    hidden.load_state_dict(kept.state_dict())
+    feats, text = features(kept, 1), TEXT.expand(2, -1)
+    a, b = (two_passes(m, feats, text, K, rows=[0]) for m in (kept, hidden))
+    assert (a[0] - b[0]).abs().max() > 1e-3
+    torch.testing.assert_close(a[1], b[1])
+
+
+def test_the_mass_bias_learns(model):
+    model = tiny.build(mass_bias=True)
+    hidden = two_passes(model, features(model, 1), TEXT, 3)
+    (hidden * torch.randn_like(hidden)).sum().backward()
+    gradient = model.voco.bias.weight.grad
+    assert (gradient[:3].abs() > 1e-6).all()
+    assert (gradient[3:] == 0).all()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+def test_attention_back_ends_agree(model, attention):
+    model.set_attn_implementation("eager")
+    reference = two_passes(model, features(model, 2), TEXT, K)
+    model.set_attn_implementation(attention)
+    with torch.no_grad():  # flex has no backward on a CPU
+        torch.testing.assert_close(two_passes(model, features(model, 2), TEXT, K), reference, rtol=1e-4, atol=1e-5)
+    model.set_attn_implementation("sdpa")
+
+
+def test_flex_attention_answers_as_the_others_do(model):
+    inputs = prompt(K, [5, 6, 7], [8])
+    settings = {"voco_tokens": K, "max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**inputs, pixel_values=pixels(2), **settings)
+    model.set_attn_implementation("flex_attention")
+    found = model.generate(**inputs, pixel_values=pixels(2), **settings)
+    model.set_attn_implementation("sdpa")
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_back_end_that_would_drop_the_mask_is_refused():
+    model = tiny.build(mass_bias=True)
+    model.set_attn_implementation("flex_attention")
+    with torch.no_grad(), pytest.raises(ValueError, match="sdpa"):
+        two_passes(model, features(model, 1), TEXT, K)
+    with pytest.raises(ValueError, match="sdpa"):
+        model.generate(**prompt(K, [5]), pixel_values=pixels(1), voco_tokens=K, max_new_tokens=2)
+
+
+def test_activation_checkpointing_changes_neither_values_nor_gradients():
+    results = []
+    for checkpointing in (False, True):
+        model = tiny.build()
+        if checkpointing:
+            checkpoint_layers(model)
+        model.train()
+        feats = features(model, 2).requires_grad_()
+        runs = []
+        layer = model.language_model.model.layers[0]
+        # Before and not after: a second run stops as soon as it has all that backward needs.
+        layer.mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        hidden = two_passes(model, feats, TEXT, 3)
+        torch.manual_seed(3)
+        (hidden * torch.randn_like(hidden)).sum().backward()
+        results.append((hidden.detach(), feats.grad, {n: p.grad for n, p in model.named_parameters()}, len(runs)))
+    (plain, plain_feats, plain_grads, once), (again, again_feats, again_grads, twice) = results
+    assert (once, twice) == (2, 4)  # encode and read, each run again in backward
+    torch.testing.assert_close(again, plain)
+    torch.testing.assert_close(again_feats, plain_feats)
+    for name, gradient in plain_grads.items():
+        if gradient is not None:
+            torch.testing.assert_close(again_grads[name], gradient, msg=name)
+
+
+def test_fewer_tokens_are_a_slice_of_more(model):
+    whole = model.compress(pixels(2))
+    for k in range(1, K):
+        fewer, sliced = model.compress(pixels(2), tokens=k), whole.keep(k)
+        for (ka, va), (kb, vb) in zip(fewer.layers, sliced.layers, strict=True):
+            torch.testing.assert_close(ka, kb)
+            torch.testing.assert_close(va, vb)
+        assert fewer.identity == sliced.identity
+    with pytest.raises(ValueError, match=r"1\.\.4"):
+        model.compress(pixels(1), tokens=K + 1)
+
+
+def test_the_order_of_frames_matters(model):
+    feats = features(model, 3)
+    forwards = two_passes(model, feats, TEXT, K)
+    assert (forwards - two_passes(model, feats.flip(0), TEXT, K)).abs().max() > 1e-3
+    assert (forwards - two_passes(model, feats[[1, 0, 2]], TEXT, K)).abs().max() > 1e-3
+
+
+def test_what_is_kept_of_an_image_depends_on_no_other_image(model):
+    feats = features(model, 2)
+    changed = feats.clone()
+    changed[0] += 1.0
+
+    def kept(f):
+        return model.encode(model.blocks(f, [1, 1], [0, 0], [0, 0], 1, K))[1]
+
+    for layer, ((ka, va), (kb, vb)) in enumerate(zip(kept(feats), kept(changed), strict=True)):
+        torch.testing.assert_close(ka[1], kb[1], rtol=0, atol=0)
+        torch.testing.assert_close(va[1], vb[1], rtol=0, atol=0)
+        # The first layer's keys come from the compression tokens' own embeddings, the others' from the image too.
+        assert ((ka[0] - kb[0]).abs().max() > 1e-3) == (layer > 0)
+
+
+def test_text_meets_an_image_through_the_kept_tokens_alone(model):
+    feats = features(model, 1).requires_grad_()
+    blocks = model.blocks(feats, [1], [0], [0], 1, K)
+    sinks, kept = model.encode(blocks)
+    cut = [(k.detach(), v.detach()) for k, v in kept]
+    hidden = model.read(model.lay_out(blocks, sinks, cut), TEXT, torch.ones_like(TEXT))
+    (gradient,) = torch.autograd.grad(hidden.square().sum() + 0.0 * feats.sum(), feats)
+    assert (gradient == 0).all()
 
 
 def test_a_row_does_not_see_the_image_of_another_row_and_text_only_rows_mix_in(model):
@@ -147,78 +165,3 @@ def test_padding_on_either_side_changes_nothing(model):
     right = model.read(prefix, torch.tensor([[5, 6, 7, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]]))[:, :3]
     torch.testing.assert_close(left, bare)
     torch.testing.assert_close(right, bare)
-
-
-def pixels(images: int) -> torch.Tensor:
-    torch.manual_seed(2)
-    return torch.randn(images, 3, 32, 32, dtype=torch.double)
-
-
-def prompt(k: int, *questions: list[int]) -> dict[str, torch.Tensor]:
-    longest = max(map(len, questions))
-    ids = [[0] * (longest - len(q)) + [SINK] + [IMAGE] * k + q for q in questions]
-    mask = [[0] * (longest - len(q)) + [1] * (1 + k + len(q)) for q in questions]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-
-
-@pytest.mark.parametrize("k", [1, K])
-def test_token_by_token_decoding_equals_full_forwards_for_64_tokens(model, k):
-    inputs = prompt(k, [5, 6, 7])
-    out = model.generate(
-        **inputs, pixel_values=pixels(1), voco_tokens=k, max_new_tokens=64, do_sample=False, eos_token_id=None
-    )
-    logits = model(input_ids=out, pixel_values=pixels(1), voco_tokens=k).logits[
-        0, inputs["input_ids"].shape[1] - 1 : -1
-    ]
-    assert out.shape[1] == inputs["input_ids"].shape[1] + 64
-    assert logits.argmax(-1).tolist() == out[0, inputs["input_ids"].shape[1] :].tolist()
-
-
-def test_one_compressed_image_answers_many_questions_as_the_pixels_do(model):
-    inputs = prompt(2, [5, 6, 7], [8, 9])
-    cache = model.compress(pixels(1), tokens=K).keep(2)
-    settings = {"max_new_tokens": 8, "do_sample": False}
-    once = model.generate(**inputs, voco_cache=cache, **settings)
-    each = model.generate(**inputs, pixel_values=pixels(1).expand(2, -1, -1, -1), voco_tokens=2, **settings)
-    assert once.tolist() == each.tolist()
-
-
-def test_two_cached_images_are_moved_to_their_places(model):
-    inputs = prompt(2 * K, [5, 6, 7])
-    settings = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    fresh = model.generate(**inputs, pixel_values=pixels(2), voco_tokens=K, **settings)
-    cached = model.generate(**inputs, voco_cache=model.compress(pixels(2)), **settings)
-    torch.testing.assert_close(cached.logits[0], fresh.logits[0], rtol=1e-4, atol=1e-4)
-
-
-def test_beams_work_on_a_compressed_image(model):
-    inputs = prompt(K, [5, 6, 7], [8, 9])
-    out = model.generate(
-        **inputs, pixel_values=pixels(2), voco_tokens=K, num_beams=3, num_return_sequences=2, max_new_tokens=4
-    )
-    assert out.shape[0] == 4
-    assert out[0, : inputs["input_ids"].shape[1]].tolist() == inputs["input_ids"][0].tolist()
-
-
-def test_a_cache_survives_the_disk_and_is_refused_by_another_model(model, tmp_path):
-    path = str(tmp_path / "image.voco")
-    model.compress(pixels(1)).save(path)
-    cache = VocoCache.load(path)
-    inputs = prompt(K, [5, 6])
-    before = model.generate(**inputs, voco_cache=cache, max_new_tokens=3, do_sample=False)
-    direct = model.generate(**inputs, pixel_values=pixels(1), voco_tokens=K, max_new_tokens=3, do_sample=False)
-    assert before.tolist() == direct.tolist()
-    weight = model.voco.embedding.weight
-    with torch.no_grad():
-        weight.add_(1.0)
-    try:
-        with pytest.raises(ValueError, match="another model"):
-            model.generate(**inputs, voco_cache=cache, max_new_tokens=3)
-    finally:
-        with torch.no_grad():
-            weight.sub_(1.0)
-
-
-def test_placeholders_that_do_not_fit_the_images_are_refused(model):
-    with pytest.raises(ValueError, match="placeholders"):
-        model.generate(**prompt(3, [5]), pixel_values=pixels(1), voco_tokens=K)

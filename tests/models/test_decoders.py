@@ -1,0 +1,95 @@
+"""VoCo on every family of decoders: by its definition, decoded token by token, moved in a cache."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from tiny import IMAGE, SINK, K
+
+
+@pytest.fixture(scope="module", params=list(tiny.DECODERS))
+def model(request):
+    return tiny.build(request.param)
+
+
+@pytest.fixture
+def name(request) -> str:
+    return request.node.callspec.params["model"]
+
+
+def usual_attention(model) -> None:
+    """sdpa, except for Gemma 2, whose soft cap sdpa does not have."""
+    model.set_attn_implementation("sdpa" if model.language_model._supports_sdpa else "eager")
+
+
+@pytest.mark.parametrize(("images", "k"), [(1, K), (2, 3)])
+def test_two_passes_equal_the_masked_single_pass_in_value_and_gradient(model, images, k):
+    text = torch.tensor([[5, 6, 7, 8, 9]])
+    model.set_attn_implementation("eager")
+    results = []
+    for run in (tiny.two_passes, tiny.masked_pass):
+        feats = tiny.features(model, images).requires_grad_()
+        model.zero_grad()
+        hidden = run(model, feats, text, k)
+        torch.manual_seed(3)  # a random direction: the final norm makes the squared length constant
+        (hidden * torch.randn_like(hidden)).sum().backward()
+        results.append((hidden.detach(), feats.grad, model.voco.embedding.weight.grad[:k].clone()))
+    for ours, definition in zip(*results, strict=True):
+        scale = definition.abs().max()
+        assert scale > 1e-3
+        # transformers runs softmax, norms and RoPE in fp32
+        torch.testing.assert_close(ours / scale, definition / scale, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_decoded_token_by_token_are_those_of_whole_forwards(model):
+    usual_attention(model)
+    inputs = tiny.prompt(K, [5, 6, 7], [8])
+    out = model.generate(
+        **inputs, pixel_values=tiny.pixels(2), voco_tokens=K, max_new_tokens=8, do_sample=False, eos_token_id=None
+    )
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 8, dtype=torch.long)], dim=1)
+    logits = model(input_ids=out, attention_mask=mask, pixel_values=tiny.pixels(2), voco_tokens=K).logits
+    assert logits[:, -9:-1].argmax(-1).tolist() == out[:, -8:].tolist()
+
+
+def test_full_vision_answers_are_those_of_the_decoder_on_one_sequence(model):
+    usual_attention(model)
+    feats = model.image_features(tiny.pixels(1))
+    n = feats.shape[1]
+    inputs = tiny.prompt(n, [5, 6, 7])
+    sequence = torch.cat([model.get_input_embeddings()(torch.tensor([[SINK]])), feats], dim=1)
+    sequence = torch.cat([sequence, model.get_input_embeddings()(torch.tensor([[5, 6, 7]]))], dim=1)
+    expected = model.head(model.decoder(inputs_embeds=sequence).last_hidden_state)
+    logits = model(**inputs, pixel_values=tiny.pixels(1)).logits
+    torch.testing.assert_close(logits, expected)
+    first = model.generate(
+        **inputs, pixel_values=tiny.pixels(1), max_new_tokens=1, output_logits=True, return_dict_in_generate=True
+    )
+    torch.testing.assert_close(first.logits[0], expected[:, -1].float(), rtol=1e-4, atol=1e-4)
+    assert int((inputs["input_ids"] == IMAGE).sum()) == n
+
+
+def test_two_cached_images_are_moved_to_their_places_or_refused(model, name):
+    usual_attention(model)
+    inputs = tiny.prompt(2 * K, [5, 6, 7])
+    settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    cache = model.compress(tiny.pixels(2))
+    if name in tiny.CANNOT_MOVE:
+        with pytest.raises(ValueError, match="pass pixel_values instead"):
+            model.generate(**inputs, voco_cache=cache, **settings)
+        return
+    fresh = model.generate(**inputs, pixel_values=tiny.pixels(2), voco_tokens=K, **settings)
+    cached = model.generate(**inputs, voco_cache=cache, **settings)
+    torch.testing.assert_close(cached.logits[0], fresh.logits[0], rtol=1e-3, atol=1e-3)
+    swapped = model.generate(**inputs, voco_cache=cache.select([1, 0]), **settings)
+    assert (swapped.logits[0] - fresh.logits[0]).abs().max() > 1e-3
+
+
+def test_one_cached_image_needs_no_moving(model):
+    usual_attention(model)
+    inputs = tiny.prompt(2, [5, 6, 7], [8, 9])
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    once = model.generate(**inputs, voco_cache=model.compress(tiny.pixels(1)).keep(2), **settings)
+    each = model.generate(**inputs, pixel_values=tiny.pixels(1).expand(2, -1, -1, -1), voco_tokens=2, **settings)
+    assert once.tolist() == each.tolist()
