@@ -25,7 +25,7 @@ FULL = "full vision, same model and run"
 
 
 def student(model: str) -> StudentSection:
-    """A model with random weights: the demo's student, or 8 layers of SmolLM2-135M on the 576 patches of a small ViT."""
+    """With random weights: the demo's student, or 8 layers of SmolLM2-135M on the 576 patches of a small ViT."""
     whole, cut = load_config("demo/teacher").student, load_config("demo/distill").student
     if model == "demo":
         vision, layers = whole.vision.model_copy(update={"pretrained": False}), cut.keep_layers

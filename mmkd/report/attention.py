@@ -53,12 +53,12 @@ def attention_to_image(model: MmkdForConditionalGeneration, pixel_values: Tensor
     positions = torch.arange(1 + vision, length, device=features.device)  # [K], the C tokens
     layers = range(model.config.text_config.num_hidden_layers)
     before = model.config.text_config._attn_implementation
-    model.set_attn_implementation(capture_name("sdpa"))
+    model.language_model.set_attn_implementation(capture_name("sdpa"))
     try:
         with capture(layers, torch.zeros_like(positions), positions, length) as found:
             model.encode(blocks)
     finally:
-        model.set_attn_implementation(before)
+        model.language_model.set_attn_implementation(before)
     return torch.stack([_weights(found[layer], positions) for layer in layers])[..., 1 : 1 + vision]
 
 

@@ -36,7 +36,7 @@ def write_run(root: Path, models: Path, text: str = "what is this?") -> Path:
     for run in (student, teacher):
         run.mkdir(parents=True)
         shutil.copytree(models / run.name, run / "model")
-    config = load_config("demo/distill", [f"run.dir={student}"])
+    config = load_config("demo/distill", [f"run.dir={student}", "student.keep_layers=3"])
     section = config.stages[0].model_copy(update={"name": text})
     teacher_section = config.teacher.model_copy(update={"model": str(teacher / "model")})
     config = config.model_copy(update={"stages": [section], "teacher": teacher_section})
