@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mmkd.inference.request_images import RequestError
 
@@ -27,9 +27,19 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def _parts(content: Any) -> Any:
+    """Text alone as a list of one part; OpenAI's clients send null where there is none."""
+    if content is None:
+        return []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    content: Annotated[list[Part], BeforeValidator(_parts)] = []
     name: str | None = None
 
 
@@ -73,7 +83,8 @@ class ChatRequest(BaseModel):
 
     def image_urls(self) -> list[str]:
         """In the order of the messages."""
-        return [part.image_url.url for part in self._parts() if isinstance(part, ImagePart)]
+        parts = [part for message in self.messages for part in message.content]
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
 
     def to_messages(self) -> list[dict[str, Any]]:
         """As chat templates take them, images as {"type": "image"}."""
@@ -89,13 +100,8 @@ class ChatRequest(BaseModel):
         }  # fmt: skip
         return self.model_dump(include=names, exclude_none=True)
 
-    def _parts(self) -> list[TextPart | ImagePart]:
-        return [part for message in self.messages if isinstance(message.content, list) for part in message.content]
-
 
 def _content(message: Message) -> list[dict[str, Any]]:
-    if not isinstance(message.content, list):
-        return [{"type": "text", "text": message.content or ""}]
     return [
         {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
         for part in message.content

@@ -121,8 +121,14 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_read_to_the_end(cli
         ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: Input should be 'system'"),
-        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "image_url"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video_url"}]}]},
+            "messages.0.content.0: Input tag 'video_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "messages.0.content.0.image_url.image_url: Input should be a valid dictionary",
+        ),
     ],
 )
 def test_a_field_that_is_wrong_or_would_be_ignored_is_named(client, fields, words):
