@@ -18,6 +18,7 @@ from mmkd.models.configuration_mmkd import MmkdConfig
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.models.projector import build_projector
+from mmkd.models.vision_tower import Standardize
 from mmkd.models.voco import CompressionTokens
 from mmkd.templates import chat_template
 
@@ -69,6 +70,8 @@ def _from_parts(student: StudentSection) -> Composed:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
     tower = seen.tower.config
+    if vision.standardize:
+        tower.standardize, seen.tower.standardize = True, Standardize(tower.hidden_size)
     projector = build_projector(
         student.projector.model_dump(), tower.hidden_size, decoder.config.hidden_size, rows=tower.rows, cols=tower.cols
     )

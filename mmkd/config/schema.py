@@ -39,6 +39,9 @@ class VisionSection(Section):
         None, description="Stages (CNN) or layers (ViT, negative from the end) to read; concatenated on channels."
     )
     grid: tuple[int, int] | None = Field(None, description="Rows and columns to which the features are pooled.")
+    standardize: bool = Field(
+        False, description="Bring every channel of the tower to mean 0 and deviation 1, measured before training."
+    )
     tiles: int = Field(1, ge=1, description="Largest number of any-resolution tiles an image is cut into.")
     pretrained: bool = Field(True, description="False builds the tower with random weights.")
 
@@ -82,8 +85,8 @@ class StudentSection(Section):
     keep_layers: Keep | None = Field(None, description="With init: language layers kept of the model in init.")
     template: str = Field(
         "default",
-        description="default (the tokenizer's own), plain (question, answer, end token), qa (Q:/A: turns), chatml, or a path "
-        "to a jinja file.",
+        description="default (the tokenizer's own), plain (question, answer, end token), qa (Q:/A: turns), chatml, or "
+        "a path to a jinja file.",
     )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
 

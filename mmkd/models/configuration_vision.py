@@ -18,6 +18,7 @@ class MmkdVisionConfig(PreTrainedConfig):
         taps: stages (CNN, counted from 0) or layers (ViT, counted as hidden states, the embeddings being number 0)
             to read; negative from the end. None is the last stage (CNN) or the penultimate layer (ViT).
         grid: [rows, cols] to which every tapped map is average-pooled; None keeps that of the deepest tap.
+        standardize: bring every channel to mean 0 and deviation 1, as measured on training images.
         image_size: side in pixels for which `rows` and `cols` hold.
         hidden_size: output channels, summed over taps. Derived: the tower fills it in.
         rows: rows of the output grid of an image_size x image_size image. Derived, as `cols`.
@@ -32,6 +33,7 @@ class MmkdVisionConfig(PreTrainedConfig):
     architecture_config: dict[str, Any] | None = None
     taps: list[int] | None = None
     grid: list[int] | None = None
+    standardize: bool = False
     image_size: int = 224
     hidden_size: int = 0
     rows: int = 0

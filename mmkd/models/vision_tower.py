@@ -32,6 +32,7 @@ class VisionTower(nn.Module):
         self.config = config
         self.trunk = build_trunk(config, build_model(config) if model is None else model)
         make_buffers_persistent(self)
+        self.standardize = Standardize(sum(self.trunk.channels)) if config.standardize else None
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
         config.hidden_size = sum(self.trunk.channels)
         if not (config.rows and config.cols):
@@ -69,7 +70,32 @@ class VisionTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, rows*cols, hidden_size], row-major."""
-        return self.join(self.stages(pixel_values))
+        features = self.join(self.stages(pixel_values))
+        return features if self.standardize is None else self.standardize(features)
+
+
+class Standardize(nn.Module):
+    """Each channel less its mean, over its deviation: constants, measured once before training.
+
+    The maps of a CNN, read at several stages, have means many times their spread; as they are, every image token would
+    start out nearly the same, and tens of times longer than a word's embedding.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[.., C] -> [.., C]."""
+        return (features - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def measure(self, features: Tensor) -> None:
+        """Take mean and deviation from raw features [.., C]; a channel that never changes is left unscaled."""
+        deviation, mean = torch.std_mean(features.double().flatten(0, -2), dim=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
 
 
 def make_buffers_persistent(module: nn.Module) -> None:

@@ -69,6 +69,7 @@ def refuse_what_does_not_fit(model: MmkdForConditionalGeneration, processor: Mmk
         f"its projector is {kind} of {layers} layers, not an mlp of 2 layers": (kind, layers) != ("mlp", 2),
         f"its decoder is {text.model_type}, not one of {', '.join(DECODERS)}": text.model_type not in DECODERS,
         f"its features are pooled to a grid of {grid}": vision.grid is not None,
+        "its features are standardized": vision.standardize,
         f"images are cut into up to {processor.tiles} tiles": processor.tiles > 1,
     }
     if vision.architecture in TOWERS:

@@ -13,8 +13,39 @@ from mmkd.assets import cache
 from mmkd.config.schema import Config
 from mmkd.data.feature_store import FeatureStore
 from mmkd.data.fill import fill
+from mmkd.data.images import open_image
+from mmkd.data.mixture import Mixture
+from mmkd.data.rejected import BadRow
 from mmkd.data.sources import open_source
-from mmkd.errors import ConfigError
+from mmkd.errors import ConfigError, DataError
+
+MEASURED = 512  # images from which channel statistics are taken
+
+
+@torch.no_grad()
+def measure_channels(config: Config, composed: Any, device: torch.device) -> None:
+    """Measure mean and deviation of the tower's channels on the first images of the run's data; the same on every rank.
+
+    Raises: DataError where not one image can be read.
+    """
+    tower = composed.model.vision_tower.to(device).eval()
+    standardize, tower.standardize = tower.standardize, None
+    sources = [open_source(section, at=f"data.mixture[{i}]") for i, section in enumerate(config.data.mixture)]
+    mixture = Mixture(sources, [section.weight for section in config.data.mixture], config.run.seed)
+    found: list[torch.Tensor] = []
+    for index in range(4 * MEASURED):
+        try:
+            for image in mixture[index].images[: MEASURED - len(found)]:
+                pixels, _ = composed.processor.image_tensors([open_image(image)])
+                found.append(tower(pixels.to(device)).flatten(0, 1))  # [tiles * N, C]
+        except BadRow:
+            continue
+        if len(found) == MEASURED:
+            break
+    if not found:
+        raise DataError(f"none of the first {4 * MEASURED} rows has an image that can be read; see data.mixture.")
+    tower.standardize = standardize
+    standardize.measure(torch.cat(found))
 
 
 def tower_hash(model: Any, fingerprint: str) -> str:

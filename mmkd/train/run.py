@@ -46,6 +46,8 @@ def train(config: Config, resume: bool = False) -> Path:
     import torch.distributed as dist
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # where objects are exchanged
     if not dist.is_initialized():
         import deepspeed
 
@@ -114,7 +116,7 @@ def train_stage(
     from mmkd.objectives import build
     from mmkd.teachers.live import build_teacher
     from mmkd.train.callbacks import MetricsFile, Progress
-    from mmkd.train.features import cached_features
+    from mmkd.train.features import cached_features, measure_channels
     from mmkd.train.task import DistillTask
     from mmkd.train.trainer import DistillTrainer
 
@@ -149,6 +151,8 @@ def train_stage(
     for name, parameters in parts(student).items():
         for parameter in parameters:
             parameter.requires_grad_(name in learns)
+    if section.vision is not None and section.vision.standardize:
+        measure_channels(config, composed, device)
     store = None
     if config.data.cache_features:
         if "vision" in stage.trainable:
@@ -210,6 +214,9 @@ def train_stage(
     checkpoint = latest_complete(folder) if resume else None
     if checkpoint is not None:
         trainer.start_step = step_of(checkpoint)
+        writers = len(list(checkpoint.glob("rng_state*.pth")))
+        if writers != world:
+            raise TrainingError(f"{checkpoint} was written by {writers} ranks, and here are {world}: start {writers}.")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     export(trainer, composed, target)
     dist.barrier()

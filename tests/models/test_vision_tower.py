@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmkd.models.configuration_vision import MmkdVisionConfig
-from mmkd.models.vision_tower import VisionTower
+from mmkd.models.vision_tower import Standardize, VisionTower
 from mmkd.models.vision_trunks import build_model
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
@@ -420,3 +420,13 @@ def test_models_that_cannot_be_towers_are_refused():
         VisionTower(config("transformers", "vit"))
     with pytest.raises(ValueError, match="not one of timm, open_clip, transformers"):
         VisionTower(config("torchvision", "resnet18"))
+
+
+def test_standardized_channels_have_mean_0_and_deviation_1_and_constant_ones_stay():
+    layer = Standardize(3)
+    features = torch.randn(50, 4, 3) * torch.tensor([3.0, 0.1, 0.0]) + torch.tensor([10.0, -2.0, 5.0])
+    assert torch.equal(layer(features), features)  # until it is measured it changes nothing
+    layer.measure(features)
+    out = layer(features).flatten(0, 1)
+    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.std(0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-4, rtol=0)
