@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,9 +22,9 @@ import psutil
 
 from mmkd.errors import DataError, TrainingError
 
-LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed.run", "accelerate")
-# What gloo and NCCL say when the other end of a connection is gone.
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "accelerate"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What gloo and NCCL say when the other end of a connection is gone.
 LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting", "nccl error")
 
 
@@ -119,7 +120,7 @@ def launchers() -> list[psutil.Process]:
             words = parent.cmdline()
         except psutil.Error:
             break
-        if not any(name in word for word in words[:4] for name in LAUNCHERS):
+        if not any(Path(word).name in LAUNCHERS for word in words[:4]):  # python, its options, script or module
             break
         parent.create_time()  # kept by psutil, so that the number of a dead process is never taken for it
         found.append(parent)
