@@ -113,6 +113,7 @@ def _run(
 def _differences(expected: dict[str, Tensor], observed: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """By reading, the difference that comes nearest to what is allowed there, or passes it; nan passes everything."""
     found: dict[str, dict[str, float]] = {}
+    worst: dict[str, float] = {}
     for name, tensor in expected.items():
         if not name.startswith(COMPUTED):
             continue
@@ -120,7 +121,8 @@ def _differences(expected: dict[str, Tensor], observed: dict[str, Tensor]) -> di
         same_shape = other.shape == tensor.shape
         difference = (tensor.float() - other).abs().max().item() if same_shape else math.inf
         allowed = TOLERANCE[tensor.dtype] * max(tensor.float().abs().max().item(), 1e-6)
-        worst = found.get(reading)
-        if worst is None or not difference / allowed <= worst["difference"] / worst["allowed"]:
-            found[reading] = {"difference": difference, "allowed": allowed}
+        share = difference / allowed
+        share = math.inf if math.isnan(share) else share
+        if share >= worst.get(reading, 0.0):
+            worst[reading], found[reading] = share, {"difference": difference, "allowed": allowed}
     return found

@@ -33,7 +33,7 @@ WIDE = 0.3  # initialiser: different pictures get different answers
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory, byte_tokenizer) -> dict[str, str]:
-    """Folders of a tiny CLIP tower, a SigLIP tower, a Llama and a GPT-2."""
+    """Folders of a tiny CLIP tower, a SigLIP tower, a Llama, one with tied embeddings, and a GPT-2."""
     root = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     see = {"image_size": SIDE, "patch_size": 8}
@@ -45,10 +45,12 @@ def parts(tmp_path_factory, byte_tokenizer) -> dict[str, str]:
     words = {"vocab_size": len(byte_tokenizer), "initializer_range": WIDE}
     words |= {f"{name}_token_id": getattr(byte_tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     LlamaForCausalLM(LlamaConfig(**SMALL, **words, num_key_value_heads=2)).save_pretrained(root / "llama")
+    tied = LlamaConfig(**SMALL, **words, tie_word_embeddings=True)
+    LlamaForCausalLM(tied).save_pretrained(root / "tied")
     GPT2LMHeadModel(GPT2Config(**words, n_embd=32, n_layer=1, n_head=2)).save_pretrained(root / "gpt2")
-    for name in ("llama", "gpt2"):
+    for name in ("llama", "tied", "gpt2"):
         byte_tokenizer.save_pretrained(root / name)
-    return {name: str(root / name) for name in ("clip", "siglip", "llama", "gpt2")}
+    return {name: str(root / name) for name in ("clip", "siglip", "llama", "tied", "gpt2")}
 
 
 def student(

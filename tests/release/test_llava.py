@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from mmkd.errors import ReleaseError
 from mmkd.release import clean_process
-from mmkd.release.bundle import load_student, release
+from mmkd.release.bundle import load_student, release, write_model
 from mmkd.release.llava import to_llava
 
 
@@ -37,13 +37,21 @@ def llava(full_run, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"taps": [1, 3]}, {"taps": [-1]}, {"vision": "siglip"}, {"vision": "siglip", "taps": [-1]}],
-    ids=["clip", "clip, two taps", "clip, last layer", "siglip", "siglip, last layer"],
+    [
+        {},
+        {"taps": [1, 3]},
+        {"taps": [-1]},
+        {"vision": "siglip"},
+        {"vision": "siglip", "taps": [-1]},
+        {"language": "tied"},
+    ],
+    ids=["clip", "clip, two taps", "clip, last layer", "siglip", "siglip, last layer", "tied embeddings"],
 )
 def test_stock_llava_gives_the_students_logits(make_run, tmp_path, options):
     model, processor = load_student(make_run(tmp_path / "run", **options) / "model")
     stock, stock_processor = to_llava(model, processor)
-    stock.save_pretrained(tmp_path / "stock")
+    (tmp_path / "stock").mkdir()
+    write_model(stock, stock_processor, tmp_path / "stock")
     reloaded = type(stock).from_pretrained(tmp_path / "stock")
     ours, our_answers = clean_process.ask(model, processor, [None])
     theirs, their_answers = clean_process.ask(reloaded, stock_processor, None)
