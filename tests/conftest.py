@@ -14,11 +14,26 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
+from multiprocessing import get_context
+
 import pytest
 
 import mmkd
 
 ROOT = Path(__file__).parent.parent
+
+# Tests of several ranks fork them from one server; what it imports, no rank imports again.
+get_context("forkserver").set_forkserver_preload(
+    [
+        "mmkd.train.run",
+        "mmkd.train.trainer",
+        "mmkd.data.loader",
+        "mmkd.teachers.live",
+        "timm",
+        "deepspeed.runtime.engine",
+        "deepspeed.runtime.zero.stage3",
+    ]
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -61,8 +61,6 @@ def train_alone(steps: int) -> list[torch.Tensor]:
 def train_on_ranks(stage: int, steps: int) -> list[list[torch.Tensor]]:
     """Parameters of each rank after some steps under ZeRO."""
     context = get_context("forkserver")
-    # Imported once; the ranks are forked from there.
-    context.set_forkserver_preload(["mmkd.objectives", "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage3"])
     results = context.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

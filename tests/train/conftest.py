@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -114,12 +115,18 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(tmp_path: Path, student: Path, teacher: Path, records: Path) -> Callable[..., dict[str, Any]]:
-    """`config(name, stage={...}, training={...}, zero=2, **sections)`: a VoCo student under a live teacher."""
+def many_records(tmp_path: Path) -> Path:
+    """72 records, for tests that spoil some."""
+    return write_records(tmp_path / "many", [1] * 72)
 
-    def build(name: str = "run", stage: Any = None, training: Any = None, zero: int = 2, **sections: Any) -> dict:
+
+@pytest.fixture(scope="session")
+def make_config(student: Path, teacher: Path, records: Path) -> Callable[..., dict[str, Any]]:
+    """`make_config(run_dir, stage={...}, training={...}, zero=2, **sections)`: a VoCo student under a live teacher."""
+
+    def build(run: Path, stage: Any = None, training: Any = None, zero: int = 2, **sections: Any) -> dict[str, Any]:
         base = {
-            "run": {"dir": str(tmp_path / name), "seed": 3},
+            "run": {"dir": str(run), "seed": 3},
             "student": {"init": str(student)},
             "teacher": {"kind": "live", "model": str(teacher)},
             "objectives": [{"name": "cross_entropy"}, {"name": "forward_kl", "chunk": 16}],
@@ -128,7 +135,7 @@ def config(tmp_path: Path, student: Path, teacher: Path, records: Path) -> Calla
                 {
                     "name": "distill",
                     "steps": 20,
-                    "learning_rate": 3e-3,
+                    "learning_rate": 1e-3,
                     "warmup": 0.1,
                     "batch_size": 8,
                     "micro_batch_size": 2,
@@ -137,7 +144,7 @@ def config(tmp_path: Path, student: Path, teacher: Path, records: Path) -> Calla
                 }
                 | (stage or {})
             ],
-            "training": {"precision": "fp32", "log_every": 1, "save_every": 10, "device": "cpu"} | (training or {}),
+            "training": {"precision": "fp32", "log_every": 1, "save_every": 50, "device": "cpu"} | (training or {}),
             # No parameter is small enough to stay whole under ZeRO-3: every use of one gathers it.
             "deepspeed": {
                 "stage": zero,
@@ -147,3 +154,53 @@ def config(tmp_path: Path, student: Path, teacher: Path, records: Path) -> Calla
         return base | sections
 
     return build
+
+
+@pytest.fixture
+def config(tmp_path: Path, make_config: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`config(name, ...)`: as `make_config`, in a folder of this test."""
+
+    def build(name: str = "run", **options: Any) -> dict[str, Any]:
+        return make_config(tmp_path / name, **options)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., dict[str, Any]]
+) -> Callable[[int], dict[str, Any]]:
+    """`finished(zero)`: the settings of a run of 20 steps on two ranks that is done, checkpoints of every 5 kept."""
+    import ranks
+
+    done: dict[int, dict[str, Any]] = {}
+
+    def run(zero: int) -> dict[str, Any]:
+        if zero not in done:
+            folder = tmp_path_factory.mktemp("finished") / "run"
+            settings = make_config(folder, zero=zero, training={"save_every": 5, "keep_checkpoints": 9})
+            ranks.run(settings)
+            done[zero] = settings
+        return done[zero]
+
+    return run
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, finished: Callable[[int], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`stopped(zero, after)`: a copy of the finished run as a kill would have left it, two steps and a half line of
+    log after the checkpoint of step `after`."""
+
+    def cut(zero: int, after: int) -> dict[str, Any]:
+        settings = finished(zero)
+        copy = tmp_path / f"stopped-{zero}-{after}"
+        shutil.copytree(settings["run"]["dir"], copy)
+        shutil.rmtree(copy / "model")
+        for folder in (copy / "checkpoints" / "distill").iterdir():
+            if int(folder.name.split("-")[1]) > after:
+                shutil.rmtree(folder)
+        lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (copy / "metrics.jsonl").write_text("".join(lines[: after + 2]) + lines[after + 2][:20])
+        return settings | {"run": settings["run"] | {"dir": str(copy)}}
+
+    return cut

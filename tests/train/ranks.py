@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import runpy
 import socket
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,39 +21,55 @@ from mmkd.config.schema import Config, StageSection
 from mmkd.train.run import train
 
 CONTEXT = get_context("forkserver")
-# Whatever test starts the server first: what it imports is what every later rank need not.
-PRELOAD = [
-    "ranks",
-    "mmkd.train.trainer",
-    "mmkd.data.loader",
-    "mmkd.teachers.live",
-    "timm",
-    "deepspeed.runtime.engine",
-    "deepspeed.runtime.zero.stage3",
-]
-SHAPE = ("name", "steps", "batch_size", "micro_batch_size")
 
 
-def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
-    """`function(*args)` on every rank; what each returned, or the exception it raised, in order of rank."""
-    CONTEXT.set_forkserver_preload(PRELOAD)
+def on_ranks(
+    world: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout: float = 600,
+    meanwhile: Callable[[list[int]], None] | None = None,
+) -> list[Any]:
+    """`function(*args)` on every rank: what each returned, or the exception it raised, or None of one that was killed.
+
+    `meanwhile(pids)` runs here at the same time.
+    """
     results = CONTEXT.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with free_port() as port:
+        pass
     processes = [
         CONTEXT.Process(target=_rank, args=(rank, world, port, results, function, args)) for rank in range(world)
     ]
     for process in processes:
         process.start()
+    found: dict[int, Any] = {}
     try:
-        found = dict(results.get(timeout=timeout) for _ in processes)
+        if meanwhile is not None:
+            meanwhile([process.pid for process in processes])
+        end = time.monotonic() + timeout
+        while len(found) < world and time.monotonic() < end:
+            running = any(process.is_alive() for process in processes)
+            try:
+                rank, result = results.get(timeout=0.2)
+                found[rank] = result
+            except queue.Empty:
+                if not running:
+                    break
     finally:
         for process in processes:
             process.join(10)
             if process.is_alive():
                 process.kill()
-    return [found[rank] for rank in range(world)]
+    if time.monotonic() >= end:
+        raise TimeoutError(f"ranks {sorted(set(range(world)) - set(found))} gave no answer in {timeout} s")
+    return [found.get(rank) for rank in range(world)]
+
+
+@contextmanager
+def free_port() -> Iterator[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield free.getsockname()[1]
 
 
 def _rank(rank: int, world: int, port: int, results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -66,29 +86,32 @@ def _rank(rank: int, world: int, port: int, results: Any, function: Callable[...
         torch.distributed.destroy_process_group()
 
 
-def run(config: dict[str, Any], world: int = 2, resume: bool = False) -> list[Any]:
-    """A whole run through `mmkd.train.run.train`; raises the first error that a rank met."""
-    for result in on_ranks(world, _train, config, resume):
+def run(config: dict[str, Any], world: int = 2, resume: bool = False) -> list[float]:
+    """A whole run through `mmkd.train.run.train`: its losses. Raises the first error that a rank met."""
+    for result in on_ranks(world, go, config, resume):
         if isinstance(result, Exception):
             raise result
     return losses(config)
 
 
-def attempt(config: dict[str, Any], world: int = 2, resume: bool = False) -> list[Any]:
-    """As `run`, but gives back what each rank met."""
-    return on_ranks(world, _train, config, resume)
-
-
-def _train(config: dict[str, Any], resume: bool) -> str:
+def go(config: dict[str, Any], resume: bool = False) -> str:
+    """One rank of a run."""
     return str(train(Config.model_validate(config), resume))
 
 
+def call(file: str, name: str, *args: Any) -> Any:
+    """A function of a test file, which a rank cannot import by its name."""
+    return runpy.run_path(file)[name](*args)
+
+
+def lines(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (Path(config["run"]["dir"]) / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(config: dict[str, Any]) -> list[float]:
-    """The logged loss of each step; of a step that was run twice, the last."""
-    found = {}
-    for line in (Path(config["run"]["dir"]) / "metrics.jsonl").read_text().splitlines():
-        found[json.loads(line)["step"]] = json.loads(line)["loss"]
-    return [found[step] for step in sorted(found)]
+    """The logged loss of each step."""
+    return [line["loss"] for line in lines(config)]
 
 
 def one_plain_process(config: dict[str, Any]) -> list[float]:
@@ -122,6 +145,10 @@ def _plain(config: dict[str, Any]) -> list[float]:
             parameter.requires_grad_(name in stage.trainable)
     task.train()
     optimizer = build_optimizer(task, stage)
+    for parameter in task.parameters():
+        # A step that reads full vision has no gradient for the compression tokens. To ZeRO that is a gradient of zero,
+        # so that Adam moves them by their momentum; to PyTorch alone it would be none, so that they stay.
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     schedule = learning_rate_schedule(optimizer, stage)
     batches = iter(
         build_loader(
@@ -146,6 +173,6 @@ def _plain(config: dict[str, Any]) -> list[float]:
             torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], stage.gradient_clipping)
         optimizer.step()
         schedule.step()
-        optimizer.zero_grad()
-        found.append(float(loss))
+        optimizer.zero_grad(set_to_none=False)
+        found.append(float(loss.detach()))
     return found
