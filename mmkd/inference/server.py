@@ -21,6 +21,7 @@ from mmkd.inference.request import ChatRequest
 from mmkd.inference.request_images import ImageSources, RequestError
 
 try:
+    import openai  # noqa: F401  without it transformers' server ends in a NameError
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, StreamingResponse
@@ -28,7 +29,7 @@ try:
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.utils import GenerationState
 except ImportError as error:
-    raise ConfigError(f"mmkd serve needs {error.name}: pip install 'mmkd[serve]'.") from error
+    raise ConfigError(f"mmkd serve needs {error.name}: pip install 'mmkd[serve]' openai.") from error
 
 MOST_BODY = 64 * 2**20  # bytes of one request
 MOST_REQUESTS = 64  # at once; further ones get a 503
