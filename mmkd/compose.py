@@ -230,12 +230,12 @@ def parameter_table(model: MmkdForConditionalGeneration, title: str = "student")
     for column in ("part", "source", "parameters", "trained", "dtype"):
         table.add_column(column, justify="right" if column in ("parameters", "trained") else "left")
     sources = getattr(model.config, "parts", {})
-    modules = {"projector": model.projector, "voco": model.voco}
+    own = {"projector": type(model.projector).__name__, "voco": "VoCo tokens", "adapters": "LoRA"}
     for name, parameters in parts(model).items():
         count = sum(p.numel() for p in parameters)
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         made_by = sources.get("language" if name == "embeddings" else name, {})
-        source = made_by.get("source") or type(modules.get(name)).__name__
+        source = made_by.get("source") or own.get(name, "-")
         if name == "language":
             source = ", ".join([source, *made_by.get("cut", [])])
         dtype = str(parameters[0].dtype).removeprefix("torch.") if count else "-"
