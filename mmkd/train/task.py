@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmkd.errors import TrainingError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
+from mmkd.models.voco import CompressionTokens
 from mmkd.objectives import AnswerBatch, Needs, Objective, Outputs, Ratio, TokenLoss, token_losses
 from mmkd.teachers.live import Teacher
 from mmkd.teachers.reading import prefixes, read_outputs
@@ -78,7 +79,18 @@ class DistillTask(nn.Module):
         for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
             outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention)
             losses.append(self._loss(outputs, teacher, answers, "full" if tokens is None else f"k{tokens}"))
-        return torch.stack(losses).mean()
+        loss = torch.stack(losses).mean()
+        if all(tokens is None for tokens in batch["reads"]) and self.student.voco is not None:
+            loss = loss + self._unread(self.student.voco)
+        return loss
+
+    @staticmethod
+    def _unread(voco: CompressionTokens) -> Tensor:
+        """Zero, with a gradient of zero for the compression tokens that a step of full vision leaves alone: a parameter
+        that gets none keeps the gradient of the step before under ZeRO-3, and is moved by it again."""
+        total = voco(voco.tokens).sum()
+        bias = voco.mass_bias(voco.tokens)
+        return 0.0 * (total if bias is None else total + bias.sum())
 
     def _loss(self, student: Outputs, teacher: Outputs | None, answers: AnswerBatch, read: str) -> Tensor:
         pairs = list(zip(self.objectives, self.weights, strict=True))

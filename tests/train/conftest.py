@@ -200,7 +200,7 @@ def stopped(tmp_path: Path, finished: Callable[[int], dict[str, Any]]) -> Callab
             if int(folder.name.split("-")[1]) > after:
                 shutil.rmtree(folder)
         lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (copy / "metrics.jsonl").write_text("".join(lines[: after + 2]) + lines[after + 2][:20])
+        (copy / "metrics.jsonl").write_text("".join(lines[: after + 2]) + '{"stage": "disti')
         return settings | {"run": settings["run"] | {"dir": str(copy)}}
 
     return cut
