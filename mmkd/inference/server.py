@@ -140,7 +140,13 @@ def serve(
         say(f"{name} at http://{address}:{listener.getsockname()[1]}/v1 · an image is read as {reading}")
         if not loopback:
             say(f"{host} is not this machine alone: whoever reaches it can ask, there is no password.")
-        config = uvicorn.Config(app, log_level="warning", limit_concurrency=MOST_REQUESTS, server_header=False)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            limit_concurrency=MOST_REQUESTS,
+            server_header=False,
+            timeout_graceful_shutdown=5,  # Ctrl-C stops it, whoever is still connected
+        )
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 
