@@ -2,6 +2,7 @@
 
     python -m bench.scores add demo_full teacher runs/demo-full/teacher     # RUN/eval/*.json -> demo_full_seeds.jsonl
     python -m bench.scores mean demo_full                                   # -> demo_full.jsonl
+    python -m bench.scores minutes demo_full runs/demo-full/summary.json    # minutes of each stage
     python -m bench.scores compare objectives ce+kl ce                      # paired over seeds -> objectives.jsonl
 
 Seeds may be added on different days and machines; each row says where it was measured.
@@ -47,7 +48,7 @@ def of_run(bench: str, case: str, run: Path, metric: str = "acc") -> list[Row]:
                 spread=None,
                 against=None,
                 command=f"mmkd eval {run / 'model'} --suite {one['suite']} --tokens {one['tokens']}{limit}",
-                config_hash=config_hash(config),
+                config_hash=config_hash(config.model_dump(mode="json", exclude={"run"})),
                 commit=made["commit"],
                 versions={name: made["versions"].get(name, around["versions"][name]) for name in PACKAGES},
                 machine=around["machine"],
@@ -55,6 +56,31 @@ def of_run(bench: str, case: str, run: Path, metric: str = "acc") -> list[Row]:
             )
         )
     return rows
+
+
+def of_summary(bench: str, path: Path) -> list[Row]:
+    """Minutes of each stage of a demo, and in all: `minutes@STAGE`."""
+    summary = json.loads(path.read_text())
+    around = surroundings()
+    seconds = summary["seconds"] | {"in all": sum(summary["seconds"].values())}
+    return [
+        Row(
+            bench=f"{bench}_minutes",
+            metric=f"minutes@{stage}",
+            value=value / 60,
+            unit="min",
+            seeds=(summary["seed"],),
+            spread=None,
+            against=None,
+            command="mmkd demo" + " --full" * (summary["questions"] == "all"),
+            config_hash=config_hash({"demo": bench}),
+            commit=summary["commit"],
+            versions={name: summary["versions"].get(name, around["versions"][name]) for name in PACKAGES},
+            machine=around["machine"],
+            date=around["date"],
+        )
+        for stage, value in seconds.items()
+    ]
 
 
 def by_case(bench: str, results: Path = RESULTS) -> dict[str, dict[int, Row]]:
@@ -131,6 +157,9 @@ def main(arguments: list[str]) -> None:
     add.add_argument("bench", help="name of the bench")
     add.add_argument("case", help="what the run stands for, e.g. teacher or ce+kl")
     add.add_argument("run", type=Path, help="run folder with eval/")
+    minutes = jobs.add_parser("minutes", help="rows of a demo's stages")
+    minutes.add_argument("bench", help="name of the bench")
+    minutes.add_argument("summary", type=Path, help="summary.json of a demo")
     means = jobs.add_parser("mean", help="means over the seeds there are")
     means.add_argument("bench", help="name of the bench")
     compare = jobs.add_parser("compare", help="paired differences of two cases")
@@ -139,6 +168,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     if asked.job == "add":
         rows = of_run(asked.bench, asked.case, asked.run)
+    elif asked.job == "minutes":
+        rows = of_summary(asked.bench, asked.summary)
     elif asked.job == "mean":
         rows = [mean(asked.bench, name, found) for name, found in by_case(asked.bench).items()]
     else:
