@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmkd.evaluate.loading import Loaded
+from mmkd.models.voco_cache import VocoCache
 
 IMAGES_PER_PASS = 64
 
@@ -18,7 +19,7 @@ IMAGES_PER_PASS = 64
 class Compressed:
     """Images as one VoCoCache, and the number of each."""
 
-    cache: Any
+    cache: VocoCache
     number: dict[str, int]
 
     def for_processor(self, keys: list[str]) -> dict[str, Any]:
@@ -57,12 +58,4 @@ def look_at(loaded: Loaded, images: dict[str, Image.Image], tokens: int | None) 
             caches.append(loaded.model.compress(pixels, image_tiles=counts, tokens=tokens))
     if tokens is None:
         return Features(features)
-    return Compressed(_joined(caches), {key: i for i, key in enumerate(keys)})
-
-
-def _joined(caches: list[Any]) -> Any:
-    layers = [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))  # [M, Hkv, 1 + k, d]
-        for layer in zip(*(cache.layers for cache in caches), strict=True)
-    ]
-    return replace(caches[0], layers=layers, image_tokens=torch.cat([cache.image_tokens for cache in caches]))
+    return Compressed(VocoCache.join(caches), {key: i for i, key in enumerate(keys)})

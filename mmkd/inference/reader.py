@@ -9,7 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +109,7 @@ class Reader:
         text = processor.apply_chat_template(_unmarked(messages, processor), add_generation_prompt=True, tokenize=False)
         cache, options = None, {}
         if images and self.tokens is not None:
-            cache = joined([self.compressed(data) for data in images])
+            cache = VocoCache.join([self.compressed(data) for data in images])
         elif images:
             options["images"] = [open_image(data) for data in images]
         if self.loaded.ours:
@@ -151,15 +151,6 @@ def model_folder(model: str) -> str:
     """`model` itself, or the model/ in it where it is a run folder."""
     inner = Path(model) / "model"
     return str(inner) if not (Path(model) / "config.json").exists() and (inner / "config.json").exists() else model
-
-
-def joined(caches: list[VocoCache]) -> VocoCache:
-    """Caches of the same model and k as one, in this order."""
-    layers = [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))  # [M, Hkv, 1 + k, d]
-        for layer in zip(*(cache.layers for cache in caches), strict=True)
-    ]
-    return replace(caches[0], layers=layers, image_tokens=torch.cat([cache.image_tokens for cache in caches]))
 
 
 @contextmanager

@@ -56,6 +56,15 @@ class VocoCache:
             self, layers=[(k[index], v[index]) for k, v in self.layers], image_tokens=self.image_tokens[index]
         )
 
+    @staticmethod
+    def join(caches: list[VocoCache]) -> VocoCache:
+        """Caches of the same model and k as one, in this order."""
+        layers = [
+            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))  # [M, Hkv, 1 + k, d]
+            for layer in zip(*(cache.layers for cache in caches), strict=True)
+        ]
+        return replace(caches[0], layers=layers, image_tokens=torch.cat([cache.image_tokens for cache in caches]))
+
     def save(self, path: str) -> None:
         """Write one safetensors file with the identity record in its header."""
         tensors = {"image_tokens": self.image_tokens.contiguous()}
