@@ -10,7 +10,8 @@ import torch
 
 from mmkd.data.images import open_image
 from mmkd.errors import ConfigError, DataError
-from mmkd.inference.reader import Reader, joined, model_folder
+from mmkd.inference.reader import Reader, model_folder
+from mmkd.models.voco_cache import VocoCache
 
 
 def question(text: str, images: int = 1) -> list[dict]:
@@ -60,7 +61,7 @@ def test_of_too_many_images_the_one_not_asked_about_for_longest_is_forgotten(loa
 
 def test_caches_joined_equal_images_compressed_together(reader, picture):
     images = [picture(0), picture(1)]
-    one_by_one = joined([reader.compressed(data) for data in images])
+    one_by_one = VocoCache.join([reader.compressed(data) for data in images])
     together = reader.compress([open_image(data) for data in images])
     for ours, theirs in zip(one_by_one.layers, together.layers, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
