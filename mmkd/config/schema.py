@@ -134,12 +134,15 @@ class LoraSection(Section):
     )
 
 
+Part = Literal["vision", "projector", "language", "embeddings", "voco"]
+
+
 class StageSection(Section):
     """One part of the training: what is trained, how long, how fast."""
 
     name: str
     steps: int = Field(ge=1, description="Optimiser steps.")
-    trainable: list[Literal["vision", "projector", "language", "embeddings", "voco"]] = Field(
+    trainable: list[Part] = Field(
         ["projector", "language", "embeddings", "voco"],
         description="Parts that learn; the others are frozen. language: the decoder's layers and norms; embeddings: "
         "its token embeddings and head.",
@@ -150,7 +153,9 @@ class StageSection(Section):
         "ends). Its token embeddings learn as long as `trainable` names them.",
     )
     learning_rate: float = Field(1e-4, gt=0)
-    projector_learning_rate: float | None = Field(None, gt=0)
+    learning_rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Rates of parts that differ, e.g. {voco: 5.0e-3}."
+    )
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps.")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -6,24 +6,29 @@ from typing import Any
 
 import torch
 
+from mmkd.compose import parts
 from mmkd.config.schema import StageSection
 from mmkd.errors import ConfigError
 
 
-def build_optimizer(task: torch.nn.Module, stage: StageSection) -> torch.optim.Optimizer:
+def build_optimizer(task: Any, stage: StageSection) -> torch.optim.Optimizer:
     """AdamW over what `task` trains. Raises ConfigError where that is nothing."""
     return torch.optim.AdamW(parameter_groups(task, stage), betas=(0.9, 0.95))
 
 
-def parameter_groups(task: torch.nn.Module, stage: StageSection) -> list[dict[str, Any]]:
+def parameter_groups(task: Any, stage: StageSection) -> list[dict[str, Any]]:
     """Trained parameters by learning rate and weight decay (none on vectors: norms and biases)."""
+    rates = {
+        id(parameter): stage.learning_rates[name]
+        for name, parameters in parts(task.student).items()
+        if name in stage.learning_rates
+        for parameter in parameters
+    }
     groups: dict[tuple[float, float], list[Any]] = {}
-    for name, parameter in task.named_parameters():
+    for parameter in task.parameters():
         if not parameter.requires_grad:
             continue
-        rate = stage.learning_rate
-        if name.startswith("student.projector") and stage.projector_learning_rate:
-            rate = stage.projector_learning_rate
+        rate = rates.get(id(parameter), stage.learning_rate)
         groups.setdefault((rate, stage.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
     if not groups:
         raise ConfigError(f"stage {stage.name}: nothing is trained; name a part of the model in stage.trainable.")
