@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,7 +149,9 @@ def _costs(results: dict[str, Any]) -> Scores:
 
 def _write(out: Path, name: str, about: dict[str, Any], scores: Scores, results: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    kept = {key: results.get(key) for key in ("results", "throughput", "n-samples", "lmms_eval_version", "date")}
+    kept = {key: results.get(key) for key in ("results", "throughput", "n-samples", "date")}
+    # Its own field holds the branch of whatever git checkout the run was started in.
+    kept["lmms_eval_version"] = version("lmms_eval")
     (out / f"{name}.json").write_text(json.dumps(about | {"scores": scores} | kept, indent=2, default=str) + "\n")
     with (out / f"{name}.samples.jsonl").open("w") as file:
         for task, samples in results["samples"].items():

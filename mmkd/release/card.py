@@ -121,8 +121,7 @@ def _scores(run: RunFolder) -> str:
             [_reading(e), *(_number(m, e["scores"].get(m)) for m in metrics), str(e.get("limit") or "all")]
             for e in entries
         ]
-        # lmms-eval run inside a git checkout gives the branch and commit of that checkout in place of its version.
-        versions = {str(e["lmms_eval_version"]) for e in entries if "@" not in str(e.get("lmms_eval_version") or "@")}
+        versions = {str(e["lmms_eval_version"]) for e in entries if e.get("lmms_eval_version")}
         harness = f"lmms-eval {', '.join(sorted(versions)) or '(version not recorded)'}"
         header = ["image tokens k", *(m.replace("_", " ") for m in metrics), "questions"]
         blocks.append(f"### {suite}\n\nWith {harness}.\n\n{_table(header, rows)}")
