@@ -258,7 +258,8 @@ def test_the_openai_client_lists_asks_and_streams(running, picture, model_path):
         whole = client.chat.completions.create(**asked)
         chunks = list(client.chat.completions.create(**asked, stream=True))
         pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
-        assert "".join(pieces) == whole.choices[0].message.content
+        # Bytes that end no letter are held back while streaming, and shown as U+FFFD in a whole answer.
+        assert "".join(pieces).replace("\ufffd", "") == whole.choices[0].message.content.replace("\ufffd", "")
         assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
         most = max(most, len(pieces))
     assert most > 1  # bytes that are no letter wait for the next one: not every answer comes in pieces

@@ -70,9 +70,12 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(finished, stopped, a
 
 
 def bomb(path: Path) -> None:
-    """A PNG that says it is 60,000 pixels wide and high, in 60 bytes."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)))
+    """A PNG that says it is 60,000 pixels wide and high, in 80 bytes."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 100))]
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def spoil(path: Path, rows: dict[int, str]) -> Path:

@@ -35,7 +35,8 @@ def test_stage_0_and_offload_equal_it_too_and_a_clipping_of_0_is_none(config, pl
     settings = config(stage=UNCLIPPED, zero=zero)
     settings["deepspeed"]["offload"] = offload
     assert ranks.run(settings) == pytest.approx(plain_unclipped, rel=1e-4)
-    assert min(line["grad_norm"] for line in ranks.lines(settings)) > 1.0  # clipping would have changed it
+    if zero:  # stage 0 reports no norm
+        assert min(line["grad_norm"] for line in ranks.lines(settings)) > 1.0  # clipping would have changed it
 
 
 @pytest.mark.distributed
