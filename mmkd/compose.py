@@ -164,7 +164,7 @@ def _assemble(
         width = decoder.config.hidden_size
         voco = CompressionTokens(options["tokens"], width, options["embeddings"], options["mass_bias"])
         # As wide as the words it stands among.
-        nn.init.normal_(voco.embedding.weight, std=float(decoder.get_input_embeddings().weight.std()))
+        nn.init.normal_(voco.embedding.weight, std=float(decoder.get_input_embeddings().weight.detach().std()))
         if voco.bias is not None:
             nn.init.zeros_(voco.bias.weight)
     with torch.device("meta"):
