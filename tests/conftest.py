@@ -63,12 +63,7 @@ def package() -> Path:
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """One token for each byte, then <s> and </s>, as a tokenizer of transformers."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """A tokenizer of transformers: one token for each byte, then <s> and </s>."""
+    from tests.byte_tokenizer import byte_tokenizer
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    return byte_tokenizer()

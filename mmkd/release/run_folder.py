@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mmkd.checkpoints import unfinished
 from mmkd.errors import ReleaseError
 
 
@@ -61,16 +62,6 @@ class RunFolder:
 
 def is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
-
-
-def unfinished(model: Path) -> str | None:
-    """Why a model folder is not whole, or None: its COMPLETE.json lists every file with its size."""
-    try:
-        sizes = json.loads((model / "COMPLETE.json").read_text())
-    except (OSError, ValueError):
-        return "no COMPLETE.json"
-    wrong = [n for n, size in sizes.items() if not (model / n).is_file() or (model / n).stat().st_size != size]
-    return f"{wrong[0]} is missing or has another size than was written" if wrong else None
 
 
 def _json(path: Path) -> dict[str, Any]:

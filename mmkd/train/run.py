@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mmkd.checkpoints import is_complete, latest_complete, mark_complete, step_of
 from mmkd.config.load import dump_config
 from mmkd.config.schema import Config, StageSection
 from mmkd.errors import ConfigError, TrainingError
-from mmkd.train.checkpoints import is_complete, latest_complete, mark_complete, step_of
 from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
 from mmkd.train.quiet import quiet
 from mmkd.train.watch import Watch

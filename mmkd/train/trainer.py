@@ -15,12 +15,12 @@ import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from mmkd.checkpoints import keep_newest, mark_complete
 from mmkd.config.schema import StageSection
 from mmkd.errors import TrainingError
 from mmkd.objectives import Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
-from mmkd.train.checkpoints import keep_newest, mark_complete
 from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
 from mmkd.train.task import DistillTask
 from mmkd.train.watch import is_lost

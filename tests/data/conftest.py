@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor
 
 from mmkd.data.records import Record, Turn
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.templates import chat_template
+from tests.byte_tokenizer import byte_tokenizer
 
 SIDE, IMAGE_TOKENS = 8, 4
 
@@ -22,12 +22,7 @@ SIDE, IMAGE_TOKENS = 8, 4
 @pytest.fixture(scope="session")
 def processor() -> MmkdProcessor:
     """8 x 8 pixels, 4 tokens an image, short Q:/A: turns; the pad token is the end token, as in many decoders."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer = byte_tokenizer(image=True)
     side = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessor(size=side, do_center_crop=False, crop_size=side)
     return MmkdProcessor(images, tokenizer, chat_template=chat_template("qa", tokenizer), image_tokens=IMAGE_TOKENS)

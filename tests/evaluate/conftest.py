@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -12,29 +11,18 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
 )
 
 from mmkd.models import MmkdConfig, MmkdForConditionalGeneration, MmkdProcessor
 from mmkd.models.configuration_vision import MmkdVisionConfig
 from mmkd.templates import chat_template
+from tests.byte_tokenizer import byte_tokenizer
 
 SIDE = 32
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, then <s>, </s> and <image>."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return tokenizer
-
-
 def tiny_model(tokens: int | None) -> tuple[MmkdForConditionalGeneration, MmkdProcessor]:
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(image=True)
     images = CLIPImageProcessor(
         size={"height": SIDE, "width": SIDE}, do_center_crop=False, crop_size={"height": SIDE, "width": SIDE}
     )
@@ -81,7 +69,7 @@ def folder(tmp_path_factory) -> str:
 def stock_llava(tmp_path_factory) -> str:
     """A tiny random LLaVA of transformers, saved."""
     path = tmp_path_factory.mktemp("llava")
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(image=True)
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE, patch_size=16
     )

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import CLIPImageProcessor, LlamaConfig, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, LlamaConfig
 
 from mmkd.models import MmkdConfig, MmkdForConditionalGeneration, MmkdProcessor
 from mmkd.models.configuration_vision import MmkdVisionConfig
 from mmkd.templates import chat_template
+from tests.byte_tokenizer import byte_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # `ranks` has to be importable by its name in forked ranks
 
@@ -26,19 +26,9 @@ SIDE = 32
 WORDS = ["red", "green", "blue", "a circle", "a square", "yes", "no"]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return tokenizer
-
-
 def save_tiny_model(folder: Path, seed: int, layers: int, voco: int | None, tied: bool = True) -> None:
     """A composed model of random weights: a convolutional tower with batch norms, hidden size 32."""
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(image=True)
     side = {"height": SIDE, "width": SIDE}
     processor = MmkdProcessor(
         CLIPImageProcessor(size=side, do_center_crop=False, crop_size=side),

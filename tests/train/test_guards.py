@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmkd.checkpoints import MARKER, latest_complete, mark_complete
 from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
 from mmkd.errors import ConfigError
-from mmkd.train.checkpoints import MARKER, latest_complete, mark_complete
 from mmkd.train.deepspeed import deepspeed_config, make_safe
 from mmkd.train.run import plan_batches
 from mmkd.train.trainer import draw_reads

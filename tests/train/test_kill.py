@@ -17,8 +17,8 @@ import pytest
 import ranks
 import yaml
 
+from mmkd.checkpoints import latest_complete
 from mmkd.errors import TrainingError
-from mmkd.train.checkpoints import latest_complete
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 240, every: float = 0.02) -> Any:

@@ -14,9 +14,9 @@ import pytest
 import ranks
 import torch
 
+from mmkd.checkpoints import latest_complete
 from mmkd.errors import DataError, TrainingError
 from mmkd.objectives import AnswerBatch, Losses, Objective, Outputs, names, register
-from mmkd.train.checkpoints import latest_complete
 
 
 def go_into_nan(config: dict[str, Any]) -> str:

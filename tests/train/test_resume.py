@@ -9,8 +9,8 @@ import pytest
 import ranks
 import torch
 
+from mmkd.checkpoints import latest_complete, mark_complete
 from mmkd.errors import TrainingError
-from mmkd.train.checkpoints import latest_complete, mark_complete
 
 
 def checkpoints(settings: dict) -> Path:

@@ -1,4 +1,4 @@
-"""Whole checkpoints only.
+"""Whole folders only: checkpoints, and the models that stages leave.
 
 DeepSpeed's `latest` and the Trainer's "largest number" can both name a folder that a kill left half written. Here a
 checkpoint counts once its COMPLETE.json, written last and atomically, lists every file with the size it still has.
@@ -35,13 +35,18 @@ def mark_complete(folder: Path) -> None:
         os.close(directory)
 
 
-def is_complete(folder: Path) -> bool:
-    """True where every file that the marker lists is there in its full size."""
+def unfinished(folder: Path) -> str | None:
+    """Why a folder is not whole, or None: its marker lists every file in the size that it has."""
     try:
         sizes = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
-        return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+        return f"no {MARKER}"
+    wrong = [n for n, size in sizes.items() if not (folder / n).is_file() or (folder / n).stat().st_size != size]
+    return f"{wrong[0]} is missing or has another size than was written" if wrong else None
+
+
+def is_complete(folder: Path) -> bool:
+    return unfinished(folder) is None
 
 
 def step_of(folder: Path) -> int:
