@@ -18,6 +18,7 @@ from rich.table import Table
 
 from mmkd import assets
 from mmkd.contracts import GROUPS, adapters
+from mmkd.precision import native_bf16
 
 GIB = 2**30
 
@@ -74,11 +75,11 @@ def _torch() -> Iterable[Finding]:
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         gib = torch.cuda.get_device_properties(0).total_memory / GIB
         yield Finding("device", True, f"{len(names)} x {names[0]}, {gib:.0f} GiB")
-        yield Finding("bf16", torch.cuda.is_bf16_supported(), "on the GPU", "set training.precision: fp32")
+        yield Finding("bf16", native_bf16(on_cpu=False), "on the GPU", "training.precision: auto takes fp32")
     else:
         yield Finding("device", True, f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads; no CUDA GPU")
-        native = torch.cpu._is_avx512_bf16_supported() if platform.machine() == "x86_64" else True
-        yield Finding("bf16", True, "native" if native else "emulated, slow: training.precision: fp32 may be faster")
+        native = native_bf16(on_cpu=True)
+        yield Finding("bf16", True, "native" if native else "emulated, slow: training.precision: auto takes fp32")
 
 
 def _libraries() -> Iterable[Finding]:

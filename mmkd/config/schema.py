@@ -176,7 +176,10 @@ class StageSection(Section):
 
 
 class TrainingSection(Section):
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="auto: bf16 where the device multiplies it in hardware, else fp32; a resumed run keeps its own.",
+    )
     activation_checkpointing: bool = False
     log_every: int = Field(10, ge=1)
     save_every: int = Field(200, ge=1)

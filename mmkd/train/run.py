@@ -13,10 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmkd.checkpoints import is_complete, latest_complete, mark_complete, step_of
 from mmkd.config.load import dump_config
 from mmkd.config.schema import Config, StageSection
 from mmkd.errors import ConfigError, TrainingError
+from mmkd.precision import native_bf16
 from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
 from mmkd.train.quiet import quiet
 from mmkd.train.watch import Watch
@@ -34,6 +37,7 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     quiet()
     rank, world = prepare_launch()
+    config = with_precision(config, resume)
     plans = [plan_batches(stage, world) for stage in config.stages]
     run = Path(config.run.dir)
     model_folder = run / "model"
@@ -66,6 +70,21 @@ def train(config: Config, resume: bool = False) -> Path:
                 train_stage(config, stage, plan, run, start, target, rank, world, resume)
             start = target
     return model_folder
+
+
+def with_precision(config: Config, resume: bool) -> Config:
+    """`config` with `training.precision` decided: what a resumed run began with, else what the device is good at."""
+    if config.training.precision != "auto":
+        return config
+    import torch
+
+    written = Path(config.run.dir) / "config.yaml"
+    if resume and written.exists():
+        precision = yaml.safe_load(written.read_text())["training"]["precision"]
+    else:
+        on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+        precision = "bf16" if native_bf16(on_cpu) else "fp32"
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
 
 
 def how_to_go_on(config: Config) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
@@ -173,6 +174,16 @@ def write_gguf(path):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MMKD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def test_a_gguf_file_is_converted_whole_by_whichever_rank_comes_first(tmp_path, cache):
+    expected = write_gguf(tmp_path / "tiny.gguf")
+    torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        parts = load(f"gguf:{tmp_path / 'tiny.gguf'}")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert parts.model.state_dict().keys() >= expected.keys()
 
 
 def test_a_gguf_file_becomes_an_ordinary_fp32_model(tmp_path, cache):

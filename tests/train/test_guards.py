@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mmkd.checkpoints import MARKER, latest_complete, mark_complete
-from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
+from mmkd.config.load import dump_config
+from mmkd.config.schema import Config, DeepspeedSection, StageSection, TrainingSection
 from mmkd.errors import ConfigError
 from mmkd.train.deepspeed import deepspeed_config, make_safe
-from mmkd.train.run import plan_batches
+from mmkd.train.run import plan_batches, with_precision
 from mmkd.train.trainer import draw_reads
 
 
@@ -48,7 +51,26 @@ def test_clipping_is_what_the_config_says_and_not_deepspeeds_default():
 
 def test_stage_0_with_bf16_is_refused():
     with pytest.raises(ConfigError, match="stage 0"):
-        deepspeed_config(DeepspeedSection(stage=0), StageSection(name="s", steps=1), TrainingSection(), 1, 1)
+        deepspeed_config(
+            DeepspeedSection(stage=0), StageSection(name="s", steps=1), TrainingSection(precision="bf16"), 1, 1
+        )
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_is_what_the_device_multiplies_and_a_resumed_run_keeps_its_own(
+    config, monkeypatch, native, expected
+):
+    asked = Config(**config(training={"precision": "auto"}))
+    monkeypatch.setattr("mmkd.train.run.native_bf16", lambda on_cpu: native)
+    decided = with_precision(asked, resume=False)
+    assert decided.training.precision == expected
+    run = Path(asked.run.dir)
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(decided))
+    monkeypatch.setattr("mmkd.train.run.native_bf16", lambda on_cpu: not native)
+    assert with_precision(asked, resume=True).training.precision == expected
+    fixed = Config(**config(training={"precision": "bf16"}))
+    assert with_precision(fixed, resume=True).training.precision == "bf16"
 
 
 def test_own_deepspeed_keys_are_merged_in_last():

@@ -19,7 +19,7 @@ from mmkd.errors import AssetError
 from ..sources import refuse_revision, unknown_name
 from .hf import load_folder
 
-CONVERSION = 1  # raise it when `convert` changes, so that older folders are not taken
+CONVERSION = 2  # raise it when `convert` changes, so that older folders are not taken
 
 
 class GgufAdapter:
@@ -71,5 +71,7 @@ def convert(spec: Spec, file: Path, folder: Path) -> None:
     # The loader dequantises but still calls the model quantised, which would forbid saving and training it.
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
     del model.config.quantization_config
+    # Under a launcher transformers lets rank 0 alone write, silently; whichever rank came first does it here.
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
