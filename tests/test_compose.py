@@ -144,6 +144,26 @@ def test_every_projector_serves_odd_grids_and_grids_that_are_not_square(decoder,
         assert ask(composed, picture(), picture(80, 20), tokens=tokens).isfinite().all()
 
 
+def test_an_image_may_be_a_path_and_a_message_may_name_it(decoder, tmp_path):
+    processor = compose(section(decoder)).processor
+    picture().save(tmp_path / "cat.png")
+    expected = processor(images=picture())["pixel_values"]
+    for path in (tmp_path / "cat.png", str(tmp_path / "cat.png")):
+        assert torch.equal(processor(images=path)["pixel_values"], expected)
+    named = {"type": "image", "path": str(tmp_path / "cat.png")}
+    message = [{"role": "user", "content": [named, {"type": "text", "text": "what is it"}]}]
+    inputs = processor.apply_chat_template(message, tokenize=True, return_dict=True, return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], expected)
+
+
+def test_what_is_no_image_and_videos_are_refused(decoder):
+    processor = compose(section(decoder)).processor
+    with pytest.raises(TypeError, match="not a int"):
+        processor(images=[3])
+    with pytest.raises(ValueError, match="several images"):
+        processor(text="what is it", videos=[[picture()]])
+
+
 @pytest.mark.parametrize(
     ("width", "height", "tiles"), [(40, 40, 1), (80, 40, 3), (40, 80, 3), (160, 40, 5), (64, 64, 5)]
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from typing import Any
 
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 UNSET = "unset"
 
@@ -135,13 +137,16 @@ class MmkdProcessor(ProcessorMixin):
         """Tensors of prompts and images.
 
         Args:
-            images: PIL images: one, a flat list in prompt order, or a list for each prompt.
+            images: one, a flat list in prompt order, or a list for each prompt; PIL images, or what transformers'
+                `load_image` opens (a path, a URL, base64). The frames of a video are several images.
             text: prompts with one `image_token` for each image, behind the first token.
             voco_tokens: k placeholders an image; None for full vision; the processor's own by default.
             image_tiles: tiles of each image where a VoCo cache or tower features stand in for `images`; 1 by default.
 
         Returns: input_ids, attention_mask [B, L], pixel_values [tiles, 3, H, W], image_tiles [M], and voco_tokens.
         """
+        if kwargs.get("videos") is not None:
+            raise ValueError("this processor takes no videos; give the frames of a video as several images.")
         tokens = self.voco_tokens if voco_tokens == UNSET else voco_tokens
         flat = _flatten(images)
         data: dict[str, Any] = {}
@@ -189,7 +194,11 @@ def _flatten(images: Any) -> list[Image.Image]:
         return []
     if isinstance(images, (list, tuple)):
         return [image for item in images for image in _flatten(item)]
-    return [images]
+    if isinstance(images, Image.Image):
+        return [images]
+    if isinstance(images, str | os.PathLike):
+        return [load_image(os.fspath(images))]
+    raise TypeError(f"an image is a PIL image, a path, a URL or base64 text, not a {type(images).__name__}.")
 
 
 __all__ = ["MmkdProcessor"]

@@ -79,14 +79,13 @@ def _what(run: RunFolder, source: dict[str, Any], record: dict[str, Any], name: 
 
 def _loading(source: dict[str, Any], record: dict[str, Any], name: str) -> str:
     remote = ", trust_remote_code=True" if record["format"] == "mmkd" else ""
-    question = '[{"type": "image", "image": Image.open("cat.png")}, {"type": "text", "text": "What is this?"}]'
+    question = '[{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is this?"}]'
     code = f"""```python
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 model, processor = (auto.from_pretrained("{name}"{remote}) for auto in (AutoModelForImageTextToText, AutoProcessor))
 inputs = processor.apply_chat_template([{{"role": "user", "content": {question}}}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
 print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```"""  # noqa: E501 (five lines are five lines)
+```"""  # noqa: E501 (four lines are four lines)
     if not source.get("voco"):
         return code
     most = source["voco"]["tokens"]
@@ -96,7 +95,7 @@ It reads with {most} tokens unless told otherwise: `processor_kwargs={{"voco_tok
 vision. Compress once, ask many; a cache can be kept on disk in place of the image:
 
 ```python
-cache = model.compress(**processor(images=Image.open("cat.png")), tokens=1)
+cache = model.compress(**processor(images="cat.png"), tokens=1)
 cache.save("cat.safetensors")
 cache = type(cache).load("cat.safetensors")
 messages = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is this?"}}]}}]
