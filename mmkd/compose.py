@@ -40,7 +40,7 @@ def compose(student: StudentSection, dtype: torch.dtype = torch.float32) -> Comp
     Raises: ConfigError for an unknown source, a cut that the decoder does not have, or attention that it cannot use.
     """
     composed = _from_folder(student) if student.init else _from_parts(student)
-    composed.model.to(dtype)
+    cast(composed.model, dtype)
     try:
         composed.model.set_attn_implementation(student.attention)
     except (ValueError, ImportError) as error:  # no such kernel for this decoder, or on this machine
@@ -50,6 +50,15 @@ def compose(student: StudentSection, dtype: torch.dtype = torch.float32) -> Comp
             "Eager serves every decoder."
         ) from error
     return composed
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast as `from_pretrained` does: what is saved, but not buffers made anew (rotary frequencies), which bf16 would
+    round and a reloaded model would not have rounded."""
+    made = [(m, name, m._buffers[name]) for m in model.modules() for name in m._non_persistent_buffers_set]
+    model.to(dtype)
+    for module, name, buffer in made:
+        module._buffers[name] = buffer
 
 
 def _from_parts(student: StudentSection) -> Composed:

@@ -29,6 +29,7 @@ from transformers import (
 from mmkd.compose import Composed, compose, cut_layers, load, parameter_table
 from mmkd.config.schema import StudentSection
 from mmkd.errors import ConfigError
+from mmkd.train.features import tower_hash
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 LLAMA = LlamaConfig(**SIZES, num_hidden_layers=6, num_key_value_heads=2, initializer_range=0.2)
@@ -295,6 +296,18 @@ def test_a_whole_folder_loads_with_the_weights_it_was_saved_with(saved):
     loaded = load(saved).model.state_dict()
     for name, weight in load_file(saved / "model.safetensors").items():
         assert torch.equal(loaded[name], weight), name
+
+
+def test_a_student_begun_in_bf16_is_the_folder_loaded_in_bf16(saved):
+    """Rotary frequencies stay fp32 in both, and both share one feature cache."""
+    begun, loaded = compose(StudentSection(init=str(saved)), torch.bfloat16), load(saved, torch.bfloat16)
+    found, expected = (dict(side.model.named_buffers()) for side in (begun, loaded))
+    assert {name: b.dtype for name, b in found.items()} == {name: b.dtype for name, b in expected.items()}
+    assert found["language_model.model.rotary_emb.inv_freq"].dtype == torch.float32
+    for name, buffer in found.items():
+        assert torch.equal(buffer, expected[name]), name
+    hashes = {tower_hash(side.model, side.processor.fingerprint) for side in (begun, loaded)}
+    assert len(hashes) == 1
 
 
 def test_a_tensor_that_is_missing_is_named_instead_of_filled_with_random_weights(saved):

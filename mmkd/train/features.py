@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def measure_channels(config: Config, composed: Any, device: torch.device) -> Non
 
 def tower_hash(model: Any, fingerprint: str) -> str:
     """Of everything that turns an image into tower features: configuration, weights, and image processing."""
-    digest = hashlib.sha256(f"{fingerprint} {model.config.vision_config.to_json_string()}".encode())
+    settings = {key: value for key, value in model.config.vision_config.to_dict().items() if key != "dtype"}
+    digest = hashlib.sha256(f"{fingerprint} {json.dumps(settings, sort_keys=True)}".encode())
     for name, tensor in sorted(model.vision_tower.state_dict().items()):
         data = tensor.detach().cpu().contiguous()
         digest.update(
