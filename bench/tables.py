@@ -71,13 +71,18 @@ def table(rows: list[Row], columns: list[str] | None = None) -> str:
 
 
 def _footnote(rows: list[Row]) -> str:
-    """How the rows were measured; several runs are named one after the other."""
-    notes = []
+    """How the rows were measured. Of several commands under the same circumstances the first stands for all."""
+    commands: dict[str, list[str]] = {}
     for row in rows:
         seeds = f"seeds {', '.join(map(str, row.seeds))}" if len(row.seeds) > 1 else f"seed {row.seeds[0]}"
         commit = row.commit[:10] + row.commit[40:]
-        notes.append(f"`{row.command}`, {seeds}, commit {commit}, {row.machine}, {row.date[:10]}.")
-    return _cell(" ".join(_ordered(notes)))
+        commands.setdefault(f"{seeds}, commit {commit}, {row.machine}, {row.date[:10]}.", []).append(row.command)
+    notes = []
+    for around, found in commands.items():
+        first, *others = _ordered(found)
+        more = f" and {len(others)} more in bench/results/{rows[0].bench}.jsonl" if others else ""
+        notes.append(f"`{first}`{more}, {around}")
+    return _cell(" ".join(notes))
 
 
 def _value(row: Row | None) -> str:
