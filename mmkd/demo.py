@@ -18,12 +18,12 @@ from mmkd.errors import ConfigError, TrainingError
 
 QUESTIONS = 1000  # the fixed subset (the first questions of the test split) that the short demo scores
 READINGS: list[Any] = [1, 2, 4, 8, "full"]
-# Minutes of each stage on two cores without bf16, for the time left: (demo, demo --full).
+# Minutes of each stage on two cores with bf16, for the time left: (demo, demo --full).
 MINUTES = {
     "assets": (0.3, 0.3),
-    "teacher": (7.0, 22.0),
-    "student": (5.0, 15.0),
-    "scores": (1.0, 6.0),
+    "teacher": (6.8, 17.0),
+    "student": (5.6, 13.5),
+    "scores": (1.0, 7.5),
     "costs": (0.1, 0.1),
     "release": (0.5, 0.5),
     "report": (0.2, 0.2),
