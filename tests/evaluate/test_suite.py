@@ -190,7 +190,6 @@ def test_lmms_evals_own_command_line_scores_an_mmkd_folder(easyvqa, folder, tmp_
         "--model": "mmkd",
         "--model_args": f"pretrained={folder},voco_tokens=1",
         "--tasks": "easyvqa",
-        "--include_path": str(suites_folder() / "easyvqa"),
         "--limit": "20",
         "--batch_size": "8",
         "--device": "cpu",
