@@ -4,6 +4,7 @@ from mmkd.models.attention_capture import LayerAttention
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.cross_entropy import CrossEntropy
 from mmkd.objectives.forward_kl import ForwardKL
+from mmkd.objectives.hidden_states import HiddenStates
 from mmkd.objectives.registry import build, names, options, register
 from mmkd.objectives.token_loss import TokenLoss, token_losses
 from mmkd.objectives.voco_attention import VocoAttention
@@ -12,6 +13,7 @@ __all__ = [
     "AnswerBatch",
     "CrossEntropy",
     "ForwardKL",
+    "HiddenStates",
     "LayerAttention",
     "Losses",
     "Needs",
