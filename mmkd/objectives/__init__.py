@@ -1,6 +1,7 @@
 """Training signals: one file per objective, one registry."""
 
 from mmkd.models.attention_capture import LayerAttention
+from mmkd.objectives.attention_relations import AttentionRelations
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.cross_entropy import CrossEntropy
 from mmkd.objectives.forward_kl import ForwardKL
@@ -11,6 +12,7 @@ from mmkd.objectives.voco_attention import VocoAttention
 
 __all__ = [
     "AnswerBatch",
+    "AttentionRelations",
     "CrossEntropy",
     "ForwardKL",
     "HiddenStates",
