@@ -6,6 +6,7 @@ from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs,
 from mmkd.objectives.cross_entropy import CrossEntropy
 from mmkd.objectives.forward_kl import ForwardKL
 from mmkd.objectives.hidden_states import HiddenStates
+from mmkd.objectives.ofa_logits import OfaLogits
 from mmkd.objectives.registry import build, names, options, register
 from mmkd.objectives.token_loss import TokenLoss, token_losses
 from mmkd.objectives.voco_attention import VocoAttention
@@ -20,6 +21,7 @@ __all__ = [
     "Losses",
     "Needs",
     "Objective",
+    "OfaLogits",
     "Outputs",
     "Ratio",
     "TokenLoss",
