@@ -18,19 +18,31 @@ class Needs:
     Attributes:
         teacher: True where a teacher is required.
         student_attention, teacher_attention: layers of that side's decoder whose q, k, v are captured.
+        student_hidden, teacher_hidden: layers of that side's decoder whose output is captured.
+        teacher_head: True where gradients pass through the teacher's final norm and head, which must be frozen.
     """
 
     teacher: bool = False
     student_attention: tuple[int, ...] = ()
     teacher_attention: tuple[int, ...] = ()
+    student_hidden: tuple[int, ...] = ()
+    teacher_hidden: tuple[int, ...] = ()
+    teacher_head: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What serves both."""
         return Needs(
             self.teacher or other.teacher,
-            tuple(sorted({*self.student_attention, *other.student_attention})),
-            tuple(sorted({*self.teacher_attention, *other.teacher_attention})),
+            _layers(self.student_attention, other.student_attention),
+            _layers(self.teacher_attention, other.teacher_attention),
+            _layers(self.student_hidden, other.student_hidden),
+            _layers(self.teacher_hidden, other.teacher_hidden),
+            self.teacher_head or other.teacher_head,
         )
+
+
+def _layers(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({*first, *second}))
 
 
 @dataclass
@@ -48,6 +60,9 @@ class Outputs:
         query_positions: [N] position at which each query really stands, or None where both sides stand alike.
         move_queries: (query [N, H, d], shift [N]) -> query moved on by so many positions, or None where queries do not
             depend on the position (no rotary embedding).
+        text_positions: [B, T] position at which each text token really stands, or None.
+        hidden: [N, D] output of each captured decoder layer at the answer rows, before the final norm.
+        final_norm: [n, D] -> [n, D], the decoder's final norm, which stands before the head.
     """
 
     answer_hidden: Tensor
@@ -59,6 +74,9 @@ class Outputs:
     vocabulary: int | None = None
     query_positions: Tensor | None = None
     move_queries: Callable[[Tensor, Tensor], Tensor] | None = None
+    text_positions: Tensor | None = None
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    final_norm: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -123,6 +141,12 @@ class Objective(nn.Module):
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""
         return Needs()
+
+    def make_heads(self, student_width: int, teacher_width: int | None) -> None:
+        """Create the trainable modules that stand between the sides' hidden widths. Called once, after `needs`.
+
+        They are trained and checkpointed with the student and never exported.
+        """
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
         raise NotImplementedError

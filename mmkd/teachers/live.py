@@ -21,6 +21,11 @@ class Teacher(Protocol):
 
     def layers(self, student: MmkdForConditionalGeneration) -> int: ...
 
+    def width(self, student: MmkdForConditionalGeneration) -> int: ...
+
+    def check(self, needs: Needs) -> None:
+        """Raises ConfigError for needs that this kind of teacher cannot serve."""
+
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
     ) -> Outputs: ...
@@ -44,6 +49,12 @@ class LiveTeacher:
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return self.model.config.text_config.num_hidden_layers
 
+    def width(self, student: MmkdForConditionalGeneration) -> int:
+        return self.model.config.text_config.hidden_size
+
+    def check(self, needs: Needs) -> None:
+        pass  # it delivers all there is
+
     @torch.no_grad()
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
@@ -56,6 +67,16 @@ class SharedTeacher:
 
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return student.config.text_config.num_hidden_layers
+
+    def width(self, student: MmkdForConditionalGeneration) -> int:
+        return student.config.text_config.hidden_size
+
+    def check(self, needs: Needs) -> None:
+        if needs.teacher_head:
+            raise ConfigError(
+                "teacher.kind shared has no frozen norm and head of its own, and ofa_logits reads the student through "
+                "them; use teacher.kind live, or hidden_states in the place of ofa_logits."
+            )
 
     @torch.no_grad()
     def outputs(
@@ -75,7 +96,7 @@ def _full_vision(
 ) -> Outputs:
     features = model.image_features(batch.get("pixel_values"), batch.get("image_features"))
     [(_, prefix)] = prefixes(model, features, batch, [None])
-    return read_outputs(model, prefix, batch, answers, needs.teacher_attention)
+    return read_outputs(model, prefix, batch, answers, needs.teacher_attention, needs.teacher_hidden)
 
 
 def build_teacher(

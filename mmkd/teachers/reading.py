@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmkd.models.attention_capture import capture
+from mmkd.models.hidden_capture import capture_hidden, final_norm
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.prefix import Prefix
 from mmkd.models.rotation import plain_rotary, query_mover
@@ -36,29 +38,36 @@ def read_outputs(
     prefix: Prefix,
     batch: dict[str, Any],
     answers: AnswerBatch,
-    layers: tuple[int, ...],
+    attention_layers: tuple[int, ...] = (),
+    hidden_layers: tuple[int, ...] = (),
 ) -> Outputs:
-    """Run the text on a prefix and take what the objectives read."""
+    """Run the text on a prefix and take what the objectives read: q, k, v of `attention_layers`, the output of
+    `hidden_layers`."""
     text = (batch["input_ids"], batch["attention_mask"], batch["position_ids"], batch["segment_ids"])
-    attention = {}
-    if layers:
-        with capture(layers, answers.rows, answers.positions, batch["input_ids"].shape[1]) as attention:
-            hidden = model.read(prefix, *text)
-        if prefix.bias is not None:
-            for layer in attention.values():
-                layer.bias = prefix.bias[:, None]  # [B, 1, P]
-    else:
+    at = (answers.rows, answers.positions)
+    attention, kept = {}, {}
+    with ExitStack() as captures:
+        if attention_layers:
+            attention = captures.enter_context(capture(attention_layers, *at, batch["input_ids"].shape[1]))
+        if hidden_layers:
+            kept = captures.enter_context(capture_hidden(model.decoder, hidden_layers, *at))
         hidden = model.read(prefix, *text)  # [B, T, D]
-    segments = answers.segment_ids[answers.rows, answers.positions]
-    starts = prefix.starts[answers.rows, segments if prefix.starts.shape[1] > 1 else torch.zeros_like(segments)]
+    if prefix.bias is not None:
+        for layer in attention.values():
+            layer.bias = prefix.bias[:, None]  # [B, 1, P]
+    segments = answers.segment_ids if prefix.starts.shape[1] > 1 else torch.zeros_like(answers.segment_ids)
+    positions = batch["position_ids"] + prefix.starts.gather(1, segments)  # [B, T]
     rotary = plain_rotary(model.decoder)
     return Outputs(
-        answer_hidden=hidden[answers.rows, answers.positions],  # [N, D]
+        answer_hidden=hidden[at],  # [N, D]
         head=model.head,
         attention=attention,
         image_slots=prefix.image_slots,
         sink_slots=torch.zeros_like(prefix.valid) if prefix.hide_sink else prefix.sink_slots,
         slot_segments=prefix.segments,
-        query_positions=starts + batch["position_ids"][answers.rows, answers.positions],
+        query_positions=positions[at],
         move_queries=query_mover(rotary) if rotary is not None else None,
+        text_positions=positions,
+        hidden=kept,
+        final_norm=lambda states: final_norm(model.decoder)(states),
     )

@@ -36,11 +36,14 @@ class DistillTask(nn.Module):
         self.objectives = nn.ModuleList(objective for objective, _ in objectives)
         self.weights = [weight for _, weight in objectives]
         object.__setattr__(self, "teacher", teacher)  # not a submodule
-        layers = student.config.text_config.num_hidden_layers
-        teacher_layers = teacher.layers(student) if teacher is not None else None
+        text = student.config.text_config
+        layers, width = (teacher.layers(student), teacher.width(student)) if teacher is not None else (None, None)
         self.needs = Needs()
         for objective, _ in objectives:
-            self.needs = self.needs | objective.needs(layers, teacher_layers)
+            self.needs = self.needs | objective.needs(text.num_hidden_layers, layers)
+            objective.make_heads(text.hidden_size, width)
+        if teacher is not None:
+            teacher.check(self.needs)
         self.report: dict[str, Ratio] = {}
 
     def train(self, mode: bool = True) -> DistillTask:
@@ -77,7 +80,7 @@ class DistillTask(nn.Module):
         self.report = {}
         losses = []
         for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
-            outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention)
+            outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention, needs.student_hidden)
             losses.append(self._loss(outputs, teacher, answers, "full" if tokens is None else f"k{tokens}"))
         loss = torch.stack(losses).mean()
         if all(tokens is None for tokens in batch["reads"]) and self.student.voco is not None:

@@ -26,8 +26,8 @@ SIDE = 32
 WORDS = ["red", "green", "blue", "a circle", "a square", "yes", "no"]
 
 
-def save_tiny_model(folder: Path, seed: int, layers: int, voco: int | None, tied: bool = True) -> None:
-    """A composed model of random weights: a convolutional tower with batch norms, hidden size 32."""
+def save_tiny_model(folder: Path, seed: int, layers: int, voco: int | None, tied: bool = True, width: int = 32) -> None:
+    """A composed model of random weights: a convolutional tower with batch norms, a decoder of hidden size `width`."""
     tokenizer = byte_tokenizer(image=True)
     side = {"height": SIDE, "width": SIDE}
     processor = MmkdProcessor(
@@ -41,7 +41,7 @@ def save_tiny_model(folder: Path, seed: int, layers: int, voco: int | None, tied
         vision_config=MmkdVisionConfig(library="timm", architecture="test_efficientnet", grid=[2, 2], image_size=SIDE),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=32,
+            hidden_size=width,
             intermediate_size=64,
             num_hidden_layers=layers,
             num_attention_heads=4,
@@ -75,6 +75,14 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     save_tiny_model(folder, seed=1, layers=3, voco=None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher whose decoder is wider than the student's."""
+    folder = tmp_path_factory.mktemp("wide_teacher")
+    save_tiny_model(folder, seed=2, layers=3, voco=None, width=48)
     return folder
 
 
