@@ -4,6 +4,7 @@ as in the released program). They exist in training only."""
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from timm.models.vision_transformer import Block
@@ -45,7 +46,7 @@ class ConvBranch(nn.Module):
     def __init__(self, channels: int, width: int, classes: int, halvings: int):
         super().__init__()
         widths = [channels * 2**i for i in range(halvings)] + [width]
-        layers = [separable(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [separable(a, b) for a, b in pairwise(widths)]
         self.body = nn.Sequential(*(layers or [nn.Conv2d(channels, width, 1)]))
         self.head = nn.Linear(width, classes)
         self.apply(initialize)
@@ -122,7 +123,7 @@ class Merge(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """As published: convolutions Kaiming (fan out), linear layers normal of deviation 0.02 cut at two, norms 1 and 0."""
+    """As published: convolutions Kaiming (fan out), linear layers normal of deviation 0.02, norms 1 and 0."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
