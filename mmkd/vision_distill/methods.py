@@ -61,6 +61,8 @@ class CrossEntropy(Method):
     def __init__(self, smoothing: float = 0.0):
         super().__init__()
         self.smoothing = self.number("smoothing", smoothing, least=0)
+        if smoothing >= 1:
+            raise ConfigError(f"cross_entropy: smoothing={smoothing!r}, expected a number below 1.")
 
     def forward(self, student: Staged, teacher: Staged | None, labels: Tensor) -> Tensor:
         return cross_entropy(student.logits.float(), labels, label_smoothing=self.smoothing)
@@ -102,9 +104,7 @@ class OFA(Method):
     def forward(self, student: Staged, teacher: Staged, labels: Tensor) -> Tensor:
         def loss(logits: Tensor, eps: float) -> Tensor:
             form: Any = self.form
-            return ofa_loss(
-                logits, teacher.logits, labels, eps=eps, form=form, temperature=self.temperature
-            ).mean()
+            return ofa_loss(logits, teacher.logits, labels, eps=eps, form=form, temperature=self.temperature).mean()
 
         exits = zip(self.branches, student.stages, self.eps[:-1], strict=True)
         stages = [loss(branch(stage), eps) for branch, stage, eps in exits]
@@ -219,7 +219,5 @@ def build_method(name: str, options: dict[str, Any], at: str = "", config: Any =
     Raises: ConfigError for an unknown name or option, or a value that the method does not take.
     """
     if name not in METHODS:
-        raise ConfigError(
-            f"config: {at}.name is {name!r}; allowed: {', '.join(sorted(METHODS))}.{near(name, METHODS)}"
-        )
+        raise ConfigError(f"config: {at}.name is {name!r}; allowed: {', '.join(sorted(METHODS))}.{near(name, METHODS)}")
     return METHODS[name](**check_options(name, options, METHODS[name], at=at, config=config))

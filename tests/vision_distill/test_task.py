@@ -9,7 +9,7 @@ from mmkd.objectives.ofa import ofa_loss
 from mmkd.vision_distill.exits import read_staged
 from mmkd.vision_distill.methods import METHODS, build_method
 from mmkd.vision_distill.task import VisionTask
-from tests.vision_distill.tiny import CLASSES, SIDE, convnext, images, mixer, mobilenet, resnet, swin, vit
+from tests.vision_distill.tiny import SIDE, convnext, images, mixer, mobilenet, resnet, swin, vit
 
 LABELS = torch.tensor([0, 3, 3, 1])
 PAIRS = {"cnn from vit": (resnet, vit), "vit from cnn": (vit, mobilenet), "mixer from swin": (mixer, swin)}
