@@ -136,7 +136,7 @@ def digits(split: str = "train") -> LabelledImages:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ConfigError("data source digits needs scikit-learn: pip install scikit-learn.") from error
+        raise ConfigError("data source digits needs scikit-learn: pip install 'mmkd[data]'.") from error
     found = load_digits()
     pixels = np.round(found.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8] of 0..16
     images = [
