@@ -14,6 +14,7 @@ from mmkd.errors import ConfigError, MmkdError
 
 if TYPE_CHECKING:
     from mmkd.config.schema import Config
+    from mmkd.config.vision_schema import VisionConfig
 
 app = typer.Typer(
     name="mmkd",
@@ -41,13 +42,13 @@ Tokens = Annotated[
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
     """Train a model, with or without a teacher."""
-    _train(_load(config, overrides), resume)
+    _train(_load_run(config, overrides), resume)
 
 
 @app.command()
 def distill(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
     """Distil the config's teacher into its student."""
-    loaded = _load(config, overrides)
+    loaded = _load_run(config, overrides)
     if loaded.teacher is None:
         raise ConfigError(
             f"config: teacher is missing; distill needs one. Add e.g. teacher: {{kind: live, model: runs/teacher}}, "
@@ -207,16 +208,23 @@ def schema(out: Annotated[Path | None, typer.Option(help="File to write; printed
         out.write_text(text)
 
 
-def _load(config: str, overrides: list[str] | None) -> Config:
-    from mmkd.config.load import load_config
+def _load_run(config: str, overrides: list[str] | None) -> Config | VisionConfig:
+    from mmkd.config.load import load_run
 
-    return load_config(config, overrides or [])
+    return load_run(config, overrides or [])
 
 
-def _train(config: Config, resume: bool) -> None:
-    from mmkd.train.run import train as run_training
+def _train(config: Config | VisionConfig, resume: bool) -> None:
+    from mmkd.config.schema import Config
 
-    folder = run_training(config, resume)
+    if isinstance(config, Config):
+        from mmkd.train.run import train as run_training
+
+        folder = run_training(config, resume)
+    else:
+        from mmkd.vision_distill.run import train as run_vision_training
+
+        folder = run_vision_training(config, resume)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(folder)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mmkd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mmkd.models.vision_tower import VisionTower
@@ -55,6 +56,18 @@ class VisionParts:
 
 
 @dataclass
+class ClassifierParts:
+    """What a vision adapter gives back for a whole classifier."""
+
+    model: nn.Module  # a timm model, logits included
+    size: tuple[int, int]  # (height, width) of its images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    classes: list[str] | None  # names in the order of the logits, where the weights bring them
+
+
+@dataclass
 class LanguageParts:
     """What a language adapter gives back."""
 
@@ -83,6 +96,27 @@ class VisionAdapter(Protocol):
                 (ViT: -2, the penultimate layer; CNN: the last stage).
             grid: (rows, cols) to which every tapped map is average-pooled; None keeps the tower's own grid.
             pretrained: False builds the same module with random weights (tests, rebuilding before a load).
+        """
+        ...
+
+
+class ClassifierAdapter(Protocol):
+    def load_classifier(
+        self,
+        spec: Spec,
+        *,
+        classes: int | None,
+        image_size: int | None,
+        options: dict[str, Any],
+        pretrained: bool,
+    ) -> ClassifierParts:
+        """Build a whole classifier, its head included.
+
+        Args:
+            classes: logits wanted, which makes a new head where the weights have another number; None keeps theirs.
+            image_size: side in pixels; None takes the model's own.
+            options: further arguments of timm.create_model.
+            pretrained: False leaves all weights random.
         """
         ...
 

@@ -7,13 +7,14 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import PrivateAttr, TypeAdapter, ValidationError
 
 from mmkd.config.problems import allowed, either, explain, near, near_or_all
 from mmkd.config.schema import Config
+from mmkd.config.vision_schema import VisionConfig
 from mmkd.config.yaml_tree import Node, apply_override, merge, parse_path, read
 from mmkd.errors import ConfigError
 
@@ -22,6 +23,15 @@ class LoadedConfig(Config):
     """A Config that remembers where each value was written; see `where`."""
 
     _tree: Node = PrivateAttr()
+
+
+class LoadedVisionConfig(VisionConfig):
+    """As LoadedConfig, for a run of `kind: vision`."""
+
+    _tree: Node = PrivateAttr()
+
+
+Loaded = TypeVar("Loaded", LoadedConfig, LoadedVisionConfig)
 
 
 def packaged(folder: str, package: Path = Path(__file__).parents[1]) -> Path:
@@ -40,13 +50,34 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: listing every problem, each with key path, value, what is allowed, and file:line.
     """
+    return _checked(_read(path, overrides), LoadedConfig, Config)
+
+
+def load_run(path: str | Path, overrides: Iterable[str] = ()) -> Config | VisionConfig:
+    """As `load_config`, for either kind of run: one with `kind: vision` gives a VisionConfig."""
+    tree = _read(path, overrides)
+    kind = tree.child("kind")
+    if kind is None:
+        return _checked(tree, LoadedConfig, Config)
+    if kind.plain() != "vision":
+        raise ConfigError(
+            f"config: kind is {kind.plain()!r}; allowed: 'vision', or no kind for a vision-language model. ({kind})"
+        )
+    return _checked(tree, LoadedVisionConfig, VisionConfig)
+
+
+def _read(path: str | Path, overrides: Iterable[str]) -> Node:
     tree = _read_extended(find_config(path), ())
     for override in overrides:
         apply_override(tree, override)
+    return tree
+
+
+def _checked(tree: Node, loaded: type[Loaded], schema: type[Config | VisionConfig]) -> Loaded:
     try:
-        config = LoadedConfig.model_validate(tree.plain())
+        config = loaded.model_validate(tree.plain())
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, tree))) from error
+        raise ConfigError("\n".join(explain(error, tree, schema))) from error
     config._tree = tree
     return config
 
@@ -68,7 +99,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     )
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Config | VisionConfig) -> str:
     """The resolved config as YAML; loading it again gives an equal Config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
@@ -88,9 +119,9 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def where(config: Config, path: str) -> str:
+def where(config: Config | VisionConfig, path: str) -> str:
     """`file:line` of the value at `path` (e.g. `objectives[1].temperature`), or of the section nearest to it."""
-    if not isinstance(config, LoadedConfig):
+    if not isinstance(config, (LoadedConfig, LoadedVisionConfig)):
         return ""
     return str(config._tree.nearest(parse_path(path)))
 
@@ -101,7 +132,7 @@ def check_options(
     target: Callable | inspect.Signature,
     *,
     at: str = "",
-    config: Config | None = None,
+    config: Config | VisionConfig | None = None,
 ) -> dict[str, Any]:
     """Check the options of an open section against the keyword arguments of what it builds.
 

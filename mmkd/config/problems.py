@@ -16,12 +16,12 @@ from mmkd.config.schema import Config
 from mmkd.config.yaml_tree import Key, Node, format_path
 
 
-def explain(error: ValidationError, tree: Node) -> list[str]:
-    """One line for each place that is wrong; the branches of a union are one place."""
+def explain(error: ValidationError, tree: Node, schema: type[BaseModel] = Config) -> list[str]:
+    """One line for each place of `schema` that is wrong; the branches of a union are one place."""
     places: dict[tuple[Key, ...], list[ErrorDetails]] = {}
     for detail in error.errors():
         places.setdefault(_data_path(detail, tree), []).append(detail)
-    return [_line(path, details, tree) for path, details in places.items()]
+    return [_line(path, details, tree, schema) for path, details in places.items()]
 
 
 def _data_path(detail: ErrorDetails, tree: Node) -> tuple[Key, ...]:
@@ -38,10 +38,10 @@ def _data_path(detail: ErrorDetails, tree: Node) -> tuple[Key, ...]:
     return path
 
 
-def _line(path: tuple[Key, ...], details: list[ErrorDetails], tree: Node) -> str:
+def _line(path: tuple[Key, ...], details: list[ErrorDetails], tree: Node, schema: type[BaseModel]) -> str:
     first, node = details[0], tree.nearest(path)
     name, place = format_path(path), f"({node})"
-    section, context = _section(path[:-1]), first.get("ctx", {})
+    section, context = _section(path[:-1], schema), first.get("ctx", {})
     if first["type"] == "extra_forbidden":
         hint = near_or_all(path[-1], section.model_fields)
         return f"config: {name} is not a field of {section.__name__}.{hint} {place}"
@@ -94,9 +94,8 @@ def either(texts: Iterable[str]) -> str:
     return " or ".join(dict.fromkeys(texts))
 
 
-def _section(path: tuple[Key, ...]) -> type[BaseModel]:
-    """The schema class at `path`."""
-    section: type[BaseModel] = Config
+def _section(path: tuple[Key, ...], section: type[BaseModel]) -> type[BaseModel]:
+    """The schema class at `path` below `section`."""
     for key in path:
         if isinstance(key, str) and key in section.model_fields:
             section = next(_models(section.model_fields[key].annotation), section)

@@ -46,7 +46,7 @@ def hub(
         raise ConfigError("datasets: turns needs to look at all rows, which streaming cannot; leave one of them out.")
     if shuffle_buffer and not streaming:
         raise ConfigError("datasets: shuffle_buffer is for streaming; without it every epoch is shuffled whole.")
-    rows = _undecoded(_load(datasets, path, name, split, revision, streaming), image, datasets)
+    rows = undecoded(load_rows(datasets, path, name, split, revision, streaming), image, datasets)
     columns = Columns(question, answer, image, messages, task, source=Path(path).name)
     if rows.column_names is not None:
         columns.check(rows.column_names, path)
@@ -55,7 +55,8 @@ def hub(
     return Stream(rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows, columns)
 
 
-def _load(datasets: Any, path: str, name: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+def load_rows(datasets: Any, path: str, name: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+    """The rows of a split. Raises ConfigError for a split that a saved set lacks, DataError for what cannot be read."""
     try:
         saved = Path(path, "dataset_dict.json").is_file() or Path(path, "state.json").is_file()
         if not saved:
@@ -70,7 +71,7 @@ def _load(datasets: Any, path: str, name: str | None, split: str, revision: str 
         raise DataError(f"datasets: {path} (split {split}) cannot be loaded: {error}") from error
 
 
-def _undecoded(rows: Any, image: str, datasets: Any) -> Any:
+def undecoded(rows: Any, image: str, datasets: Any) -> Any:
     """Images stay encoded until a sample is prepared, where size limits apply before anything is decoded."""
     kind = (rows.features or {}).get(image)
     if isinstance(kind, datasets.Image):

@@ -1,4 +1,4 @@
-"""The loss of OFA-KD on logits: soft cross-entropy with an enhanced target (Hao et al., NeurIPS 2023, arXiv 2310.19444).
+"""OFA-KD on logits: soft cross-entropy with an enhanced target (Hao et al., NeurIPS 2023, arXiv 2310.19444).
 
 With p^t, p^s the teacher's and the student's probabilities, c the target and eps (gamma in the paper) >= 1, a student
 learns from

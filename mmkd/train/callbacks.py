@@ -63,7 +63,9 @@ class Progress(TrainerCallback):
             for n, v in logs.items()
             if "/" not in n and n in ("loss", "cross_entropy", "ce", "kl", "forward_kl")
         ]
-        speed = f"{logs['tokens_per_second']:,.0f} tok/s · wait {logs['data_wait']:.0%}"
+        unit = "tok" if "tokens_per_second" in logs else "images"
+        rate = logs["tokens_per_second" if unit == "tok" else "images_per_second"]
+        speed = f"{rate:,.0f} {unit}/s · wait {logs['data_wait']:.0%}"
         print(
             f"step {state.global_step}/{self.steps} · {' · '.join(losses)} · {speed} · {left / 60:.1f} min left",
             flush=True,

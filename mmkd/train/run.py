@@ -35,12 +35,32 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
+    config, plans, rank, world = open_run(config, resume)
+    run = Path(config.run.dir)
+    model_folder = run / "model"
+
+    targets = [run / "stages" / stage.name for stage in config.stages[:-1]] + [model_folder]
+    with Watch(rank, world, lambda: how_to_go_on(config)):
+        start = None
+        for stage, plan, target in zip(config.stages, plans, targets, strict=True):
+            if not is_complete(target):
+                train_stage(config, stage, plan, run, start, target, rank, world, resume)
+            start = target
+    return model_folder
+
+
+def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int, int]:
+    """Make ready for a run of either kind: start the process group, write down config and environment.
+
+    Returns: the config with its precision decided, (micro batch, accumulation) of each stage, rank, world size.
+
+    Raises: ConfigError for a folder that holds a run already, or a batch or DeepSpeed setting that cannot be.
+    """
     quiet()
     rank, world = prepare_launch()
     config = with_precision(config, resume)
     plans = [plan_batches(stage, world) for stage in config.stages]
     run = Path(config.run.dir)
-    model_folder = run / "model"
     if not resume and (run / "config.yaml").exists():
         raise ConfigError(f"{run} already holds a run; go on with --resume, or name another run.dir.")
     for stage, (micro, accumulation) in zip(config.stages, plans, strict=True):
@@ -61,18 +81,10 @@ def train(config: Config, resume: bool = False) -> Path:
         (run / "config.yaml").write_text(dump_config(config))
         (run / "environment.json").write_text(json.dumps(environment(world), indent=1))
     dist.barrier()
-
-    targets = [run / "stages" / stage.name for stage in config.stages[:-1]] + [model_folder]
-    with Watch(rank, world, lambda: how_to_go_on(config)):
-        start = None
-        for stage, plan, target in zip(config.stages, plans, targets, strict=True):
-            if not is_complete(target):
-                train_stage(config, stage, plan, run, start, target, rank, world, resume)
-            start = target
-    return model_folder
+    return config, plans, rank, world
 
 
-def with_precision(config: Config, resume: bool) -> Config:
+def with_precision(config: Any, resume: bool) -> Any:
     """`config` with `training.precision` decided: what a resumed run began with, else what the device is good at."""
     if config.training.precision != "auto":
         return config
@@ -87,7 +99,7 @@ def with_precision(config: Config, resume: bool) -> Config:
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
 
 
-def how_to_go_on(config: Config) -> str:
+def how_to_go_on(config: Any) -> str:
     """For the end of a message about a run that stopped: what is there to go on from."""
     folders = [Path(config.run.dir) / "checkpoints" / stage.name for stage in config.stages]
     found = next((whole for whole in map(latest_complete, reversed(folders)) if whole is not None), None)
@@ -96,7 +108,7 @@ def how_to_go_on(config: Config) -> str:
     return f"The last whole checkpoint is {found}: --resume goes on from step {step_of(found)}."
 
 
-def plan_batches(stage: StageSection, world: int) -> tuple[int, int]:
+def plan_batches(stage: Any, world: int) -> tuple[int, int]:
     """(micro batch, accumulation) with which `world` ranks make the stage's batch. Raises ConfigError."""
     if stage.batch_size % world:
         raise ConfigError(f"stage {stage.name}: batch_size {stage.batch_size} does not divide by {world} ranks.")
@@ -125,7 +137,6 @@ def train_stage(
     import torch
     import torch.distributed as dist
     from rich.console import Console
-    from transformers import TrainingArguments
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from mmkd.compose import compose, parameter_table, parts
@@ -186,25 +197,7 @@ def train_stage(
         Console().print(parameter_table(student, f"{stage.name}: {stage.steps} steps of {stage.batch_size} rows"))
 
     folder = run / "checkpoints" / stage.name
-    args = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=stage.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        max_grad_norm=stage.gradient_clipping,
-        logging_steps=config.training.log_every,
-        logging_nan_inf_filter=False,
-        save_steps=config.training.save_every,
-        seed=config.run.seed,
-        bf16=config.training.precision == "bf16",
-        use_cpu=on_cpu,  # without it every rank on a CPU takes itself for the only one
-        ignore_data_skip=True,
-        remove_unused_columns=False,
-        report_to=config.training.trackers or "none",
-        disable_tqdm=True,
-        log_level="error",
-        deepspeed=deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation),
-    )
+    args = training_arguments(config, stage, plan, folder, on_cpu)
 
     def batches(step: int) -> Any:
         return build_loader(
@@ -230,6 +223,42 @@ def train_stage(
         [MetricsFile(run / "metrics.jsonl", stage.name), Progress(stage.steps, rank)],
         config.training.keep_checkpoints,
     )
+    run_trainer(trainer, folder, world, resume)
+    export(trainer, composed, target)
+    dist.barrier()
+
+
+def training_arguments(config: Any, stage: Any, plan: tuple[int, int], folder: Path, on_cpu: bool) -> Any:
+    """What transformers' Trainer is told for one stage of either kind of run. `folder` takes its checkpoints.
+
+    Make it once all weights are loaded: with ZeRO-3 it would partition what is loaded after it.
+    """
+    from transformers import TrainingArguments
+
+    micro, accumulation = plan
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=stage.gradient_clipping,
+        logging_steps=config.training.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=config.training.save_every,
+        seed=config.run.seed,
+        bf16=config.training.precision == "bf16",
+        use_cpu=on_cpu,  # without it every rank on a CPU takes itself for the only one
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        report_to=config.training.trackers or "none",
+        disable_tqdm=True,
+        log_level="error",
+        deepspeed=deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation),
+    )
+
+
+def run_trainer(trainer: Any, folder: Path, world: int, resume: bool) -> None:
+    """Train, with `resume` from the last whole checkpoint in `folder`. Raises TrainingError for one of other ranks."""
     checkpoint = latest_complete(folder) if resume else None
     if checkpoint is not None:
         trainer.start_step = step_of(checkpoint)
@@ -237,8 +266,6 @@ def train_stage(
         if writers != world:
             raise TrainingError(f"{checkpoint} was written by {writers} ranks, and here are {world}: start {writers}.")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    export(trainer, composed, target)
-    dist.barrier()
 
 
 def checkpoint_layers(student: Any) -> None:

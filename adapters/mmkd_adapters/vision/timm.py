@@ -7,13 +7,14 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.models import resolve_model_input_args
 
 from mmkd import assets
-from mmkd.contracts import Spec, VisionParts
-from mmkd.errors import ConfigError
+from mmkd.contracts import ClassifierParts, Spec, VisionParts
+from mmkd.errors import AssetError, ConfigError
 from mmkd.models.vision_trunks import is_timm_vit
 
-from ..sources import refuse_revision, spdx, unknown_name
+from ..sources import not_found, refuse_revision, spdx, unknown_name
 from .common import TowerAdapter, Wanted, build_tower, image_processor, load_part
 from .lite0 import read_published_lite0
 
@@ -21,7 +22,7 @@ LITE0 = "tf_efficientnet_lite0"
 
 
 class TimmAdapter(TowerAdapter):
-    """CNNs and hierarchical models by stages, ViTs by layers.
+    """CNNs and hierarchical models by stages, ViTs by layers; any model as a whole classifier.
 
     Weights come from timm's own place on the hub, except those of EfficientNet-Lite0, which are an asset of mmkd.
     Images are squashed to a square: timm's centre crop would lose what stands at the border.
@@ -43,6 +44,52 @@ class TimmAdapter(TowerAdapter):
         data = resolve_data_config(pretrained_cfg=published.to_dict())
         processor = image_processor(side, data["mean"], data["std"], data["interpolation"])
         return VisionParts(tower, processor, spdx(published.license))
+
+    def load_classifier(
+        self, spec: Spec, *, classes: int | None, image_size: int | None, options: dict[str, Any], pretrained: bool
+    ) -> ClassifierParts:
+        """See `mmkd.contracts.ClassifierAdapter`. `timm:local-dir:FOLDER` is a model that timm saved."""
+        if not spec.name.startswith("local-dir:"):
+            published = published_config(spec)
+            if pretrained and not published.has_weights:
+                raise ConfigError(
+                    f"{spec}: timm publishes no weights for it; set pretrained: false, or take another name."
+                )
+        asset = pretrained and spec.name == LITE0
+        size = {} if image_size is None else {"img_size": image_size}
+        wanted = {} if classes is None else {"num_classes": classes}
+        try:
+            arguments = resolve_model_input_args(spec.name, size, **options)
+            model = timm.create_model(pretrained=pretrained and not asset, **arguments, **wanted)
+        except OSError as error:  # first: the hub's own errors are ValueErrors too
+            raise not_found(spec, error) from error
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise ConfigError(f"{spec} with image_size {image_size} and options {options}: {error}") from error
+        if asset:
+            load_backbone(spec, model, read_published_lite0(assets.path("efficientnet-lite0")))
+        own = model.pretrained_cfg
+        data = resolve_data_config(pretrained_cfg=own)
+        side = image_size or data["input_size"][-1]
+        names = own.get("label_names") if classes in (None, own.get("num_classes")) else None
+        return ClassifierParts(
+            model,
+            (side, side),
+            tuple(data["mean"]),
+            tuple(data["std"]),
+            data["interpolation"],
+            list(names) if names else None,
+        )
+
+
+def load_backbone(spec: Spec, model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Load `state` but for the classifier where it has another number of classes."""
+    head = model.get_classifier()
+    own = model.state_dict()
+    outside = {name for name, tensor in own.items() if name in state and tensor.shape != state[name].shape}
+    missing = sorted(name for name in own if name not in state)
+    if missing or len(outside) > len(list(head.parameters())):
+        raise AssetError(f"{spec}: the weights are of another model ({', '.join((missing + sorted(outside))[:3])}).")
+    model.load_state_dict({name: own[name] if name in outside else state[name] for name in own})
 
 
 def published_config(spec: Spec) -> Any:

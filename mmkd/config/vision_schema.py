@@ -1,0 +1,86 @@
+"""The shape of a YAML with `kind: vision`: a timm student learns to classify from a timm teacher."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mmkd.config.schema import (
+    DeepspeedSection,
+    ObjectiveSection,
+    OpenSection,
+    RunSection,
+    Section,
+    TrainingSection,
+)
+
+
+class ClassifierSection(Section):
+    model: str = Field(description="timm:NAME, or the folder of a trained classifier, e.g. runs/vision/teacher/model.")
+    image_size: int | None = Field(None, ge=8, description="Side in pixels; the model's own by default.")
+    pretrained: bool = Field(True, description="False starts from random weights.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further arguments of timm.create_model, e.g. {depth: 6, drop_path_rate: 0.1}.",
+    )
+
+
+class ImagesSection(OpenSection):
+    source: str = Field(description="folder, datasets, easyvqa or digits.")
+
+
+class CropSection(Section):
+    """What of an image a training step sees; both models see the same."""
+
+    scale: tuple[float, float] = Field((1.0, 1.0), description="Least and largest share of the image's area.")
+    ratio: tuple[float, float] = Field((0.75, 1.3333), description="Least and largest width / height of a crop.")
+    flip: float = Field(0.0, ge=0, le=1, description="Chance of a left-right flip.")
+    center: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Side of the central square that is scored, as a share of the image's short side; by default the "
+        "whole image, squashed.",
+    )
+
+
+class LabelledSection(Section):
+    train: ImagesSection
+    test: ImagesSection | None = Field(None, description="Scored once, after training.")
+    crop: CropSection = Field(default_factory=lambda: CropSection())
+    workers: int = Field(0, ge=0)
+
+
+class RecipeSection(Section):
+    name: Literal["distill"] = "distill"
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    batch_size: int = Field(64, ge=1, description="Images of one optimiser step, over all ranks and accumulation.")
+    micro_batch_size: int | None = Field(None, ge=1, description="Images of one forward on one rank.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9.")
+    learning_rate: float = Field(5e-4, gt=0)
+    least_learning_rate: float = Field(0.0, ge=0, description="Where the cosine ends.")
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
+    gradient_clipping: float = Field(5.0, ge=0, description="0 switches it off.")
+
+
+class VisionConfig(Section):
+    """A run of `kind: vision`."""
+
+    kind: Literal["vision"]
+    run: RunSection = Field(default_factory=lambda: RunSection())
+    student: ClassifierSection
+    teacher: ClassifierSection | None = None
+    objectives: list[ObjectiveSection] = Field(
+        default_factory=lambda: [ObjectiveSection(name="cross_entropy")], min_length=1
+    )
+    data: LabelledSection
+    recipe: RecipeSection
+    training: TrainingSection = Field(default_factory=lambda: TrainingSection())
+    deepspeed: DeepspeedSection = Field(default_factory=lambda: DeepspeedSection(stage=1))
+
+    @property
+    def stages(self) -> list[RecipeSection]:
+        """The one part that the training has, under the name that runs of vision-language models use."""
+        return [self.recipe]

@@ -1,0 +1,121 @@
+"""Micro batches of labelled images: one decoding and one crop box an image, a view of it for each model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mmkd.config.vision_schema import CropSection
+from mmkd.data.images import open_image
+from mmkd.data.loader import BatchLoader
+from mmkd.data.mixture import Mixture, StepSampler
+from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.errors import DataError, MmkdError
+from mmkd.vision_distill.sources import LabelledImage, LabelledImages
+from mmkd.vision_distill.views import Preprocessing, scored_box, training_box
+
+Views = dict[str, Preprocessing]  # name of the batch's tensor -> how that model wants its images
+
+
+class LabelledBatches(Dataset[Any]):
+    """A micro batch by its list of sample indices.
+
+    Box and flip are a function of (seed, index) alone, so that a resumed run sees what it would have seen. A bad image
+    is set aside with its reason and replaced by the next good one in the epoch's order.
+    """
+
+    def __init__(self, images: LabelledImages, views: Views, crop: CropSection, seed: int, rejected: RejectedLog):
+        self.mixture: Any = Mixture([images], [None], seed)  # pyright: ignore[reportArgumentType]
+        self.views, self.crop, self.seed, self.rejected = views, crop, seed, rejected
+
+    def __getitem__(self, indices: list[int]) -> dict[str, Any] | MmkdError:
+        try:
+            samples = [self.sample(index) for index in indices]
+        except MmkdError as error:
+            return error  # raised again by BatchLoader: out of a worker it would come wrapped in a traceback
+        return collate(samples)
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """One image's views. Raises DataError where no image can be used."""
+        for source, row in self.mixture.candidates(index):
+            found_id = ""
+            try:
+                found = self.mixture.sources[source][row]
+                found_id = found.id
+                image = decoded(found)
+            except BadRow as error:
+                self.rejected.reject("data.train", row, found_id, error)
+                continue
+            self.rejected.good()
+            chance = random.Random(f"{self.seed}/{index}")
+            box = training_box(*image.size, self.crop, chance)
+            flip = chance.random() < self.crop.flip
+            return viewed(found, image, self.views, box, flip)
+        raise DataError(f"data.train has no usable image; the reasons are in {self.rejected.path}.")
+
+
+def decoded(found: LabelledImage) -> Image.Image:
+    """The RGB image. Raises DataError (a BadRow) where it is none."""
+    return found.image if isinstance(found.image, Image.Image) else open_image(found.image)
+
+
+def viewed(found: LabelledImage, image: Image.Image, views: Views, box: Any, flip: bool) -> dict[str, Any]:
+    pixels = {name: view(image, box, flip) for name, view in views.items()}
+    return {**pixels, "labels": torch.tensor(found.label), "sample_ids": found.id}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tensors are stacked, ids listed."""
+    return {
+        name: [s[name] for s in samples] if name == "sample_ids" else torch.stack([s[name] for s in samples])
+        for name in samples[0]
+    }
+
+
+def scored_batches(
+    images: LabelledImages, views: Views, crop: CropSection, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Every image once, in order; one that is broken raises DataError, as a score is of all images or of none."""
+    for start in range(0, len(images), batch_size):
+        samples = []
+        for index in range(start, min(start + batch_size, len(images))):
+            found = images[index]
+            image = decoded(found)
+            samples.append(viewed(found, image, views, scored_box(*image.size, crop), False))
+        yield collate(samples)
+
+
+def build_loader(
+    images: LabelledImages,
+    views: Views,
+    crop: CropSection,
+    *,
+    seed: int,
+    batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    rejected: Path,
+    workers: int = 0,
+) -> BatchLoader:
+    """Endless micro batches of one rank, from optimiser step `start_step` on. Arguments as in `mmkd.data.loader`."""
+    return BatchLoader(
+        LabelledBatches(images, views, crop, seed, RejectedLog(rejected)),
+        batch_size=None,  # the sampler gives the indices of a whole micro batch
+        sampler=StepSampler(batch_size, micro_batch_size, rank, world_size, start_step),
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,143 @@
+"""A whole run of `kind: vision`: load, train, save the student, score it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mmkd.checkpoints import is_complete
+from mmkd.config.vision_schema import ClassifierSection, VisionConfig
+from mmkd.train.run import how_to_go_on, open_run, run_trainer, training_arguments
+from mmkd.train.watch import Watch
+
+
+def train(config: VisionConfig, resume: bool = False) -> Path:
+    """Train the student of `config` and return its folder, `<run>/model`, which timm loads as `local-dir:FOLDER`.
+
+    Alone or under any launcher that sets RANK and WORLD_SIZE, as `mmkd.train.run.train`. The student of the last step
+    is kept and scored once: no checkpoint is picked by its test score. Scores go to `<run>/scores.json`.
+
+    Raises: ConfigError before anything is trained; TrainingError where a run has to stop.
+    """
+    config, plans, rank, world = open_run(config, resume)
+    run = Path(config.run.dir)
+    model = run / "model"
+    with Watch(rank, world, lambda: how_to_go_on(config)):
+        if not is_complete(model):
+            train_student(config, plans[0], run, model, rank, world, resume)
+        if rank == 0 and config.data.test is not None and not (run / "scores.json").exists():
+            score(config, run, model)
+    return model
+
+
+def train_student(
+    config: VisionConfig, plan: tuple[int, int], run: Path, target: Path, rank: int, world: int, resume: bool
+) -> None:
+    """Train the student and save it to `target`."""
+    import torch
+    import torch.distributed as dist
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from mmkd.train.callbacks import MetricsFile, Progress
+    from mmkd.train.deepspeed import make_safe
+    from mmkd.vision_distill.classifiers import check_classes, load_classifier, preprocessing, save_classifier
+    from mmkd.vision_distill.loader import build_loader
+    from mmkd.vision_distill.methods import build_method
+    from mmkd.vision_distill.sources import open_images
+    from mmkd.vision_distill.task import VisionTask
+    from mmkd.vision_distill.trainer import VisionTrainer
+
+    recipe = config.recipe
+    methods = [
+        (build_method(section.name, section.options(), f"objectives[{i}]", config), section.weight)
+        for i, section in enumerate(config.objectives)
+    ]
+    images = open_images(config.data.train, at="data.train", config=config)
+    unset_hf_deepspeed_config()  # that of a run before would partition what is loaded here
+    torch.manual_seed(config.run.seed)
+    student = load_classifier(config.student, images.classes, "student")
+    views = {"student_pixels": preprocessing(student)}
+    teacher = None
+    if config.teacher is not None and any(method.teacher for method, _ in methods):
+        teacher = load_classifier(config.teacher, None, "teacher")
+        check_classes(teacher, images.classes, "teacher")
+        views["teacher_pixels"] = preprocessing(teacher)
+    on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+    bf16 = config.training.precision == "bf16"
+    task = VisionTask(
+        student.model,
+        student.size,
+        methods,
+        teacher.model if teacher else None,
+        teacher.size if teacher else None,
+        bf16=bf16,
+    )
+    if teacher is not None and not on_cpu:
+        teacher.model.to(torch.device("cuda", int(os.environ["LOCAL_RANK"])))
+    make_safe(task)
+    if rank == 0:
+        print(table(task, teacher), flush=True)
+    # Weights and optimiser stay fp32 and the task multiplies in bf16: batch-norm statistics do not bear bf16.
+    fp32 = config.model_copy(update={"training": config.training.model_copy(update={"precision": "fp32"})})
+    folder = run / "checkpoints" / recipe.name
+    args = training_arguments(fp32, recipe, plan, folder, on_cpu)
+
+    def batches(step: int) -> Any:
+        return build_loader(
+            images,
+            views,
+            config.data.crop,
+            seed=config.run.seed,
+            batch_size=recipe.batch_size,
+            micro_batch_size=plan[0],
+            rank=rank,
+            world_size=world,
+            start_step=step,
+            rejected=run / "rejected.jsonl",
+            workers=config.data.workers,
+        )
+
+    trainer = VisionTrainer(
+        task,
+        args,
+        recipe,
+        batches,
+        plan[1],
+        config.run.seed,
+        [MetricsFile(run / "metrics.jsonl", recipe.name), Progress(recipe.steps, rank)],
+        config.training.keep_checkpoints,
+    )
+    run_trainer(trainer, folder, world, resume)
+    weights = trainer.student_weights()
+    if weights is not None:
+        save_classifier(student, weights, images.classes, target)
+    dist.barrier()
+
+
+def table(task: Any, teacher: Any) -> str:
+    """Two or three lines: what learns, and from what."""
+
+    def line(name: str, model: Any, note: str) -> str:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return f"{name:<9} {type(model).__name__} ({count / 1e6:.1f} M{note})"
+
+    lines = [line("student", task.student, ""), line("heads", task.methods, ", in training only")]
+    return "\n".join(lines + ([line("teacher", teacher.model, ", frozen")] if teacher else []))
+
+
+def score(config: VisionConfig, run: Path, model: Path) -> dict[str, Any]:
+    """Top-1 of the saved student, opened again, and of its teacher on `data.test`; written to `scores.json`."""
+    from mmkd.vision_distill.classifiers import load_classifier
+    from mmkd.vision_distill.scores import top1
+
+    sections = {"student": ClassifierSection(model=str(model), image_size=config.student.image_size)}
+    if config.teacher is not None:
+        sections["teacher"] = config.teacher
+    scores = {name: top1(config, load_classifier(section, None, name), name) for name, section in sections.items()}
+    partial = run / "scores.json.partial"
+    partial.write_text(json.dumps(scores, indent=1) + "\n")
+    os.replace(partial, run / "scores.json")
+    print(" · ".join(f"{name} {100 * s['top1']:.2f} % of {s['images']:,}" for name, s in scores.items()), flush=True)
+    return scores

@@ -1,0 +1,103 @@
+"""One training step's mathematics: student, teacher and methods behind one `forward(batch) -> loss`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmkd.errors import ConfigError
+from mmkd.objectives.base import Ratio
+from mmkd.vision_distill.exits import Staged, classifier_name, find_exits, read_staged
+from mmkd.vision_distill.methods import Method, Side
+
+
+class VisionTask(nn.Module):
+    """Owns what is trained: the student and the heads of its methods. The teacher is only referred to, so that it
+    reaches neither optimiser nor checkpoint.
+
+    Args:
+        student: a timm classifier; student_size: (height, width) of its images.
+        methods: (method, weight) pairs.
+        teacher, teacher_size: None where no method needs one.
+        bf16: multiply in bf16; weights, batch-norm statistics and losses stay fp32.
+
+    Raises: ConfigError where a method needs a teacher and there is none, or stages that a side does not have.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        student_size: tuple[int, int],
+        methods: list[tuple[Method, float]],
+        teacher: nn.Module | None = None,
+        teacher_size: tuple[int, int] | None = None,
+        bf16: bool = False,
+    ):
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleList(method for method, _ in methods)
+        self.weights = [weight for _, weight in methods]
+        self.bf16 = bf16
+        needy = [method.name for method, _ in methods if method.teacher]
+        if needy and teacher is None:
+            raise ConfigError(f"objectives {', '.join(needy)} need a teacher, and the config has none: add teacher.")
+        # Not a submodule. One that no method reads is not run.
+        object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False) if needy and teacher else None)
+        wanted = any(method.student_stages for method, _ in methods)
+        self.student_exits = find_exits(student, student_size, "student") if wanted else []
+        wanted = any(method.teacher_stages for method, _ in methods)
+        self.teacher_exits = find_exits(teacher, teacher_size or student_size, "teacher") if wanted else []
+        if self.teacher is not None:
+            ours, theirs = Side(self.student_exits, width(student)), Side(self.teacher_exits, width(self.teacher))
+            for method, _ in methods:
+                method.build_heads(ours, theirs, classes(student))
+        self.report: dict[str, Ratio] = {}
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Loss of one micro batch.
+
+        Args:
+            batch: `student_pixels` and `teacher_pixels` [B, 3, H, W], each side's own; `labels` [B].
+
+        The report of sums and counts is left in `self.report`.
+        """
+        labels = batch["labels"]
+        with torch.autocast(labels.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            teacher = self._teach(batch) if self.teacher is not None else None
+            student = read_staged(self.student, self.student_exits, batch["student_pixels"])
+            losses = [method(student, teacher, labels) for method in self.methods]
+        self.report = report(student, teacher, labels)
+        count = labels.new_tensor(len(labels))
+        for method, loss in zip(self.methods, losses, strict=True):
+            self.report[str(method.name)] = Ratio(loss.detach() * count, count)
+        return torch.stack([loss * weight for loss, weight in zip(losses, self.weights, strict=True)]).sum()
+
+    @torch.no_grad()
+    def _teach(self, batch: dict[str, Any]) -> Staged:
+        return read_staged(self.teacher, self.teacher_exits, batch["teacher_pixels"])
+
+
+@torch.no_grad()
+def report(student: Staged, teacher: Staged | None, labels: Tensor) -> dict[str, Ratio]:
+    """accuracy (top-1), and with a teacher teacher_accuracy and agree (both sides' top-1 is the same class)."""
+    count = labels.new_tensor(len(labels))
+    best = student.logits.argmax(-1)
+    found = {"accuracy": Ratio((best == labels).sum(), count)}
+    if teacher is not None:
+        theirs = teacher.logits.argmax(-1)
+        found["teacher_accuracy"] = Ratio((theirs == labels).sum(), count)
+        found["agree"] = Ratio((theirs == best).sum(), count)
+    return found
+
+
+def width(model: Any) -> int:
+    """Width of the classifier's input."""
+    return model.get_submodule(classifier_name(model)).weight.shape[1]
+
+
+def classes(model: Any) -> int:
+    """Classes that the model tells apart, K."""
+    return model.get_submodule(classifier_name(model)).weight.shape[0]

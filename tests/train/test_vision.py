@@ -1,0 +1,144 @@
+"""Runs of `kind: vision` from config to scored folder: digits, a few steps, small models of timm."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ranks
+import timm
+import torch
+from safetensors import safe_open
+
+from mmkd.config.vision_schema import ClassifierSection, VisionConfig
+from mmkd.errors import ConfigError
+from mmkd.vision_distill.classifiers import load_classifier, save_classifier
+
+pytest.importorskip("sklearn")
+
+SIDE = 32
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def go(settings, resume=False):
+    from mmkd.vision_distill.run import train
+
+    return str(train(VisionConfig.model_validate(settings), resume))
+
+
+def run(settings, world=1, resume=False):
+    """A whole run; the losses of its steps. Raises the first error that a rank met."""
+    for result in ranks.on_ranks(world, ranks.call, __file__, "go", settings, resume):
+        if isinstance(result, Exception):
+            raise result
+    return ranks.losses(settings)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A CNN with random weights, saved as a run saves it; normalised other than the student."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    section = ClassifierSection(model="timm:test_resnet", image_size=48, pretrained=False)
+    parts = load_classifier(section, DIGITS, "student")
+    parts.mean, parts.std = (0.1, 0.2, 0.3), (0.9, 0.8, 0.7)
+    save_classifier(parts, parts.model.state_dict(), DIGITS, folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path, teacher):
+    def build(name="run", **sections):
+        base = {
+            "kind": "vision",
+            "run": {"dir": str(tmp_path / name), "seed": 3},
+            "student": {
+                "model": "timm:test_vit",
+                "image_size": SIDE,
+                "pretrained": False,
+                "options": {"patch_size": 8, "depth": 4},
+            },
+            "teacher": {"model": str(teacher)},
+            "objectives": [{"name": "cross_entropy"}, {"name": "ofa", "form": "released", "stage_weight": 0.1}],
+            "data": {"train": {"source": "digits"}, "crop": {"scale": [0.7, 1.0]}},
+            "recipe": {"steps": 4, "batch_size": 8, "learning_rate": 1e-3},
+            "training": {"precision": "fp32", "log_every": 1, "save_every": 2, "device": "cpu"},
+        }
+        return base | sections
+
+    return build
+
+
+def test_a_saved_classifier_comes_back_with_its_classes_size_and_normalisation(teacher):
+    parts = load_classifier(ClassifierSection(model=str(teacher)), None, "teacher")
+    assert parts.classes == DIGITS
+    assert (parts.size, parts.mean, parts.std) == ((48, 48), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
+    again = timm.create_model(f"local-dir:{teacher}", pretrained=True)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), parts.model.state_dict().values()))
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_student_that_timm_loads_alone_and_its_scores(settings):
+    config = settings(data={"train": {"source": "digits"}, "test": {"source": "digits", "split": "test"}})
+    losses = run(config)
+    folder = Path(config["run"]["dir"])
+    assert len(losses) == 4
+    student = timm.create_model(f"local-dir:{folder / 'model'}", pretrained=True)
+    assert student.pretrained_cfg["label_names"] == DIGITS
+    assert (student.patch_embed.patch_size, len(student.blocks)) == ((8, 8), 4)
+    with safe_open(folder / "model" / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(student.state_dict())  # no branch, nothing of the teacher
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["student"]["images"] == scores["teacher"]["images"] == 359
+    line = ranks.lines(config)[-1]
+    assert {"accuracy", "teacher_accuracy", "agree", "ofa", "cross_entropy", "images_per_second"} <= set(line)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(settings):
+    import shutil
+
+    config = settings()
+    whole = run(config)
+    folder = Path(config["run"]["dir"])
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "distill" / "checkpoint-4")
+    assert run(config, resume=True) == pytest.approx(whole, rel=1e-6)
+    assert (folder / "model" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("zero", [1, 3])
+def test_two_ranks_and_accumulation_learn_what_one_process_learns(settings, zero):
+    recipe = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3}
+    one = run(settings("one", recipe=recipe))
+    two = settings("two", recipe=recipe | {"micro_batch_size": 2}, deepspeed={"stage": zero})
+    assert run(two, world=2) == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_classes_is_refused(settings, tmp_path):
+    folder = tmp_path / "pictures" / "cat"
+    folder.mkdir(parents=True)
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+    config = settings(data={"train": {"source": "folder", "path": str(folder.parent)}})
+    with pytest.raises(
+        ConfigError, match=r"teacher tells 10 classes apart \(0, 1, 2 \.\.\), the data has 1 \(cat \.\.\)"
+    ):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"model": "timm:test_resnt"}, "timm has no 'test_resnt'. Did you mean test_resnet"),
+        ({"model": "hf:org/name"}, r"student\.model is 'hf:org/name'; allowed: timm:NAME"),
+        ({"model": "runs/none"}, "is not of the form source:name@revision"),
+        ({"model": "timm:test_vit", "pretrained": False, "options": {"depht": 3}}, "test_vit .*depht"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(section, message):
+    with pytest.raises(ConfigError, match=message):
+        load_classifier(ClassifierSection(**section), DIGITS, "student")
