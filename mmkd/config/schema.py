@@ -71,6 +71,11 @@ class VocoSection(Section):
     embeddings: Literal["shared", "separate"] = Field(
         "separate", description="One embedding for all C tokens, or one each."
     )
+    pooled: bool = Field(
+        False,
+        description="Add the mean of an image's vision tokens to its C tokens, so that text reads the image from the "
+        "first layer on; without it, from the second.",
+    )
     mass_bias: bool = Field(False, description="Learn a bias on the attention scores of each C token.")
 
 

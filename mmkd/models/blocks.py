@@ -53,6 +53,7 @@ def build_blocks(
     reserved: int,
     batch: int,
     samples: int,
+    pooled: bool = False,
 ) -> Blocks:
     """Lay images out: a block for each image with compression tokens, else one for each sample with all its images.
 
@@ -62,6 +63,7 @@ def build_blocks(
         reserved: positions that a block keeps for compression tokens, K whatever k is, so that text starts at the same
             position for every k.
         batch: text rows; samples: packed samples of a row.
+        pooled: each image's mean vision token is added to its compression tokens.
     """
     compressed = compression is not None
     tail = compression if compressed else sink[:0]  # [k, D]
@@ -69,8 +71,9 @@ def build_blocks(
     places, starts = _places(lengths, rows, segments, reserved if compressed else 0, compressed, batch, samples)
     vision = [torch.cat([sink[:0], *(images[i] for i in place.images)]) for place in places]  # [n, D] each
     longest, k, device = max(map(len, vision)), len(tail), sink.device
+    tails = [tail + v.mean(0) if pooled and len(v) else tail for v in vision]
     embeds = torch.stack(
-        [torch.cat([sink, v, v.new_zeros(longest - len(v), v.shape[1]), tail]) for v in vision]
+        [torch.cat([sink, v, v.new_zeros(longest - len(v), v.shape[1]), t]) for v, t in zip(vision, tails, strict=True)]
     )  # [M, 1 + longest + k, D]
 
     count = torch.tensor([len(v) for v in vision])[:, None]  # [M, 1]

@@ -64,6 +64,7 @@ class CompressingModel(TwoPassModel):
             "dtype": str(self.dtype).removeprefix("torch."),
             "rope": json.dumps(rope, sort_keys=True, default=str),
             "preset": self.config.voco["preset"] if self.config.voco else "none",
+            "pooled": str(bool((self.config.voco or {}).get("pooled"))),
         }
 
     def cache_prefix(self, cache: VocoCache, rows: list[int], batch: int) -> Prefix:

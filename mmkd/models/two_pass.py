@@ -36,7 +36,8 @@ class TwoPassModel(MmkdPreTrainedModel):
         sink = table(torch.tensor([self.config.sink_token_id], device=table.weight.device))  # [1, D]
         images = [tile.flatten(0, 1) for tile in features.split(image_tiles)] if features is not None else []
         compression = self._compression(tokens) if tokens is not None else None  # [k, D]
-        return build_blocks(images, rows, segments, sink, compression, self.config.voco_tokens, batch, samples)
+        pooled = compression is not None and bool(self.config.voco.get("pooled"))
+        return build_blocks(images, rows, segments, sink, compression, self.config.voco_tokens, batch, samples, pooled)
 
     def _compression(self, tokens: int) -> Tensor:
         if self.voco is None:

@@ -18,9 +18,13 @@ def model():
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize(("preset", "mass_bias"), [("keep_sink", False), ("faithful", False), ("keep_sink", True)])
-def test_every_preset_equals_its_masked_single_pass(preset, mass_bias, attention):
-    model = tiny.build(preset=preset, mass_bias=mass_bias)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"preset": "faithful"}, {"mass_bias": True}, {"pooled": True}],
+    ids=["default", "faithful", "mass bias", "pooled"],
+)
+def test_every_preset_equals_its_masked_single_pass(options, attention):
+    model = tiny.build(**options)
     model.set_attn_implementation(attention)
     for images, k in ((1, 1), (2, 3)):
         feats = features(model, images)
@@ -132,6 +136,16 @@ def test_what_is_kept_of_an_image_depends_on_no_other_image(model):
         torch.testing.assert_close(va[1], vb[1], rtol=0, atol=0)
         # The first layer's keys come from the compression tokens' own embeddings, the others' from the image too.
         assert ((ka[0] - kb[0]).abs().max() > 1e-3) == (layer > 0)
+
+
+def test_pooled_tokens_hold_their_own_image_from_the_first_layer_on():
+    model = tiny.build(pooled=True)
+    feats = features(model, 2)
+    changed = feats.clone()
+    changed[0] += 1.0
+    ours, theirs = (model.encode(model.blocks(f, [1, 1], [0, 0], [0, 0], 1, K))[1][0] for f in (feats, changed))
+    assert (ours[0][0] - theirs[0][0]).abs().max() > 1e-3
+    assert torch.equal(ours[0][1], theirs[0][1])
 
 
 def test_text_meets_an_image_through_the_kept_tokens_alone(model):

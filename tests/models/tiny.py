@@ -61,18 +61,19 @@ def build(
     grid: list[int] | None = None,
     tokens: int | None = K,
     dtype: torch.dtype = torch.float64,
+    pooled: bool = False,
 ) -> MmkdForConditionalGeneration:
     """A random model with a 2x2-patch ViT (4 tokens an image, more with `grid`), in double precision."""
     torch.manual_seed(0)
     vision = MmkdVisionConfig(
         library="timm", architecture="test_vit", architecture_config={"img_size": 32}, image_size=32, grid=grid
     )
-    voco = {"tokens": tokens, "preset": preset, "embeddings": "separate", "mass_bias": mass_bias} if tokens else None
+    voco = {"tokens": tokens, "preset": preset, "embeddings": "separate", "pooled": pooled, "mass_bias": mass_bias}
     config = MmkdConfig(
         vision_config=vision,
         text_config=DECODERS[decoder].to_dict(),
         projector=projector or {"kind": "linear"},
-        voco=voco,
+        voco=voco if tokens else None,
         image_token_id=IMAGE,
         sink_token_id=SINK,
     )
@@ -120,7 +121,8 @@ def masked_pass(model: MmkdForConditionalGeneration, feats: Tensor, text: Tensor
     embed, faithful = model.get_input_embeddings(), model.config.voco["preset"] == "faithful"
     parts, kinds = [], []  # kinds: (kind, image, order in it)
     for i, image in enumerate(feats):
-        parts += [embed(torch.tensor([SINK])), image, model.voco(K)]
+        added = image.mean(0) if model.config.voco["pooled"] else 0.0
+        parts += [embed(torch.tensor([SINK])), image, model.voco(K) + added]
         kinds += [("sink", i, 0)] + [("V", i, j) for j in range(len(image))] + [("C", i, j) for j in range(K)]
     parts.append(embed(text[0]))
     kinds += [("T", -1, j) for j in range(text.shape[1])]
