@@ -4,21 +4,29 @@ from mmkd.models.attention_capture import LayerAttention
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.cross_entropy import CrossEntropy
 from mmkd.objectives.forward_kl import ForwardKL
+from mmkd.objectives.generalised_js import GeneralisedJS
 from mmkd.objectives.registry import build, names, options, register
+from mmkd.objectives.reverse_kl import ReverseKL
+from mmkd.objectives.skewed_kl import SkewedKL
 from mmkd.objectives.token_loss import TokenLoss, token_losses
+from mmkd.objectives.total_variation import TotalVariation
 from mmkd.objectives.voco_attention import VocoAttention
 
 __all__ = [
     "AnswerBatch",
     "CrossEntropy",
     "ForwardKL",
+    "GeneralisedJS",
     "LayerAttention",
     "Losses",
     "Needs",
     "Objective",
     "Outputs",
     "Ratio",
+    "ReverseKL",
+    "SkewedKL",
     "TokenLoss",
+    "TotalVariation",
     "VocoAttention",
     "build",
     "names",

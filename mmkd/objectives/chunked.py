@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmkd.objectives.divergences import kl
+
 Head = Callable[[Tensor], Tensor]  # [n, D] -> [n, V]
 
 
@@ -43,6 +45,15 @@ class ChunkLogits:
         if self.teacher is None:
             raise ValueError("this chunk has no teacher logits.")
         return self._log_probs("teacher", self.teacher, temperature, True)
+
+    def interpolated_log_probs(self, t: Tensor) -> Tensor:
+        """fp32 log-softmax of (1 - t) student + t teacher logits over the shared ids, [n, shared]; no gradient."""
+        if self.teacher is None:
+            raise ValueError("this chunk has no teacher logits.")
+        with torch.no_grad():
+            dtype = torch.promote_types(self.student.dtype, torch.float32)
+            student, teacher = (side[:, : self.shared].to(dtype) for side in (self.student, self.teacher))
+            return torch.log_softmax(torch.lerp(student, teacher, t.to(dtype)), -1)
 
     def _log_probs(self, side: str, logits: Tensor, temperature: float, shared: bool) -> Tensor:
         width = self.shared if shared else logits.shape[-1]
@@ -121,10 +132,7 @@ def cross_entropy(logits: ChunkLogits) -> Tensor:
 
 def forward_kl(logits: ChunkLogits, temperature: float = 1.0) -> Tensor:
     """T^2 KL(teacher || student) at temperature T, [n] (Hinton et al. 2015)."""
-    teacher = logits.teacher_log_probs(temperature)
-    student = logits.student_log_probs(temperature)
-    probs = teacher.exp()
-    return temperature**2 * ((probs * teacher).sum(-1) - (probs * student).sum(-1))
+    return temperature**2 * kl(logits.teacher_log_probs(temperature), logits.student_log_probs(temperature))
 
 
 DIVERGENCES = {"forward_kl": forward_kl}
