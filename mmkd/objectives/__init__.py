@@ -8,11 +8,13 @@ from mmkd.objectives.generalised_js import GeneralisedJS
 from mmkd.objectives.registry import build, names, options, register
 from mmkd.objectives.reverse_kl import ReverseKL
 from mmkd.objectives.skewed_kl import SkewedKL
+from mmkd.objectives.taid import TAID
 from mmkd.objectives.token_loss import TokenLoss, token_losses
 from mmkd.objectives.total_variation import TotalVariation
 from mmkd.objectives.voco_attention import VocoAttention
 
 __all__ = [
+    "TAID",
     "AnswerBatch",
     "CrossEntropy",
     "ForwardKL",

@@ -126,3 +126,9 @@ class Objective(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
         raise NotImplementedError
+
+    def step_finished(self, progress: float) -> None:
+        """Told once after each optimiser step, on every rank, what share of the stage's steps is done.
+
+        For objectives that adapt. What they learn so is a buffer: checkpoints keep it.
+        """

@@ -84,6 +84,11 @@ class DistillTask(nn.Module):
             loss = loss + self._unread(self.student.voco)
         return loss
 
+    def step_finished(self, progress: float) -> None:
+        """Call after each optimiser step, on every rank, with the share of the stage's steps that is done."""
+        for objective in self.objectives:
+            objective.step_finished(progress)
+
     @staticmethod
     def _unread(voco: CompressionTokens) -> Tensor:
         """Zero, with a gradient of zero for the compression tokens that a step of full vision leaves alone: a parameter
