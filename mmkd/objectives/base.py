@@ -116,9 +116,14 @@ class Losses:
 
 
 class Objective(nn.Module):
-    """A training signal. Subclasses are registered by name; keyword arguments of `__init__` are its options."""
+    """A training signal. Subclasses are registered by name; keyword arguments of `__init__` are its options.
+
+    Attributes:
+        teacher: True where it reads the teacher's outputs on the student's tokens.
+    """
 
     name: str = ""  # set by @register
+    teacher: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

@@ -17,12 +17,10 @@ class TokenLoss(Objective):
 
     Attributes:
         label: its name in the report.
-        teacher: True where it reads the teacher's logits.
         chunk: most answer tokens that pass the heads at once; the smallest of the objectives in use counts.
     """
 
     label: str
-    teacher: bool = False
 
     def __init__(self, chunk: int = 512):
         super().__init__()
