@@ -18,7 +18,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def generalised_js(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q (Agarwal et al. 2024, eq. 1).
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q (Agarwal et al. 2024).
 
     Divided by beta it tends to KL(p || q) as beta goes to 0, divided by 1 - beta to KL(q || p) as beta goes to 1.
     """

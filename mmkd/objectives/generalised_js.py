@@ -13,7 +13,7 @@ from mmkd.objectives.token_loss import TokenLoss
 
 @register("generalised_js")
 class GeneralisedJS(TokenLoss):
-    """JS(beta) of teacher p and student q on answer tokens (Agarwal et al. 2024, GKD, eq. 1), scaled by T^2:
+    """JS(beta) of teacher p and student q on answer tokens (Agarwal et al. 2024, GKD), scaled by T^2:
 
         beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
 

@@ -51,9 +51,10 @@ def require_one_tokenizer(section: TeacherSection | None, tokenizer: Any, object
     if found:
         raise ConfigError(
             f"teacher {section.model} uses a tokenizer of {_described(other)}, the student one of "
-            f"{_described(tokenizer)}: {found}. {', '.join(objectives)} compare the sides token by token and need one "
-            "tokenizer: compose both from one family of language models. uld, which aligns two tokenizers by bytes, is "
-            "the way for such a pair; it is not yet an objective (docs/objectives.md)."
+            f"{_described(tokenizer)}: {found}. Objectives that read the teacher ({', '.join(objectives)}) compare "
+            "both sides token by token and need one tokenizer: compose both from one family of language models. uld, "
+            "which aligns two tokenizers by bytes, is the way for such a pair; it is not yet an objective "
+            "(docs/objectives.md)."
         )
 
 

@@ -51,7 +51,7 @@ def test_a_teacher_of_another_tokenizer_is_refused_without_its_weights_and_told_
         require_one_tokenizer(section, byte_tokenizer(image=True), ["forward_kl", "taid"])
     text = str(caught.value)
     assert "259 ids" in text
-    assert "forward_kl, taid compare the sides token by token" in text
+    assert "(forward_kl, taid) compare both sides token by token" in text
     assert "uld" in text
     assert str(tmp_path) in text
 
