@@ -42,17 +42,19 @@ class ChunkLogits:
 
     def teacher_log_probs(self, temperature: float = 1.0) -> Tensor:
         """fp32 log-probabilities over the shared ids, [n, shared]."""
+        return self._log_probs("teacher", self.teacher_logits(), temperature, True)
+
+    def teacher_logits(self) -> Tensor:
+        """[n, V_t]. Raises ValueError where the loss was given no teacher."""
         if self.teacher is None:
             raise ValueError("this chunk has no teacher logits.")
-        return self._log_probs("teacher", self.teacher, temperature, True)
+        return self.teacher
 
     def interpolated_log_probs(self, t: Tensor) -> Tensor:
         """fp32 log-softmax of (1 - t) student + t teacher logits over the shared ids, [n, shared]; no gradient."""
-        if self.teacher is None:
-            raise ValueError("this chunk has no teacher logits.")
         with torch.no_grad():
             dtype = torch.promote_types(self.student.dtype, torch.float32)
-            student, teacher = (side[:, : self.shared].to(dtype) for side in (self.student, self.teacher))
+            student, teacher = (side[:, : self.shared].to(dtype) for side in (self.student, self.teacher_logits()))
             return torch.log_softmax(torch.lerp(student, teacher, t.to(dtype)), -1)
 
     def _log_probs(self, side: str, logits: Tensor, temperature: float, shared: bool) -> Tensor:

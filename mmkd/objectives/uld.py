@@ -50,7 +50,8 @@ def chunked_uld(
     """
 
     def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
-        distances = sorted_distance(logits.student[:, : vocabularies[0]], logits.teacher[:, : vocabularies[1]])
+        teacher = logits.teacher_logits()
+        distances = sorted_distance(logits.student[:, : vocabularies[0]], teacher[:, : vocabularies[1]])
         return distances.sum()[None], distances.new_zeros(0)
 
     return sum_over_chunks(
