@@ -5,17 +5,24 @@ from mmkd.objectives.attention_relations import AttentionRelations
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.cross_entropy import CrossEntropy
 from mmkd.objectives.forward_kl import ForwardKL
+from mmkd.objectives.generalised_js import GeneralisedJS
 from mmkd.objectives.hidden_states import HiddenStates
 from mmkd.objectives.ofa_logits import OfaLogits
 from mmkd.objectives.registry import build, names, options, register
+from mmkd.objectives.reverse_kl import ReverseKL
+from mmkd.objectives.skewed_kl import SkewedKL
+from mmkd.objectives.taid import TAID
 from mmkd.objectives.token_loss import TokenLoss, token_losses
+from mmkd.objectives.total_variation import TotalVariation
 from mmkd.objectives.voco_attention import VocoAttention
 
 __all__ = [
+    "TAID",
     "AnswerBatch",
     "AttentionRelations",
     "CrossEntropy",
     "ForwardKL",
+    "GeneralisedJS",
     "HiddenStates",
     "LayerAttention",
     "Losses",
@@ -24,7 +31,10 @@ __all__ = [
     "OfaLogits",
     "Outputs",
     "Ratio",
+    "ReverseKL",
+    "SkewedKL",
     "TokenLoss",
+    "TotalVariation",
     "VocoAttention",
     "build",
     "names",

@@ -134,9 +134,14 @@ class Losses:
 
 
 class Objective(nn.Module):
-    """A training signal. Subclasses are registered by name; keyword arguments of `__init__` are its options."""
+    """A training signal. Subclasses are registered by name; keyword arguments of `__init__` are its options.
+
+    Attributes:
+        teacher: True where it reads the teacher's outputs on the student's tokens.
+    """
 
     name: str = ""  # set by @register
+    teacher: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""
@@ -150,3 +155,9 @@ class Objective(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
         raise NotImplementedError
+
+    def step_finished(self, progress: float) -> None:
+        """Told once after each optimiser step, on every rank, what share of the stage's steps is done.
+
+        For objectives that adapt. What they learn so is a buffer: checkpoints keep it.
+        """

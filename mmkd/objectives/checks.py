@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from operator import ge, gt, le, lt
 from typing import Any
 
 from mmkd.errors import ConfigError
 
 
-def number(objective: str, option: str, value: Any, *, above: float | None = None, least: float | None = None) -> float:
-    """`value` as a float, > above, >= least. Raises ConfigError."""
-    limit = f" > {above:g}" if above is not None else f" >= {least:g}" if least is not None else ""
+def number(
+    objective: str,
+    option: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> float:
+    """`value` as a float, > above, >= least, < below, <= most. Raises ConfigError."""
     usual = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    if not usual or (above is not None and value <= above) or (least is not None and value < least):
-        raise ConfigError(f"{objective}: {option}={value!r}, expected a number{limit}.")
+    known = ((">", above, gt), (">=", least, ge), ("<", below, lt), ("<=", most, le))
+    limits = [(sign, limit, holds) for sign, limit, holds in known if limit is not None]
+    if not usual or not all(holds(value, limit) for _, limit, holds in limits):
+        expected = " and ".join(f"{sign} {limit:g}" for sign, limit, _ in limits)
+        raise ConfigError(f"{objective}: {option}={value!r}, expected a number {expected}".rstrip() + ".")
     return float(value)
 
 

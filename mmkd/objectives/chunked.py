@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmkd.objectives.divergences import kl
+
 Head = Callable[[Tensor], Tensor]  # [n, D] -> [n, V]
 
 
@@ -40,9 +42,20 @@ class ChunkLogits:
 
     def teacher_log_probs(self, temperature: float = 1.0) -> Tensor:
         """fp32 log-probabilities over the shared ids, [n, shared]."""
+        return self._log_probs("teacher", self.teacher_logits(), temperature, True)
+
+    def teacher_logits(self) -> Tensor:
+        """[n, V_t]. Raises ValueError where the loss was given no teacher."""
         if self.teacher is None:
             raise ValueError("this chunk has no teacher logits.")
-        return self._log_probs("teacher", self.teacher, temperature, True)
+        return self.teacher
+
+    def interpolated_log_probs(self, t: Tensor) -> Tensor:
+        """fp32 log-softmax of (1 - t) student + t teacher logits over the shared ids, [n, shared]; no gradient."""
+        with torch.no_grad():
+            dtype = torch.promote_types(self.student.dtype, torch.float32)
+            student, teacher = (side[:, : self.shared].to(dtype) for side in (self.student, self.teacher_logits()))
+            return torch.log_softmax(torch.lerp(student, teacher, t.to(dtype)), -1)
 
     def _log_probs(self, side: str, logits: Tensor, temperature: float, shared: bool) -> Tensor:
         width = self.shared if shared else logits.shape[-1]
@@ -121,10 +134,7 @@ def cross_entropy(logits: ChunkLogits) -> Tensor:
 
 def forward_kl(logits: ChunkLogits, temperature: float = 1.0) -> Tensor:
     """T^2 KL(teacher || student) at temperature T, [n] (Hinton et al. 2015)."""
-    teacher = logits.teacher_log_probs(temperature)
-    student = logits.student_log_probs(temperature)
-    probs = teacher.exp()
-    return temperature**2 * ((probs * teacher).sum(-1) - (probs * student).sum(-1))
+    return temperature**2 * kl(logits.teacher_log_probs(temperature), logits.student_log_probs(temperature))
 
 
 DIVERGENCES = {"forward_kl": forward_kl}

@@ -17,12 +17,10 @@ class TokenLoss(Objective):
 
     Attributes:
         label: its name in the report.
-        teacher: True where it reads the teacher's logits.
         chunk: most answer tokens that pass the heads at once; the smallest of the objectives in use counts.
     """
 
     label: str
-    teacher: bool = False
 
     def __init__(self, chunk: int = 512):
         super().__init__()
@@ -31,6 +29,13 @@ class TokenLoss(Objective):
     def token_loss(self, logits: ChunkLogits) -> Tensor:
         """Loss of each token of the chunk, [n], fp32."""
         raise NotImplementedError
+
+    def summed(self, total: Tensor, tokens: int) -> dict[str, Ratio]:
+        """Told once for each pass what the losses of so many tokens sum to (detached); returns what to report besides.
+
+        `token_loss` cannot keep count itself: backward calls it again for most chunks.
+        """
+        return {}
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         return Needs(teacher=self.teacher)
@@ -113,6 +118,7 @@ def _report(terms: Sequence[tuple[TokenLoss, float]], sums: Tensor, numbers: Ten
         while label in report and label != "ce":
             label, copies = f"{objective.label}_{copies}", copies + 1
         report[label] = Ratio(total, count)
+        report |= {f"{label}_{name}": ratio for name, ratio in objective.summed(total, tokens).items()}
     return report
 
 

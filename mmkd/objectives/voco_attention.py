@@ -46,6 +46,8 @@ class VocoAttention(Objective):
         chunk: rows of a sample computed at once.
     """
 
+    teacher = True
+
     def __init__(
         self,
         layers: Any = "all",

@@ -14,6 +14,7 @@ from mmkd.models.attention_capture import capture_name
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Outputs
 from mmkd.teachers.reading import prefixes, read_outputs
+from mmkd.teachers.tokenizers import vocabulary_size
 
 
 class Teacher(Protocol):
@@ -45,6 +46,7 @@ class LiveTeacher:
         self.model = composed.model.to(device).eval().requires_grad_(False)
         self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
         self.processor = composed.processor
+        self.vocabulary = vocabulary_size(composed.processor.tokenizer)
 
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return self.model.config.text_config.num_hidden_layers
@@ -59,7 +61,9 @@ class LiveTeacher:
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
     ) -> Outputs:
-        return _full_vision(self.model, batch, answers, needs)
+        outputs = _full_vision(self.model, batch, answers, needs)
+        outputs.vocabulary = self.vocabulary
+        return outputs
 
 
 class SharedTeacher:

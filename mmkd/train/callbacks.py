@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from mmkd.train.task import DistillTask
+
 
 class MetricsFile(TrainerCallback):
     """Appends one JSON line for each log to metrics.jsonl, on rank 0.
@@ -42,6 +44,16 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps(line) + "\n")
 
 
+class StepFinished(TrainerCallback):
+    """Tells the task that an optimiser step is done: before the checkpoint of that step, so that it holds the news."""
+
+    def __init__(self, task: DistillTask):
+        self.task = task
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.task.step_finished(state.global_step / state.max_steps)
+
+
 class Progress(TrainerCallback):
     """One line for each log: step, losses, speed, time left."""
 
@@ -61,7 +73,7 @@ class Progress(TrainerCallback):
         losses = [
             f"{n} {v:.3f}"
             for n, v in logs.items()
-            if "/" not in n and n in ("loss", "cross_entropy", "ce", "kl", "forward_kl")
+            if n in ("loss", "ce", "kl", "reverse_kl", "js", "skewed_kl", "tv", "taid", "taid_t")
         ]
         unit = "tok" if "tokens_per_second" in logs else "images"
         rate = logs["tokens_per_second" if unit == "tok" else "images_per_second"]

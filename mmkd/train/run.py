@@ -145,6 +145,7 @@ def train_stage(
     from mmkd.models.attention_capture import capture_name
     from mmkd.objectives import build
     from mmkd.teachers.live import build_teacher
+    from mmkd.teachers.tokenizers import require_one_tokenizer, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.features import cached_features, measure_channels
     from mmkd.train.task import DistillTask
@@ -167,8 +168,12 @@ def train_stage(
     student = composed.model
     sections = stage.objectives or config.objectives
     objectives = [(build(s), s.weight) for s in sections]
+    # Of all stages, or the refusal would come when those before are trained.
+    everything = [build(s) for each in config.stages for s in each.objectives or config.objectives]
+    tokenizer = composed.processor.tokenizer
+    require_one_tokenizer(config.teacher, tokenizer, sorted({o.name for o in everything if o.teacher}))
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
-    task = DistillTask(student, objectives, teacher)
+    task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer))
     if teacher is None and task.needs.teacher:
         names = ", ".join(s.name for s in sections)
         raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")

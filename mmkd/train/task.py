@@ -23,6 +23,7 @@ class DistillTask(nn.Module):
         student: the model being trained.
         objectives: (objective, weight) pairs.
         teacher: None where no objective needs one.
+        vocabulary: token ids below this are real; None takes the whole width of the heads.
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class DistillTask(nn.Module):
         student: MmkdForConditionalGeneration,
         objectives: list[tuple[Objective, float]],
         teacher: Teacher | None = None,
+        vocabulary: int | None = None,
     ):
         super().__init__()
         self.student = student
         self.objectives = nn.ModuleList(objective for objective, _ in objectives)
         self.weights = [weight for _, weight in objectives]
         object.__setattr__(self, "teacher", teacher)  # not a submodule
+        self.vocabulary = vocabulary
         text = student.config.text_config
         layers, width = (teacher.layers(student), teacher.width(student)) if teacher is not None else (None, None)
         self.needs = Needs()
@@ -81,11 +84,17 @@ class DistillTask(nn.Module):
         losses = []
         for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
             outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention, needs.student_hidden)
+            outputs.vocabulary = self.vocabulary
             losses.append(self._loss(outputs, teacher, answers, "full" if tokens is None else f"k{tokens}"))
         loss = torch.stack(losses).mean()
         if all(tokens is None for tokens in batch["reads"]) and self.student.voco is not None:
             loss = loss + self._unread(self.student.voco)
         return loss
+
+    def step_finished(self, progress: float) -> None:
+        """Call after each optimiser step, on every rank, with the share of the stage's steps that is done."""
+        for objective in self.objectives:
+            objective.step_finished(progress)
 
     @staticmethod
     def _unread(voco: CompressionTokens) -> Tensor:

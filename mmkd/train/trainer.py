@@ -21,6 +21,7 @@ from mmkd.errors import TrainingError
 from mmkd.objectives import Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
+from mmkd.train.callbacks import StepFinished
 from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
 from mmkd.train.task import DistillTask
 from mmkd.train.watch import is_lost
@@ -82,7 +83,7 @@ class DistillTrainer(Trainer):
         keep: int = 2,
     ):
         self.task = task
-        super().__init__(model=task, args=args, callbacks=callbacks)
+        super().__init__(model=task, args=args, callbacks=[StepFinished(task), *callbacks])
         self.stage, self.batches, self.accumulation, self.run_seed = stage, batches, accumulation, seed
         # The task divides by the tokens of the whole step itself; the Trainer must not scale a second time.
         self.model_accepts_loss_kwargs = False

@@ -1,7 +1,6 @@
 """Token losses against their definitions, in value and gradient, and what they cost."""
 
 import weakref
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -10,44 +9,9 @@ from torch.nn.functional import log_softmax, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd.errors import ConfigError
-from mmkd.objectives import AnswerBatch, CrossEntropy, ForwardKL, Outputs, Ratio, build, names, options, token_losses
+from mmkd.objectives import CrossEntropy, ForwardKL, Ratio, build, names, options, token_losses
 from mmkd.objectives.chunked import chunked_cross_entropy, chunked_divergence, split_sizes
-
-N, D_S, D_T, V = 23, 12, 20, 41
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@dataclass
-class Section:
-    name: str
-    given: dict = field(default_factory=dict)
-    weight: float = 1.0
-
-    def options(self):
-        return self.given
-
-
-def side(width, vocabulary, dtype=torch.float64, seed=0, tokens=N):
-    """Random hidden states [N, D] and a head D -> V."""
-    torch.manual_seed(seed)
-    head = nn.Linear(width, vocabulary, bias=False, dtype=dtype)
-    nn.init.normal_(head.weight, std=0.5)
-    hidden = torch.randn(tokens, width, dtype=torch.float64).to(dtype).requires_grad_()
-    return hidden, head
-
-
-def outputs(hidden, head, vocabulary=None):
-    none = torch.zeros(1, 0, dtype=torch.bool)
-    return Outputs(hidden, head, {}, none, none, none.long(), vocabulary=vocabulary)
-
-
-def batch(targets, normalizer=1.0, calls=None):
-    zeros = torch.zeros(len(targets), dtype=torch.long)
-    return AnswerBatch(targets, zeros, zeros, torch.ones(1, 1).bool(), torch.zeros(1, 1).long(), normalizer, calls)
-
-
-def random_targets(vocabulary=V, tokens=N):
-    return torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(7))
+from tests.objectives.sides import D_S, D_T, N, Section, V, batch, close, gradients, outputs, random_targets, side
 
 
 def naive_cross_entropy(zs, y):  # [N, V]; the formula, nothing else
@@ -57,16 +21,6 @@ def naive_cross_entropy(zs, y):  # [N, V]; the formula, nothing else
 def naive_forward_kl(zs, zt, t):
     p, log_q = softmax(zt / t, -1), log_softmax(zs / t, -1)
     return t * t * (p * (p.log() - log_q)).sum()
-
-
-def gradients(loss, *tensors):
-    return torch.autograd.grad(loss, tensors, retain_graph=True)
-
-
-def close(found, expected, dtype):
-    for a, b in zip(found, expected, strict=True):
-        scale = b.double().abs().max().clamp(min=1e-30)
-        assert ((a.double() - b.double()).abs().max() / scale) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 512])

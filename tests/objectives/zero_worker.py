@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mmkd.objectives import AnswerBatch, CrossEntropy, ForwardKL, Outputs, token_losses
+from mmkd.objectives import TAID, AnswerBatch, CrossEntropy, ForwardKL, Outputs, token_losses
 from mmkd.objectives.chunked import split_sizes
 
 WIDTH, VOCABULARY, CHUNK = 16, 33, 7
@@ -29,7 +29,8 @@ class Student(nn.Module):
         self.head.weight = self.embedding.weight
         teacher = nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False)
         object.__setattr__(self, "teacher", teacher)
-        self.terms = [(CrossEntropy(CHUNK), 1.0), (ForwardKL(2.0, CHUNK), 1.0)]
+        self.taid = TAID(alpha=0.5, momentum=0.5, chunk=CHUNK)
+        self.terms = [(CrossEntropy(CHUNK), 1.0), (ForwardKL(2.0, CHUNK), 1.0), (self.taid, 1.0)]
 
     def forward(self, ids: torch.Tensor, answers: torch.Tensor, normalizer: float, calls: int | None) -> torch.Tensor:
         hidden = torch.tanh(self.layer(self.embedding(ids)))[answers]  # [N, D]
@@ -55,17 +56,20 @@ def train_alone(steps: int) -> list[torch.Tensor]:
         optimizer.zero_grad()
         sum(model(*data(rank), sum(ANSWERS), None) for rank in range(len(ANSWERS))).backward()
         optimizer.step()
-    return [p.detach() for p in model.parameters()]
+        model.taid.step_finished(0.01)
+    return [p.detach() for p in (*model.parameters(), model.taid.t)]
 
 
-def train_on_ranks(stage: int, steps: int) -> list[list[torch.Tensor]]:
-    """Parameters of each rank after some steps under ZeRO."""
+def train_on_ranks(stage: int, steps: int, folder: str) -> list[list[torch.Tensor]]:
+    """Parameters of each rank after some steps under ZeRO, and TAID's t as a checkpoint in `folder` brings it back."""
     context = get_context("forkserver")
     results = context.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [context.Process(target=_rank, args=(rank, port, stage, steps, results)) for rank in range(len(ANSWERS))]
+    ranks = [
+        context.Process(target=_rank, args=(rank, port, stage, steps, folder, results)) for rank in range(len(ANSWERS))
+    ]
     for process in ranks:
         process.start()
     found = dict(results.get(timeout=60) for _ in ranks)
@@ -74,7 +78,7 @@ def train_on_ranks(stage: int, steps: int) -> list[list[torch.Tensor]]:
     return [[torch.tensor(p) for p in found[rank]] for rank in sorted(found)]
 
 
-def _rank(rank: int, port: int, stage: int, steps: int, results) -> None:
+def _rank(rank: int, port: int, stage: int, steps: int, folder: str, results) -> None:
     torch.set_num_threads(1)
     world = str(len(ANSWERS))
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world}
@@ -95,8 +99,12 @@ def _rank(rank: int, port: int, stage: int, steps: int, results) -> None:
     for _ in range(steps):
         engine.backward(engine(*data(rank), sum(ANSWERS) / len(ANSWERS), calls))
         engine.step()
+        model.taid.step_finished(0.01)
+    engine.save_checkpoint(folder, exclude_frozen_parameters=True)
+    model.taid.t.fill_(0.0)
+    engine.load_checkpoint(folder)
     parameters = list(engine.module.parameters())
     with deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3):
-        results.put((rank, [p.detach().float().tolist() for p in parameters]))
+        results.put((rank, [p.detach().float().tolist() for p in (*parameters, model.taid.t)]))
     dist.barrier()
     dist.destroy_process_group()

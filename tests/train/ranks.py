@@ -174,5 +174,6 @@ def _plain(config: dict[str, Any]) -> list[float]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=False)
+        task.step_finished((step + 1) / stage.steps)
         found.append(float(loss.detach()))
     return found

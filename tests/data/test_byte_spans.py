@@ -1,0 +1,141 @@
+"""Two tokenizations of one answer, aligned by bytes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from mmkd.data.byte_spans import Span, align, byte_table
+from mmkd.errors import ConfigError
+from tests.byte_tokenizer import byte_tokenizer
+
+TEXTS = [
+    "a red circle, twice.",
+    "Ünïcode – naïve café",
+    "emoji 🙂👩‍👩‍👧‍👦🇪🇺 end",
+    "红色的圆形在蓝色的正方形上",
+    "日本語とEnglishの混在",
+    "  two spaces,\n a line and\ttab ",
+]
+ANSWERS = st.text(st.characters(codec="utf-8") | st.sampled_from("🙂👩‍红色ば é"), max_size=20).map(str.encode)
+
+
+def cut(text: bytes, places: set[int]) -> list[bytes]:
+    """Bytes cut at some places, inside characters too."""
+    borders = [0, *sorted(place for place in places if 0 < place < len(text)), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(borders) if a < b]
+
+
+CUTS = st.sets(st.integers(0, 80))
+
+
+def texts(spans: list[Span], student: list[bytes], teacher: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return [(b"".join(student[slice(*s.student)]), b"".join(teacher[slice(*s.teacher)])) for s in spans]
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANSWERS, CUTS, CUTS, st.integers(0, 2), st.integers(0, 2), st.integers(0, 2))
+def test_spans_hold_the_same_bytes_cover_the_answer_and_cannot_be_cut(text, ours, theirs, bos, spaces, ends):
+    text = text.lstrip(b" ")
+    student = cut(text, ours) + [b""] * min(ends, 1)
+    teacher = [b""] * bos + ([b" " * spaces] if spaces else []) + cut(text, theirs) + [b""] * ends
+    if not text:  # then what is a BOS, and what an end, cannot be told
+        return
+    spans = align(student, teacher)
+    found = texts(spans, student, teacher)
+    assert all(a == b.lstrip(b" ") or i for i, (a, b) in enumerate(found))
+    assert all(a == b for a, b in found[1:])
+    assert b"".join(a for a, _ in found) == text
+    # One span more than places where both are cut, and one for the end.
+    common = {p for p in ours & theirs if 0 < p < len(text)}
+    assert len(spans) == 1 + len(common) + bool(ends)
+    for side in ("student", "teacher"):
+        borders = [border for span in spans for border in getattr(span, side)]
+        assert borders == sorted(borders)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ANSWERS, CUTS)
+def test_one_tokenizer_aligns_token_by_token(text, places):
+    tokens = [*cut(text, places), b""]
+    if text.lstrip(b" "):
+        spans = align(tokens, tokens)
+        assert all(span.student == span.teacher for span in spans)
+        leading = sum(1 for n in range(1, len(tokens)) if not b"".join(tokens[:n]).lstrip(b" "))
+        assert len(spans) == len(tokens) - leading
+
+
+def test_an_example_as_one_reads_it():
+    student = [b"a", b" r", b"ed", b" \xf0\x9f", b"\x99\x82", b""]
+    teacher = [b"", b"a re", b"d", b" ", b"\xf0\x9f\x99", b"\x82", b""]
+    assert align(student, teacher) == [
+        Span((0, 3), (1, 3)),  # "a red": neither side ends a token inside where the other does
+        Span((3, 5), (3, 6)),  # " 🙂", cut inside the character at different bytes
+        Span((5, 6), (6, 7)),  # the end of the answer
+    ]
+
+
+def test_different_answers_are_told_apart_by_the_first_byte_that_differs():
+    with pytest.raises(ValueError, match="part at byte 6"):
+        align([b"a red", b" circle"], [b"a red ", b"square"])
+
+
+def byte_level(merges_from: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that has learnt merges, as GPT-2's."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(merges_from, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """Words with `▁`, and bytes for what the vocabulary lacks, as Llama 2's."""
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdehilnorstw", "▁r", "ed", "▁red", "红"]
+    merges = [("▁", "r"), ("e", "d"), ("▁r", "ed")]
+    backend = Tokenizer(
+        models.BPE({w: i for i, w in enumerate(words)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_byte_table_gives_back_the_text_of_each_kind_of_tokenizer(text):
+    for tokenizer in (byte_tokenizer(image=True), byte_level(TEXTS)):
+        table = byte_table(tokenizer)
+        assert b"".join(table[i] for i in tokenizer.encode(text)) == text.encode()
+        assert table[tokenizer.eos_token_id] == b""
+    tokenizer = sentence_piece()
+    table = byte_table(tokenizer)
+    assert b"".join(table[i] for i in tokenizer.encode(text)) == b" " + text.encode()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokenizers_of_different_kinds_align_on_real_text(text):
+    sides = byte_tokenizer(), byte_level(TEXTS[:3]), sentence_piece()
+    tables = [byte_table(tokenizer) for tokenizer in sides]
+    for (one, a), (two, b) in itertools.permutations(zip(sides, tables, strict=True), 2):
+        student = [a[i] for i in [*one.encode(text), one.eos_token_id]]
+        teacher = [b[i] for i in [two.bos_token_id, *two.encode(text), two.eos_token_id]]
+        found = texts(align(student, teacher), student, teacher)
+        assert found[-1] == (b"", b"")
+        assert b"".join(s for s, _ in found).lstrip(b" ") == text.encode().lstrip(b" ")
+        assert all(s == t for s, t in found[1:])
+
+
+def test_another_kind_of_tokenizer_is_refused_by_what_it_is():
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "red": 1}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    with pytest.raises(ConfigError, match="decodes by WordPiece"):
+        byte_table(PreTrainedTokenizerFast(tokenizer_object=backend))

@@ -1,0 +1,69 @@
+"""A teacher that reads the student's ids must know them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+
+from mmkd.config.schema import TeacherSection
+from mmkd.errors import ConfigError
+from mmkd.models import MmkdProcessor
+from mmkd.teachers.tokenizers import difference, require_one_tokenizer, vocabulary_size
+from tests.byte_tokenizer import byte_tokenizer
+
+
+def other_tokenizer(turned: bool = False, words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Bytes in another order, or with tokens of its own behind them."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=turned)
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*letters, *words])}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def saved(folder: Path, tokenizer: PreTrainedTokenizerFast) -> TeacherSection:
+    """A teacher's folder that has a processor and no weights."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    MmkdProcessor(CLIPImageProcessor(), tokenizer, chat_template="{{ messages }}").save_pretrained(folder)
+    return TeacherSection(kind="live", model=str(folder))
+
+
+def test_one_tokenizer_serves_and_so_does_one_with_more_added_tokens():
+    plain, more = byte_tokenizer(), byte_tokenizer(image=True)
+    assert difference(plain, plain) is None
+    assert difference(plain, more) is None
+    assert difference(more, plain) is None
+    assert vocabulary_size(more) == vocabulary_size(plain) + 1 == 259
+
+
+def test_an_id_that_is_another_token_or_no_token_is_named():
+    ours = byte_tokenizer()
+    assert "id 0 is" in difference(ours, other_tokenizer(turned=True))
+    assert "id 256 is 'zq' there and '<s>' here" in difference(ours, other_tokenizer(words=("zq",)))
+
+
+def test_a_teacher_of_another_tokenizer_is_refused_without_its_weights_and_told_of_uld(tmp_path):
+    section = saved(tmp_path, other_tokenizer(turned=True))
+    with pytest.raises(ConfigError) as caught:
+        require_one_tokenizer(section, byte_tokenizer(image=True), ["forward_kl", "taid"])
+    text = str(caught.value)
+    assert "259 ids" in text
+    assert "(forward_kl, taid) compare both sides token by token" in text
+    assert "uld" in text
+    assert str(tmp_path) in text
+
+
+def test_a_teacher_of_the_students_tokenizer_passes_and_so_does_one_that_no_objective_reads(tmp_path):
+    require_one_tokenizer(saved(tmp_path / "same", byte_tokenizer()), byte_tokenizer(), ["forward_kl"])
+    other = saved(tmp_path / "other", other_tokenizer(turned=True))
+    require_one_tokenizer(other, byte_tokenizer(), [])
+    require_one_tokenizer(TeacherSection(kind="shared"), byte_tokenizer(), ["forward_kl"])
+    require_one_tokenizer(None, byte_tokenizer(), ["forward_kl"])
+
+
+def test_a_teacher_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder that mmkd can load"):
+        require_one_tokenizer(TeacherSection(model=str(tmp_path / "none")), byte_tokenizer(), ["forward_kl"])
