@@ -22,7 +22,7 @@ READINGS: list[Any] = [1, 2, 4, 8, "full"]
 MINUTES = {
     "assets": (0.3, 0.3),
     "teacher": (6.8, 17.0),
-    "student": (5.6, 13.5),
+    "student": (4.3, 10.0),
     "scores": (1.0, 7.5),
     "costs": (0.1, 0.1),
     "release": (0.5, 0.5),
