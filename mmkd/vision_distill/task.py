@@ -56,6 +56,9 @@ class VisionTask(nn.Module):
                 method.build_heads(ours, theirs, classes(student))
         self.report: dict[str, Ratio] = {}
 
+    def step_finished(self, progress: float) -> None:
+        """Called by the trainer after each optimiser step; no method here changes between steps."""
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro batch.
 

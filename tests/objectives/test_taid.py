@@ -158,6 +158,7 @@ class Nothing(nn.Module):
     class config:
         class text_config:
             num_hidden_layers = 1
+            hidden_size = 4
 
 
 def test_a_checkpoint_of_the_task_holds_t_and_a_resumed_run_moves_it_alike():
