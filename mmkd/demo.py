@@ -21,8 +21,8 @@ READINGS: list[Any] = [1, 2, 4, 8, "full"]
 # Minutes of each stage on two cores with bf16, for the time left: (demo, demo --full).
 MINUTES = {
     "assets": (0.3, 0.3),
-    "teacher": (6.8, 17.0),
-    "student": (4.3, 10.0),
+    "teacher": (7.9, 16.0),
+    "student": (4.7, 10.0),
     "scores": (1.0, 7.5),
     "costs": (0.1, 0.1),
     "release": (0.5, 0.5),
