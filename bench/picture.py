@@ -1,6 +1,6 @@
 """The README's picture: accuracy by tokens an image is read as, from the rows of a bench.
 
-python -m bench.picture demo    # -> docs/images/demo.svg
+python -m bench.picture demo_full    # -> docs/images/demo_full.svg
 """
 
 from __future__ import annotations
