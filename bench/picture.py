@@ -37,14 +37,14 @@ def draw(name: str, rows: list[Row], out: Path) -> None:
         if case in found:
             axes.axhline(found[case].value, color=INK, linestyle=style, linewidth=1)
             where = "teacher, full vision" if case.endswith("full") else "without the image"
-            axes.annotate(f"{where} {found[case].value:.1f} %", (0, found[case].value), (0, 4), color=INK,
+            axes.annotate(f"{where} {found[case].value:.2f} %", (0, found[case].value), (0, -14), color=INK,
                           textcoords="offset points", fontsize=9)  # fmt: skip
     for place, value in enumerate(values):
-        axes.annotate(f"{value:.1f}", (place, value), (0, 7), textcoords="offset points", ha="center", color=LINE)
+        axes.annotate(f"{value:.2f}", (place, value), (0, 7), textcoords="offset points", ha="center", color=LINE)
     axes.set_xticks(range(len(labels)), [label if label != "full" else "all 16" for label in labels])
     axes.set_xlabel("tokens an image is read as", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
-    axes.set_ylim(50, 102)
+    axes.set_ylim(50, 104)
     axes.tick_params(colors=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     for side in ("top", "right"):
