@@ -98,13 +98,19 @@ def build_loader(
     mixture = Mixture(sources, [section.weight for section in data.mixture], seed)
     names = [f"data.mixture[{i}] {section.source}" for i, section in enumerate(data.mixture)]
     collator = Collator(processor, data.max_length, data.packing, data.images_per_row, feature_store)
+    sampler = StepSampler(batch_size, micro_batch_size, rank, world_size, start_step)
+    return batch_loader(MicroBatches(mixture, names, collator, RejectedLog(rejected)), sampler, data.workers)
+
+
+def batch_loader(batches: Dataset[Any], sampler: StepSampler, workers: int) -> BatchLoader:
+    """Loads `batches[indices]` for the lists of sample indices that the sampler gives, each a whole micro batch."""
     return BatchLoader(
-        MicroBatches(mixture, names, collator, RejectedLog(rejected)),
-        batch_size=None,  # the sampler gives the indices of a whole micro batch
-        sampler=StepSampler(batch_size, micro_batch_size, rank, world_size, start_step),
+        batches,
+        batch_size=None,
+        sampler=sampler,
         collate_fn=_as_it_is,
-        num_workers=data.workers,
-        persistent_workers=data.workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
     )

@@ -8,11 +8,11 @@ from mmkd.objectives.checks import number
 from mmkd.objectives.chunked import ChunkLogits
 from mmkd.objectives.divergences import generalised_js
 from mmkd.objectives.registry import register
-from mmkd.objectives.token_loss import TokenLoss
+from mmkd.objectives.token_loss import Divergence
 
 
 @register("generalised_js")
-class GeneralisedJS(TokenLoss):
+class GeneralisedJS(Divergence):
     """JS(beta) of teacher p and student q on answer tokens (Agarwal et al. 2024, GKD), scaled by T^2:
 
         beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
@@ -28,14 +28,10 @@ class GeneralisedJS(TokenLoss):
     """
 
     label = "js"
-    teacher = True
 
     def __init__(self, beta: float = 0.5, temperature: float = 1.0, chunk: int = 512):
-        super().__init__(chunk)
+        super().__init__(temperature, chunk)
         self.beta = number(self.name, "beta", beta, above=0, below=1)
-        self.temperature = number(self.name, "temperature", temperature, above=0)
 
     def token_loss(self, logits: ChunkLogits) -> Tensor:
-        temperature = self.temperature
-        teacher, student = logits.teacher_log_probs(temperature), logits.student_log_probs(temperature)
-        return temperature**2 * generalised_js(teacher, student, self.beta)
+        return self.temperature**2 * generalised_js(*self.sides(logits), self.beta)

@@ -8,11 +8,11 @@ from mmkd.objectives.checks import choice, number
 from mmkd.objectives.chunked import ChunkLogits
 from mmkd.objectives.divergences import skewed_kl
 from mmkd.objectives.registry import register
-from mmkd.objectives.token_loss import TokenLoss
+from mmkd.objectives.token_loss import Divergence
 
 
 @register("skewed_kl")
-class SkewedKL(TokenLoss):
+class SkewedKL(Divergence):
     """KL against a mixture of both sides on answer tokens (Ko et al. 2024, DistiLLM), scaled by T^2:
 
         forward:  KL(p || skew p + (1 - skew) q)        p the teacher, q the student
@@ -30,15 +30,13 @@ class SkewedKL(TokenLoss):
     """
 
     label = "skewed_kl"
-    teacher = True
 
     def __init__(self, direction: str = "forward", skew: float = 0.1, temperature: float = 1.0, chunk: int = 512):
-        super().__init__(chunk)
+        super().__init__(temperature, chunk)
         self.direction = choice(self.name, "direction", direction, ("forward", "reverse"))
         self.skew = number(self.name, "skew", skew, above=0, below=1)
-        self.temperature = number(self.name, "temperature", temperature, above=0)
 
     def token_loss(self, logits: ChunkLogits) -> Tensor:
-        sides = logits.teacher_log_probs(self.temperature), logits.student_log_probs(self.temperature)
+        sides = self.sides(logits)
         first, second = sides if self.direction == "forward" else sides[::-1]
         return self.temperature**2 * skewed_kl(first, second, self.skew)

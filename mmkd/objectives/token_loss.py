@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.checks import count as checked_count
+from mmkd.objectives.checks import number
 from mmkd.objectives.chunked import ChunkLogits, cross_entropy, sum_over_chunks
 
 
@@ -42,6 +43,25 @@ class TokenLoss(Objective):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
         return token_losses([(self, 1.0)], student, teacher, batch)
+
+
+class Divergence(TokenLoss):
+    """A token loss between the distributions of teacher and student, both softened by a temperature.
+
+    Args:
+        temperature: T; softens both sides.
+        chunk: most answer tokens that pass the heads at once.
+    """
+
+    teacher = True
+
+    def __init__(self, temperature: float = 1.0, chunk: int = 512):
+        super().__init__(chunk)
+        self.temperature = number(self.name, "temperature", temperature, above=0)
+
+    def sides(self, logits: ChunkLogits) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of teacher and student at T, [n, shared] each."""
+        return logits.teacher_log_probs(self.temperature), logits.student_log_probs(self.temperature)
 
 
 def token_losses(

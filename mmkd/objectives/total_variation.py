@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmkd.objectives.checks import number
 from mmkd.objectives.chunked import ChunkLogits
 from mmkd.objectives.divergences import total_variation
 from mmkd.objectives.registry import register
-from mmkd.objectives.token_loss import TokenLoss
+from mmkd.objectives.token_loss import Divergence
 
 
 @register("total_variation")
-class TotalVariation(TokenLoss):
+class TotalVariation(Divergence):
     """1/2 sum |p - q| of teacher and student on answer tokens (Wen et al. 2023, f-DISTILL, token by token).
 
     Scaled by T, not T^2: softened logits move it in proportion to 1/T, the KL family in proportion to 1/T^2.
@@ -23,13 +22,6 @@ class TotalVariation(TokenLoss):
     """
 
     label = "tv"
-    teacher = True
-
-    def __init__(self, temperature: float = 1.0, chunk: int = 512):
-        super().__init__(chunk)
-        self.temperature = number(self.name, "temperature", temperature, above=0)
 
     def token_loss(self, logits: ChunkLogits) -> Tensor:
-        temperature = self.temperature
-        teacher, student = logits.teacher_log_probs(temperature), logits.student_log_probs(temperature)
-        return temperature * total_variation(teacher, student)
+        return self.temperature * total_variation(*self.sides(logits))

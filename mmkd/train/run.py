@@ -78,7 +78,9 @@ def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int
         deepspeed.init_distributed(verbose=False)
     if rank == 0:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(dump_config(config))
+        partial = run / "config.yaml.partial"  # other ranks may be reading the one of the run that goes on
+        partial.write_text(dump_config(config))
+        os.replace(partial, run / "config.yaml")
         (run / "environment.json").write_text(json.dumps(environment(world), indent=1))
     dist.barrier()
     return config, plans, rank, world

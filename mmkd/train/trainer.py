@@ -71,6 +71,9 @@ class DistillTrainer(Trainer):
         keep: whole checkpoints kept.
     """
 
+    build_optimizer: Callable[..., torch.optim.Optimizer] = staticmethod(build_optimizer)
+    learning_rate_schedule: Callable[..., Any] = staticmethod(learning_rate_schedule)
+
     def __init__(
         self,
         task: DistillTask,
@@ -99,12 +102,12 @@ class DistillTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.task, self.stage)
+            self.optimizer = self.build_optimizer(self.task, self.stage)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.lr_scheduler is None:
-            self.lr_scheduler = learning_rate_schedule(optimizer or self.optimizer, self.stage)
+            self.lr_scheduler = self.learning_rate_schedule(optimizer or self.optimizer, self.stage)
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> Any:
@@ -112,9 +115,7 @@ class DistillTrainer(Trainer):
         return FixedLength(self.batches(self.start_step), self.args.max_steps * self.accumulation)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
-        started = time.perf_counter()
-        samples = [dict(batch) for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self.waited += time.perf_counter() - started
+        samples = self._take(epoch_iterator, num_batches)
         answers = torch.tensor(float(sum((b["labels"][:, 1:] != -100).sum() for b in samples)), device=device)
         world = dist.get_world_size() if dist.is_initialized() else 1
         if world > 1:
@@ -128,6 +129,13 @@ class DistillTrainer(Trainer):
             self.tokens += float(batch["attention_mask"].sum())
             self.padding += float((1 - batch["attention_mask"]).sum())
         return samples, None
+
+    def _take(self, batches: Iterator, count: int) -> list[dict[str, Any]]:
+        """The next micro batches of this rank; the wait for them is counted."""
+        started = time.perf_counter()
+        taken = [dict(batch) for _, batch in zip(range(count), batches, strict=False)]
+        self.waited += time.perf_counter() - started
+        return taken
 
     def _head_calls(self, batch: dict[str, Any], world: int, device: torch.device) -> int | None:
         """How often every rank must call the head: ZeRO-3 gathers its weight each time, so ranks must agree."""

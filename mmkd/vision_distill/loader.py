@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from mmkd.config.vision_schema import CropSection
 from mmkd.data.images import open_image
-from mmkd.data.loader import BatchLoader
+from mmkd.data.loader import BatchLoader, batch_loader
 from mmkd.data.mixture import Mixture, StepSampler
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.errors import DataError, MmkdError
@@ -106,16 +106,5 @@ def build_loader(
     workers: int = 0,
 ) -> BatchLoader:
     """Endless micro batches of one rank, from optimiser step `start_step` on. Arguments as in `mmkd.data.loader`."""
-    return BatchLoader(
-        LabelledBatches(images, views, crop, seed, RejectedLog(rejected)),
-        batch_size=None,  # the sampler gives the indices of a whole micro batch
-        sampler=StepSampler(batch_size, micro_batch_size, rank, world_size, start_step),
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+    sampler = StepSampler(batch_size, micro_batch_size, rank, world_size, start_step)
+    return batch_loader(LabelledBatches(images, views, crop, seed, RejectedLog(rejected)), sampler, workers)

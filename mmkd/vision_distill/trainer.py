@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,33 +11,6 @@ from transformers import get_scheduler
 from mmkd.config.vision_schema import RecipeSection
 from mmkd.train.trainer import DistillTrainer
 from mmkd.vision_distill.task import VisionTask
-
-
-class VisionTrainer(DistillTrainer):
-    """Trains a VisionTask. Micro batches are of one size, so the mean over ranks and accumulation, which DeepSpeed and
-    the Trainer take, is the mean over the step's images."""
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = build_optimizer(self.task, self.stage)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        if self.lr_scheduler is None:
-            self.lr_scheduler = learning_rate_schedule(optimizer or self.optimizer, self.stage)
-        return self.lr_scheduler
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
-        started = time.perf_counter()
-        samples = [dict(batch) for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self.waited += time.perf_counter() - started
-        self.tokens += float(sum(len(batch["labels"]) for batch in samples))
-        return samples, None
-
-    def _figures(self) -> dict[str, float]:
-        figures = super()._figures()
-        del figures["padding"]
-        return {("images_per_second" if name == "tokens_per_second" else name): x for name, x in figures.items()}
 
 
 def build_optimizer(task: VisionTask, recipe: RecipeSection) -> torch.optim.Optimizer:
@@ -67,3 +39,21 @@ def learning_rate_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeSecti
         num_training_steps=recipe.steps,
         scheduler_specific_kwargs={"min_lr_rate": recipe.least_learning_rate / recipe.learning_rate},
     )
+
+
+class VisionTrainer(DistillTrainer):
+    """Trains a VisionTask. Micro batches are of one size, so the mean over ranks and accumulation, which DeepSpeed and
+    the Trainer take, is the mean over the step's images."""
+
+    build_optimizer = staticmethod(build_optimizer)
+    learning_rate_schedule = staticmethod(learning_rate_schedule)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+        samples = self._take(epoch_iterator, num_batches)
+        self.tokens += float(sum(len(batch["labels"]) for batch in samples))
+        return samples, None
+
+    def _figures(self) -> dict[str, float]:
+        figures = super()._figures()
+        del figures["padding"]
+        return {("images_per_second" if name == "tokens_per_second" else name): x for name, x in figures.items()}
