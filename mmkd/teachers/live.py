@@ -13,7 +13,7 @@ from mmkd.lora import adapters_off
 from mmkd.models.attention_capture import capture_name
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Outputs
-from mmkd.teachers.reading import prefixes, read_outputs
+from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
 from mmkd.teachers.tokenizers import vocabulary_size
 
 
@@ -61,6 +61,9 @@ class LiveTeacher:
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
     ) -> Outputs:
+        if needs.own_tokens:
+            batch = batch | batch["teacher"]
+            answers = answer_batch(batch)
         outputs = _full_vision(self.model, batch, answers, needs)
         outputs.vocabulary = self.vocabulary
         return outputs
@@ -80,6 +83,11 @@ class SharedTeacher:
             raise ConfigError(
                 "teacher.kind shared has no frozen norm and head of its own, and ofa_logits reads the student through "
                 "them; use teacher.kind live, or hidden_states in the place of ofa_logits."
+            )
+        if needs.own_tokens:
+            raise ConfigError(
+                "teacher.kind shared reads the student's tokens, and uld is for a teacher that reads others; use "
+                "forward_kl, or teacher.kind live."
             )
 
     @torch.no_grad()
