@@ -16,6 +16,7 @@ from mmkd.data.images import open_image
 from mmkd.data.packing import pack
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
+from mmkd.data.teacher_rows import Rows, TeacherRows, row_key, stacked
 from mmkd.errors import ConfigError
 
 
@@ -48,6 +49,7 @@ class Sample:
         tiles: of each image.
         length: in a full-vision row: the sink, one more for each image, image tokens, text.
         dropped: question-answer pairs left out at the end to fit `max_length`.
+        teacher: what a cached teacher knows of its answer tokens.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Sample:
     tiles: list[int]
     length: int
     dropped: int = 0
+    teacher: Rows | None = None
 
 
 class Collator:
@@ -67,6 +70,7 @@ class Collator:
         max_length: most tokens of a row, full-vision image tokens included.
         packing: put several samples in a row; images_per_row: most images then.
         feature_store: gives tower features by image key, in place of pixels.
+        teacher_rows: a cached teacher, which has to know every record.
     """
 
     def __init__(
@@ -76,10 +80,11 @@ class Collator:
         packing: bool = False,
         images_per_row: int = 8,
         feature_store: Features | None = None,
+        teacher_rows: TeacherRows | None = None,
     ):
         self.processor, self.max_length = processor, max_length
         self.packing, self.images_per_row = packing, images_per_row
-        self.feature_store = feature_store
+        self.feature_store, self.teacher_rows = feature_store, teacher_rows
         self._dummy: Tensor | None = None
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
@@ -92,7 +97,8 @@ class Collator:
         """Tokens and tensors of one record.
 
         Raises: BadRow for wrong roles, an empty answer, an unreadable image, or a length over `max_length` even with
-            its first question alone; ConfigError where the chat template cannot tell who speaks.
+            its first question alone; ConfigError where the chat template cannot tell who speaks; DataError where the
+            cached teacher does not know the record.
         """
         check_turns(record.turns)
         if self.packing and len(record.images) > self.images_per_row:
@@ -103,9 +109,14 @@ class Collator:
         images, tiles = self._images(record.images)
         vision = 1 + sum(1 + self.processor.image_token_count(count) for count in tiles)
         ids, answer, dropped = self._fitting(record.turns, self.max_length - vision)
+        answer[:1] = [0]  # no text stands before the first token to predict it from
         if not any(answer):
             raise BadRow("no token of an answer is left by the chat template.", "empty answer")
-        return Sample(record.id, ids, answer, images, tiles, vision + len(ids), dropped)
+        teacher = None
+        if self.teacher_rows is not None:
+            name = f"{record.id!r} of {record.source or 'its source'}"
+            teacher = self.teacher_rows.find(row_key(record.images, ids, answer), name)
+        return Sample(record.id, ids, answer, images, tiles, vision + len(ids), dropped, teacher)
 
     def _images(self, images: Sequence[str | bytes]) -> tuple[Tensor | None, list[int]]:
         if not images:
@@ -156,7 +167,8 @@ class Collator:
             input_ids [R, T] padded on the right; attention_mask [R, T]; labels [R, T], the ids of answers, else -100;
             position_ids [R, T] index of a token in its sample; segment_ids [R, T] number of the sample in its row;
             pixel_values [tiles, 3, H, W], or image_features [tiles, n, D] from a feature store;
-            image_tiles, image_rows, image_segments [M] of each image; sample_ids, in the order of rows.
+            image_tiles, image_rows, image_segments [M] of each image; sample_ids, in the order of rows; with a cached
+            teacher `teacher`, its tensors of the N answer tokens in that order (see `teacher_rows.stacked`).
 
         A batch without any image gets one dummy of zeros on row -1: every rank then runs tower and projector, without
         which ranks under ZeRO wait for each other for ever.
@@ -189,7 +201,10 @@ class Collator:
             # Padding belongs to the last sample, so that no row has a segment of its own for it.
             batch["segment_ids"][row, start:] = len(members) - 1
         batch |= self._batched_images(packed)
-        batch["sample_ids"] = [sample.id for members in packed for sample in members]
+        members = [sample for row in packed for sample in row]
+        batch["sample_ids"] = [sample.id for sample in members]
+        if self.teacher_rows is not None:
+            batch["teacher"] = stacked([sample.teacher for sample in members if sample.teacher is not None])
         return batch
 
     def _batched_images(self, packed: list[list[Sample]]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -103,6 +103,21 @@ class AnswerBatch:
     normalizer: Tensor | float
     head_calls: int | None = None
 
+    @classmethod
+    def from_batch(cls, batch: dict[str, Any]) -> AnswerBatch:
+        """The answers of a micro batch of `mmkd.data.collate`, which carries its `normalizer` besides."""
+        labels = batch["labels"]  # [B, T]
+        rows, positions = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # the query at t predicts token t + 1
+        return cls(
+            answer_ids=labels[rows, positions + 1],
+            rows=rows,
+            positions=positions,
+            text_mask=batch["attention_mask"].bool(),
+            segment_ids=batch["segment_ids"],
+            normalizer=batch["normalizer"],
+            head_calls=batch.get("head_calls"),
+        )
+
 
 class Ratio(NamedTuple):
     """A sum and what it is to be divided by, so that ratios stay exact when ranks and micro batches are added up."""
@@ -138,10 +153,12 @@ class Objective(nn.Module):
 
     Attributes:
         teacher: True where it reads the teacher's outputs on the student's tokens.
+        sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
     """
 
     name: str = ""  # set by @register
     teacher: bool = False
+    sparse_teacher: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from mmkd.errors import TrainingError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.voco import CompressionTokens
-from mmkd.objectives import AnswerBatch, Needs, Objective, Outputs, Ratio, TokenLoss, token_losses
+from mmkd.objectives import (
+    AnswerBatch,
+    Needs,
+    Objective,
+    Outputs,
+    Ratio,
+    SparseTargets,
+    TokenLoss,
+    token_losses,
+)
 from mmkd.teachers.live import Teacher
 from mmkd.teachers.reading import prefixes, read_outputs
 
@@ -74,7 +83,7 @@ class DistillTask(nn.Module):
         Beyond the collator's keys the batch carries `reads`, the token counts to read with (None is full vision), and
         `normalizer` (see AnswerBatch). The report of sums and counts is left in `self.report`.
         """
-        answers = _answers(batch)
+        answers = AnswerBatch.from_batch(batch)
         features = self.student.image_features(batch.get("pixel_values"), batch.get("image_features"))
         needs = self.needs
         teacher = None
@@ -104,29 +113,18 @@ class DistillTask(nn.Module):
         bias = voco.mass_bias(voco.tokens)
         return 0.0 * (total if bias is None else total + bias.sum())
 
-    def _loss(self, student: Outputs, teacher: Outputs | None, answers: AnswerBatch, read: str) -> Tensor:
+    def _loss(
+        self, student: Outputs, teacher: Outputs | SparseTargets | None, answers: AnswerBatch, read: str
+    ) -> Tensor:
         pairs = list(zip(self.objectives, self.weights, strict=True))
         results = []
         by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
         if by_token:
             results.append((token_losses(by_token, student, teacher, answers), 1.0))
-        results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
+        dense = teacher if isinstance(teacher, Outputs) else None  # a cached one is refused where this is needed
+        results += [(o(student, dense, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
         for result, _ in results:
             for name, ratio in result.report.items():
                 for key in (name, f"{read}/{name}"):
                     self.report[key] = self.report[key].plus(ratio) if key in self.report else ratio
         return torch.stack([result.loss * weight for result, weight in results]).sum()
-
-
-def _answers(batch: dict[str, Any]) -> AnswerBatch:
-    labels = batch["labels"]  # [B, T]
-    rows, positions = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # the query at t predicts token t + 1
-    return AnswerBatch(
-        answer_ids=labels[rows, positions + 1],
-        rows=rows,
-        positions=positions,
-        text_mask=batch["attention_mask"].bool(),
-        segment_ids=batch["segment_ids"],
-        normalizer=batch["normalizer"],
-        head_calls=batch.get("head_calls"),
-    )
