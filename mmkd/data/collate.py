@@ -114,8 +114,7 @@ class Collator:
             raise BadRow("no token of an answer is left by the chat template.", "empty answer")
         teacher = None
         if self.teacher_rows is not None:
-            name = f"{record.id!r} of {record.source or 'its source'}"
-            teacher = self.teacher_rows.find(row_key(record.images, ids, answer), name)
+            teacher = self.teacher_rows.find(row_key(record.images, ids, answer), record.id)
         return Sample(record.id, ids, answer, images, tiles, vision + len(ids), dropped, teacher)
 
     def _images(self, images: Sequence[str | bytes]) -> tuple[Tensor | None, list[int]]:

@@ -47,6 +47,8 @@ class MicroBatches(Dataset[Any]):
             except BadRow as error:
                 self.rejected.reject(name, row, record_id, error)
                 continue
+            except DataError as error:
+                raise DataError(f"{name}, row {row}: {error}") from error
             self.rejected.good()
             if sample.dropped:
                 reason = f"the last {sample.dropped} questions were left out to fit data.max_length."

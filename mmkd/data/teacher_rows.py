@@ -18,7 +18,7 @@ Rows = dict[str, np.ndarray]  # arrays of one sample, by name: see `stacked`
 class TeacherRows(Protocol):
     """What is asked of a teacher's cache; `mmkd.teachers.logit_store.LogitStore` is one."""
 
-    def find(self, key: bytes, name: str) -> Rows: ...
+    def find(self, key: bytes, record_id: str) -> Rows: ...
 
 
 def row_key(images: Sequence[str | bytes], ids: Sequence[int], answer: Sequence[int]) -> bytes:

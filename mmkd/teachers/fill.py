@@ -87,12 +87,12 @@ class Filling:
                 f"{self.folder} would need about {space / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there. Make "
                 "room, or lower teacher.k."
             )
-        settings = self.manifest.settings
+        settings, wait = self.manifest.settings, seconds * share / processes
         what = f"the top {settings.k}" if settings.targets == "top_k" else f"{settings.k} draws"
         return (
-            f"{self.folder}: {left:,} of {self.manifest.rows:,} rows to ask, about {tokens * share:,.0f} answer tokens, "
-            f"{what} of {self.manifest.vocabulary:,} ids each: {size / max(tokens, 1):,.0f} bytes a token, "
-            f"{space / 1e6:,.1f} MB; about {seconds * share / processes / 60:,.1f} min on {processes} "
+            f"{self.folder}: {left:,} of {self.manifest.rows:,} rows to ask, about {tokens * share:,.0f} answer "
+            f"tokens, {what} of {self.manifest.vocabulary:,} ids each: {size / max(tokens, 1):,.0f} bytes a token, "
+            f"{space / 1e6:,.1f} MB; about {f'{wait:.0f} s' if wait < 100 else f'{wait / 60:,.0f} min'} on {processes} "
             f"process{'es' * (processes > 1)}"
         )
 

@@ -117,19 +117,19 @@ class LogitStore:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}  # a loader worker maps the files itself
 
-    def find(self, key: bytes, name: str) -> Rows:
+    def find(self, key: bytes, record_id: str) -> Rows:
         """Arrays of the row with this key: see `mmkd.data.teacher_rows.stacked`.
 
         Args:
-            name: of the row, for the message.
+            record_id: for the message.
 
         Raises: DataError where the store has no such row, or holds token ids that do not exist.
         """
         if key not in self._places:
             raise DataError(
-                f"row {name}: the teacher's cache {self.folder} has no answers for it. Its images, text, or length "
-                "(data.max_length) are not those of any row the cache was filled with. Fill a store for this data "
-                "with mmkd cache."
+                f"record {record_id!r}: the teacher's cache {self.folder} has no answers for it. Its images, text, or "
+                "length (data.max_length) are not those of any row the cache was filled with. Fill a store for this "
+                "data with mmkd cache."
             )
         number, place = self._places[key]
         tokens, entries = ((int(first[place]), int(first[place + 1])) for first in self._starts[number])

@@ -75,12 +75,15 @@ def _fill(
     sources = [open_source(source, at=f"data.mixture[{i}]") for i, source in enumerate(config.data.mixture)]
     names = [f"data.mixture[{i}] {source.source}" for i, source in enumerate(config.data.mixture)]
     batches = TeacherBatches(sources, names, student, teacher, config.data.max_length, folder / "rejected.jsonl")
-    if rank == 0:
-        open_for_filling(folder, _manifest(config, name, settings, student, teacher, len(batches), shard_rows))
-    _barrier(world)
-    manifest = read_manifest(folder)
+    if estimate_only and rank:
+        return
+    manifest = _manifest(config, name, settings, student, teacher, len(batches), shard_rows) if rank == 0 else None
+    if manifest is not None and not estimate_only:
+        open_for_filling(folder, manifest)
+    _barrier(1 if estimate_only else world)
+    manifest = manifest or read_manifest(folder)
     missing = missing_shards(folder, manifest)
-    _barrier(world)  # before a shard is written: all ranks have to see the same ones missing
+    _barrier(1 if estimate_only else world)  # no shard is written before all ranks have seen the same ones missing
     if missing:
         on_gpu = torch.cuda.is_available() and config.training.device != "cpu"
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
