@@ -57,6 +57,25 @@ def distill(config: ConfigPath, overrides: Overrides = None, resume: Resume = Fa
     _train(loaded, resume)
 
 
+@app.command()
+def cache(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Stop when size and time are known.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward of the teacher.")] = 16,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a file; the most that a kill can lose.")] = 256,
+) -> None:
+    """Ask the config's teacher about its data once and keep the answers; killed, the same command goes on."""
+    from mmkd.config.schema import Config
+
+    loaded = _load_run(config, overrides)
+    if not isinstance(loaded, Config):
+        raise ConfigError(f"mmkd cache is for vision-language models; {config} is of kind: vision.")
+    from mmkd.train.cache import cache_teacher
+
+    cache_teacher(loaded, batch_size, shard_rows, estimate, typer.echo)
+
+
 @app.command("eval")
 def evaluate(
     model: Model,

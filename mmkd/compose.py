@@ -126,9 +126,24 @@ def _from_folder(student: StudentSection) -> Composed:
         voco = base.model.voco
     model = _assemble(config, base.model.vision_tower, base.model.projector, base.model.language_model, voco)
     base.processor.voco_tokens = config.voco_tokens or None
+    return Composed(model, _with_template(base.processor, student))
+
+
+def compose_processor(student: StudentSection) -> MmkdProcessor:
+    """The processor of the VLM that a student section describes. Weights are loaded only where it has parts, whose
+    projector decides how many tokens an image has. Raises: as `compose`."""
+    if not student.init:
+        return compose(student).processor
+    try:
+        return _with_template(MmkdProcessor.from_pretrained(student.init), student)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"student.init {student.init} is not a folder that mmkd can load ({error}).") from error
+
+
+def _with_template(processor: MmkdProcessor, student: StudentSection) -> MmkdProcessor:
     if student.template != "default":
-        base.processor.chat_template = chat_template(student.template, base.processor.tokenizer)
-    return Composed(model, base.processor)
+        processor.chat_template = chat_template(student.template, processor.tokenizer)
+    return processor
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Composed:

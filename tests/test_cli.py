@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 JOBS = [
-    "train", "distill", "eval", "release", "chat", "compress", "serve", "report", "demo", "doctor", "assets", "schema",
+    "train", "distill", "cache", "eval", "release", "chat", "compress", "serve", "report", "demo", "doctor", "assets",
+    "schema",
 ]  # fmt: skip
 CONFIG = """\
 student:

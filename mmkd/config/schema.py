@@ -106,9 +106,12 @@ class StudentSection(Section):
 
 class TeacherSection(OpenSection):
     kind: str = Field(
-        "live", description="live (another model) or shared (the student itself with full vision, adapters off)."
+        "live",
+        description="live (another model), cached (what mmkd cache kept of one) or shared (the student itself with "
+        "full vision, adapters off).",
     )
     model: str | None = Field(None, description="Folder or hub id of the teacher; not for shared.")
+    store: str | None = Field(None, description="Folder of a cached teacher's answers.")
 
 
 class ObjectiveSection(OpenSection):

@@ -35,6 +35,9 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
+    from mmkd.teachers.checks import check_teacher
+
+    check_teacher(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model_folder = run / "model"
@@ -146,6 +149,7 @@ def train_stage(
     from mmkd.lora import add_adapters
     from mmkd.models.attention_capture import capture_name
     from mmkd.objectives import build
+    from mmkd.teachers.cached import CachedTeacher, require_same_text
     from mmkd.teachers.live import build_teacher
     from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer, teacher_text, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
@@ -179,6 +183,7 @@ def train_stage(
     require_one_tokenizer(config.teacher, tokenizer, sorted(reading))
     own_tokens = any(objective.own_tokens for objective, _ in objectives)
     text = teacher_text(config.teacher, composed.processor) if own_tokens else None
+    require_same_text(config.teacher, composed.processor)
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
     task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), text.shared_ids() if text else None)
     if teacher is None and task.needs.teacher:
@@ -224,6 +229,7 @@ def train_stage(
             rejected=run / "rejected.jsonl",
             feature_store=store,
             teacher=text,
+            teacher_rows=teacher.store if isinstance(teacher, CachedTeacher) else None,
         )
 
     trainer = DistillTrainer(
