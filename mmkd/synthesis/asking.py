@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,9 @@ READY_AHEAD = 2  # answers, in multiples of the back end's concurrency, that may
 
 
 class Asker:
-    """Asks one back end and keeps what comes in one store.
+    """Asks one back end, keeps what comes in one store, and closes both in the end: `with Asker(..) as asker`.
+
+    It runs an event loop in a thread of its own, in which the back end lives.
 
     Args:
         reasks: how often a reply that is no answer is asked for again.
@@ -33,29 +35,42 @@ class Asker:
         self.backend, self.store, self.reasks = backend, store, reasks
         self.tally = tally or Tally()
         self._asked: dict[str, asyncio.Future[Answer]] = {}  # on their way, so that equal requests are paid once
+        self._loop = asyncio.new_event_loop()
+        # daemon: a second Ctrl-C need not wait for calls on their way
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
 
     def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """One Answer for each request, in the order in which they come.
 
-        What the store has is not asked again. `requests` is read as places become free, in a thread of its own, and may
+        What the store has is not asked again. `requests` is read as places become free, in the asker's thread, and may
         be longer than memory. Whoever stops taking answers stops the asking; calls on their way are awaited and kept.
 
         Raises: BudgetSpent, ConfigError (no call can succeed), DataError once more than 10 % of at least 50 requests
             got no reply: each after the calls on their way have ended, with all answers so far kept.
         """
-        ready: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
-        run = _Run(self, iter(requests), ready)
-        thread = threading.Thread(target=run.main, daemon=True)  # daemon: a second Ctrl-C need not wait for it
-        thread.start()
+        run = _Run(self, iter(requests))
+        working = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
         try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                run.taken()
-                yield item
+            while (answer := run.ready.get()) is not None:
+                self._loop.call_soon_threadsafe(run.places.release)
+                yield answer
         finally:
-            run.stop()
-            thread.join()
+            self._loop.call_soon_threadsafe(run.stop)
+            working.result()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.backend.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self.store.close()
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def one(self, request: Request) -> Answer:
         """The answer to one request, from the store or the back end; see `answer` for what it raises."""
@@ -134,63 +149,45 @@ class Asker:
 
 
 class _Run:
-    """The thread of one `Asker.answer`."""
+    """One `Asker.answer`; all but `ready` belongs to the asker's thread."""
 
-    def __init__(self, asker: Asker, requests: Iterator[Request], ready: queue.SimpleQueue):
-        self.asker, self.requests, self.ready = asker, requests, ready
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, asker: Asker, requests: Iterator[Request]):
+        self.asker, self.requests = asker, requests
+        self.ready: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()  # None ends it
         self.stopped = False
         self.seen = self.unanswered = 0
         self.places = asyncio.Semaphore(READY_AHEAD * asker.backend.concurrency)
 
-    def main(self) -> None:
-        try:
-            self.loop.run_until_complete(self._work())
-            self.ready.put(None)
-        except BaseException as error:
-            self.ready.put(error)
-        finally:
-            self.loop.close()
-
-    def taken(self) -> None:
-        """One answer has been taken: another may be made. From the thread that takes."""
-        self.loop.call_soon_threadsafe(self.places.release)
-
-    def stop(self) -> None:
-        self.stopped = True
-        try:
-            self.loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:
-            pass  # it has ended
-
-    def _wake(self) -> None:
-        for _ in range(self.asker.backend.concurrency):
-            self.places.release()
-
-    async def _work(self) -> None:
+    async def work(self) -> None:
+        """Raises the first error of a worker, after all of them have ended."""
         workers = [asyncio.create_task(self._worker()) for _ in range(self.asker.backend.concurrency)]
-        ended = await asyncio.gather(*workers, return_exceptions=True)
+        try:
+            ended = await asyncio.gather(*workers, return_exceptions=True)
+        finally:
+            self.ready.put(None)
         for error in ended:
             if isinstance(error, BaseException):
                 raise error
 
+    def stop(self) -> None:
+        """No further request is begun; workers that wait for a place end."""
+        self.stopped = True
+        for _ in range(self.asker.backend.concurrency):
+            self.places.release()
+
     async def _worker(self) -> None:
         try:
-            async for request in self._places():
+            while True:
+                await self.places.acquire()
+                request = None if self.stopped else next(self.requests, None)
+                if request is None:
+                    return
                 answer = await self.asker.one(request)
-                self._count(answer)
                 self.ready.put(answer)
+                self._count(answer)
         except BaseException:
             self.stop()  # the others end what they have begun
             raise
-
-    async def _places(self) -> AsyncIterator[Request]:
-        while True:
-            await self.places.acquire()
-            request = None if self.stopped else next(self.requests, None)
-            if request is None:
-                return
-            yield request
 
     def _count(self, answer: Answer) -> None:
         self.seen += 1
@@ -198,8 +195,8 @@ class _Run:
         if self.seen >= FEWEST_SEEN and self.unanswered > MOST_BAD * self.seen:
             raise DataError(
                 f"{self.unanswered} of {self.seen} requests to {self.asker.backend.model} got no reply, more than "
-                f"{MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to the server and run "
-                "again to go on."
+                f"{MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to the server and "
+                "run again to go on."
             )
 
 

@@ -115,10 +115,9 @@ class Endpoint:
                 body = await self._body(call, self._arguments(call, messages, forms))
             return self._completion(_Reply.model_validate_json(body), most)
         except openai.APIStatusError as error:
-            if error.status_code == 400 and call.schema and forms and self.section.structured == "auto":
-                if "response_format" in str(error) or "json_schema" in str(error):
-                    self._server_forms = False  # it does not offer this; state the schema in the prompt from now on
-                    return await self._once(call, messages, most)
+            if call.schema and forms and self.section.structured == "auto" and _no_forms(error):
+                self._server_forms = False  # the schema is stated in the prompt from now on
+                return await self._once(call, messages, most)
             raise self._told(error) from error
         except (
             openai.OpenAIError,
@@ -182,6 +181,11 @@ class Endpoint:
         if call.schema is not None:
             prompt += 2 * len(str(call.schema.model_json_schema()))
         return priced(self.section.price, prompt, call.sampling.max_tokens)
+
+
+def _no_forms(error: openai.APIStatusError) -> bool:
+    """Whether the server says that it does not offer response_format."""
+    return error.status_code in (400, 422) and any(word in str(error) for word in ("response_format", "json_schema"))
 
 
 def _key(name: str | None) -> str:

@@ -29,7 +29,7 @@ class Problem:
     told: bool = False
 
 
-def read_reply(request: Request, reply: Completion) -> BaseModel | None | Problem:
+def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | None:
     """The value of a JSON answer, None for a good free text, or a Problem."""
     if reply.finish == "refusal" or reply.finish == "content_filter":
         return Problem("refused by the model", reply.text[:300] or "filtered", final=True)
