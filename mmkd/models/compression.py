@@ -101,4 +101,4 @@ class CompressingModel(TwoPassModel):
         )
 
 
-__all__ = ["CompressingModel"]
+__all__ = ["CompressingModel", "weights_fingerprint"]

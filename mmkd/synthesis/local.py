@@ -10,6 +10,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmkd.errors import DataError
+from mmkd.models import VocoCache
 from mmkd.synthesis.backends import Call, Refused
 from mmkd.synthesis.requests import Completion, Usage
 from mmkd.synthesis.sampling import RowSampler
@@ -121,6 +122,8 @@ def joined(chats: list[Inputs], pad: int) -> Inputs:
             values = [torch.nn.functional.pad(value, (longest - value.shape[1], 0), value=fill) for value in values]
         if isinstance(values[0], torch.Tensor):
             batch[name] = torch.cat(values)
+        elif isinstance(values[0], VocoCache):
+            batch[name] = VocoCache.join(values)
         else:
-            batch[name] = values[0].join(values) if hasattr(values[0], "join") else values[0]
+            batch[name] = values[0]  # voco_tokens, the same in all
     return batch
