@@ -130,12 +130,12 @@ def test_json_that_stays_wrong_is_rejected_with_what_was_wrong(served, endpoint,
         assert [entry.text for entry in store.entries()] == ["nine", '{"reason": "x", "score": 11}', '{"score": 3}']
 
 
-def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt(served, endpoint, request_of, tmp_path):
+def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt(
+    served, endpoint, request_of, tmp_path
+):
     """mmkd serve refuses response_format by name."""
     with FaultProxy(served, content=lambda body: '{"reason": "r", "score": 5}') as proxy:
-        answers = ask_all(
-            endpoint(proxy.url, concurrency=1), tmp_path, [request_of(n, schema=Score) for n in range(3)]
-        )
+        answers = ask_all(endpoint(proxy.url, concurrency=1), tmp_path, [request_of(n, schema=Score) for n in range(3)])
         forms = ["response_format" in seen.body for seen in proxy.seen]
     assert [answer.value.score for answer in answers] == [5, 5, 5]
     assert forms == [True, False, False, False]
@@ -144,9 +144,9 @@ def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt
 
 def test_a_dead_server_stops_the_run_and_the_next_run_asks_again(served, endpoint, request_of, tmp_path):
     requests = [request_of(number) for number in range(80)]
-    with FaultProxy(served, fault=lambda number, body: "500") as proxy:
-        with pytest.raises(DataError, match=r"5\d of 5\d requests to tiny got no reply, more than 10%.*run again"):
-            ask_all(endpoint(proxy.url, retry_seconds=0), tmp_path, requests)
+    stop = pytest.raises(DataError, match=r"5\d of 5\d requests to tiny got no reply, more than 10%.*run again")
+    with FaultProxy(served, fault=lambda number, body: "500") as proxy, stop:
+        ask_all(endpoint(proxy.url, retry_seconds=0), tmp_path, requests)
     few = requests[:10]
     assert {a.status for a in ask_all(endpoint(served), tmp_path, few)} <= {Status.DONE, Status.REJECTED}
 
