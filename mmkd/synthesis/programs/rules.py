@@ -12,13 +12,15 @@ from mmkd.synthesis.programs.tools.registry import Toolset
 
 MOST_SOURCE, MOST_NODES, MOST_DEPTH = 8_000, 2_000, 40
 
-BUILTINS = frozenset(
-    "abs all any bool dict enumerate float int len list max min range reversed round set sorted str sum tuple zip".split()
-)
-METHODS = frozenset(
-    "append copy count endswith extend get index insert items join keys lower pop replace reverse sort split "
-    "startswith strip title upper values".split()
-)
+# fmt: off
+BUILTINS = frozenset((
+    "abs", "all", "any", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed",
+    "round", "set", "sorted", "str", "sum", "tuple", "zip",
+))
+METHODS = frozenset((
+    "append", "copy", "count", "endswith", "extend", "get", "index", "insert", "items", "join", "keys", "lower", "pop",
+    "replace", "reverse", "sort", "split", "startswith", "strip", "title", "upper", "values",
+))
 NODES: tuple[type[ast.AST], ...] = (
     ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.AnnAssign, ast.AugAssign,
     ast.For, ast.If, ast.Expr, ast.Pass, ast.Break, ast.Continue,
@@ -28,13 +30,14 @@ NODES: tuple[type[ast.AST], ...] = (
     ast.Call, ast.keyword, ast.Attribute, ast.Subscript, ast.Slice, ast.Name, ast.Load, ast.Store, ast.Constant,
     ast.List, ast.Tuple, ast.Set, ast.Dict, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
     ast.comprehension, ast.JoinedStr, ast.FormattedValue,
-)  # fmt: skip
+)
 WORDS = {
     ast.Import: "import", ast.ImportFrom: "import", ast.ClassDef: "class", ast.Lambda: "lambda", ast.While: "while",
     ast.With: "with", ast.Try: "try", ast.Raise: "raise", ast.Global: "global", ast.Nonlocal: "nonlocal",
     ast.Delete: "del", ast.Await: "await", ast.AsyncFunctionDef: "async", ast.Yield: "yield", ast.YieldFrom: "yield",
     ast.Starred: "a starred argument", ast.NamedExpr: ":=", ast.Match: "match", ast.Assert: "assert",
-}  # fmt: skip
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Rules:
         functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
         self.functions = {one.name for one in functions}
         for node in ast.walk(tree):
-            if not isinstance(node, NODES):
+            if not isinstance(node, (*NODES, ast.alias, ast.withitem, ast.ExceptHandler, ast.match_case)):
                 name = WORDS.get(type(node), type(node).__name__)
                 self._say(node, Reason.NOT_ALLOWED, f"{name} is not allowed in a program.")
         if self.found:  # what follows reads allowed nodes only
@@ -128,7 +131,7 @@ class Rules:
     def _name(self, node: ast.AST, name: str) -> None:
         if name.startswith("_") or not name.isascii():
             what = "starts with _" if name.startswith("_") else "has letters outside a-z"
-            self._say(node, Reason.NOT_ALLOWED, f"the name {ascii(name)} {what}; use another.")
+            self._say(node, Reason.NOT_ALLOWED, f"the name {name!a} {what}; use another.")
 
     def _read(self, node: ast.Name, local: set[str]) -> None:
         if node.id in local or node.id in BUILTINS:

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from mmkd.synthesis.programs.backends.base import Backends
+from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.checker import Program, ProgramError, check
 from mmkd.synthesis.programs.events import Event
 from mmkd.synthesis.programs.executor import Executor
@@ -62,7 +63,7 @@ class Runner:
         executor: Executor | None = None,
         tools: list[str] | None = None,
     ):
-        self.backends, self.limits = backends or Backends.classical(), limits or Limits()
+        self.backends, self.limits = backends or classical(), limits or Limits()
         self.tools = Toolset(self.backends, tools)
         self.executor: Executor = executor or MontyExecutor()
 

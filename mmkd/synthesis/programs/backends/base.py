@@ -59,11 +59,3 @@ class Backends:
     read: Callable[[Image.Image], list[str]] | None = None
     depth: Callable[[Image.Image], np.ndarray] | None = None
     know: Callable[[str], str] | None = None
-
-    @classmethod
-    def classical(cls) -> Backends:
-        """Without any model: coloured shapes on light backgrounds, such as scenes of EasyVQA images."""
-        from mmkd.synthesis.programs.backends.classical import ClassicalAsker, ClassicalDetector
-
-        detector = ClassicalDetector()
-        return cls(detect=detector, ask=ClassicalAsker(detector))

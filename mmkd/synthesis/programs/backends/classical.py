@@ -9,12 +9,18 @@ from collections import OrderedDict
 from PIL import Image
 
 from mmkd.data.scene_questions import COLORS, SHAPES, Words
-from mmkd.synthesis.programs.backends.base import Detection
+from mmkd.synthesis.programs.backends.base import Backends, Detection
 from mmkd.synthesis.programs.backends.shapes import shapes_in
 from mmkd.synthesis.programs.reasons import Reason, Stop
 
 ANYTHING = ("shape", "thing", "object", "item", "figure")
 _IGNORED = ("a", "an", "the", "any", "all", "one")
+
+
+def classical() -> Backends:
+    """The back ends that need no model."""
+    detector = ClassicalDetector()
+    return Backends(detect=detector, ask=ClassicalAsker(detector))
 
 
 class ClassicalDetector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -32,8 +33,8 @@ def shapes_in(image: Image.Image) -> list[Detection]:
     shape = pixels.min(axis=2) < BACKGROUND  # [H, W]
     found: list[Detection] = []
     rows, columns = grid_edges(pixels, binary_dilation(shape, iterations=2))
-    for row, (top, bottom) in enumerate(zip(rows, rows[1:])):
-        for column, (left, right) in enumerate(zip(columns, columns[1:])):
+    for row, (top, bottom) in enumerate(pairwise(rows)):
+        for column, (left, right) in enumerate(pairwise(columns)):
             cell = (row, column) if len(rows) > 2 else None
             place = np.s_[top:bottom, left:right]
             found += _in_cell(pixels[place], shape[place], (left, top), cell)
@@ -51,8 +52,8 @@ def grid_edges(pixels: np.ndarray, shape: np.ndarray) -> tuple[list[int], list[i
         columns = [round(i * width / cells) for i in range(cells + 1)]
         if min(height, width) // cells >= 8 and all(
             _flat(pixels[top:bottom, left:right], shape[top:bottom, left:right])
-            for top, bottom in zip(rows, rows[1:])
-            for left, right in zip(columns, columns[1:])
+            for top, bottom in pairwise(rows)
+            for left, right in pairwise(columns)
         ):
             return rows, columns
     return [0, height], [0, width]

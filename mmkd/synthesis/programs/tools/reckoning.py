@@ -57,8 +57,9 @@ def calculate(view: View, expression: str) -> float:
 
 def _value(node: ast.expr) -> float:
     """Walks the tree; nothing is ever evaluated as code. No powers, so that numbers stay small."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float) and math.isfinite(node.value):
-        return node.value
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
