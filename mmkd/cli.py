@@ -184,7 +184,7 @@ def check_program(
     from mmkd.synthesis.programs.check_file import check_file, in_words
 
     outcome = check_file(file, image, question)
-    typer.echo(json.dumps(outcome.to_dict(), ensure_ascii=False) if as_json else in_words(outcome))
+    typer.echo(json.dumps(outcome.to_dict()) if as_json else in_words(outcome))
     raise typer.Exit(0 if outcome.reason is None else 1)
 
 

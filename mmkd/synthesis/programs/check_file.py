@@ -12,6 +12,7 @@ from mmkd.synthesis.programs.rationale import tell
 from mmkd.synthesis.programs.reasons import Verdict
 from mmkd.synthesis.programs.rules import MOST_SOURCE
 from mmkd.synthesis.programs.runner import Outcome, Runner
+from mmkd.synthesis.programs.values import visible
 
 
 def check_file(file: Path, image: Path, question: str = "") -> Outcome:
@@ -34,7 +35,7 @@ def in_words(outcome: Outcome) -> str:
         said.append(f"  {event.call} {event.tool}({arguments}) = {event.result!r}{boxes}")
     if outcome.verdict is Verdict.RAN:
         said += [f"answer: {as_text(outcome.answer)}", f"told: {tell(outcome.events, outcome.answer)}"]
-    return "\n".join(said)
+    return "\n".join(map(visible, said))
 
 
 def _source(file: Path) -> str:

@@ -6,6 +6,8 @@ Not the sandbox (the executor holds without it), but what makes errors early, cl
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 import unicodedata
 from dataclasses import dataclass
 
@@ -69,9 +71,10 @@ def check(source: str, tools: Toolset) -> Program:
 def _parsed(source: str) -> ast.Module:
     if len(source) > MOST_SOURCE:
         raise ProgramError([Problem(1, 1, Reason.TOO_LARGE, f"{len(source):,} characters; at most {MOST_SOURCE:,}.")])
-    for number, line in enumerate(source.splitlines(), 1):
+    # Not by splitlines, which would swallow some of what is looked for.
+    for number, line in enumerate(source.replace("\r\n", "\n").split("\n"), 1):
         for column, character in enumerate(line, 1):
-            if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn") and character != "\t":
+            if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and character != "\t":
                 what = f"the invisible character U+{ord(character):04X}; remove it."
                 raise ProgramError([Problem(number, column, Reason.NOT_ALLOWED, what)])
     try:
@@ -84,17 +87,29 @@ def _parsed(source: str) -> ast.Module:
         raise ProgramError([Problem(1, 1, Reason.NOT_PYTHON, f"{error}.")]) from None
     except (RecursionError, MemoryError):
         raise ProgramError([Problem(1, 1, Reason.TOO_LARGE, "nested too deeply to be read.")]) from None
+    _plain_names(source)
     _measured(tree)
     return tree
 
 
+def _plain_names(source: str) -> None:
+    """Python reads many letters as the plain one they look like; here a name is written as it is read."""
+    problems = [
+        Problem(token.start[0], token.start[1] + 1, Reason.NOT_ALLOWED, f"the name {token.string!a}: use a-z, 0-9, _.")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.NAME and not token.string.isascii()
+    ]
+    if problems:
+        raise ProgramError(problems)
+
+
 def _measured(tree: ast.Module) -> None:
     """Counts nodes and depth without recursion, before anything that walks recursively."""
-    level, total, depth = [tree], 0, 0
-    level_nodes: list[ast.AST] = list(level)
-    while level_nodes:
-        total, depth = total + len(level_nodes), depth + 1
+    level: list[ast.AST] = [tree]
+    total = depth = 0
+    while level:
+        total, depth = total + len(level), depth + 1
         if total > MOST_NODES or depth > MOST_DEPTH:
             what = f"more than {MOST_NODES:,} nodes, or nested deeper than {MOST_DEPTH}."
             raise ProgramError([Problem(1, 1, Reason.TOO_LARGE, what)])
-        level_nodes = [child for node in level_nodes for child in ast.iter_child_nodes(node)]
+        level = [child for node in level for child in ast.iter_child_nodes(node)]

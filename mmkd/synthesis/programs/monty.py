@@ -20,7 +20,7 @@ from mmkd.synthesis.programs.limits import Limits
 from mmkd.synthesis.programs.reasons import Reason, Stop
 from mmkd.synthesis.programs.values import plain
 
-GRACE = 1.0  # seconds after a limit before the worker is killed from outside
+GRACE = 0.5  # seconds after a limit before the worker is killed from outside
 CHECKOUTS = 200  # programs before a worker is replaced, so that nothing adds up in one
 
 _KINDS = {
@@ -120,11 +120,9 @@ class MontyExecutor:
 
 def _raised(error: Any) -> Execution:
     # Read from the text: making the exception itself would let a program choose which class is built here.
-    text = str(error)
+    text = _line(error)
     kind = text.partition(":")[0]
-    if kind == "MemoryError" and "print" in text:
-        return Execution(None, Reason.OUTPUT, text[:300])
-    return Execution(None, _KINDS.get(kind, Reason.RAISED), text[:300])
+    return Execution(None, _KINDS.get(kind, Reason.RAISED), text)
 
 
 def _line(error: BaseException) -> str:

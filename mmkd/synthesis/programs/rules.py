@@ -36,6 +36,8 @@ WORDS = {
     ast.With: "with", ast.Try: "try", ast.Raise: "raise", ast.Global: "global", ast.Nonlocal: "nonlocal",
     ast.Delete: "del", ast.Await: "await", ast.AsyncFunctionDef: "async", ast.Yield: "yield", ast.YieldFrom: "yield",
     ast.Starred: "a starred argument", ast.NamedExpr: ":=", ast.Match: "match", ast.Assert: "assert",
+    ast.BitOr: "|", ast.BitAnd: "&", ast.BitXor: "^", ast.Invert: "~", ast.LShift: "<<", ast.RShift: ">>",
+    ast.MatMult: "@", ast.Del: "del",
 }
 # fmt: on
 
@@ -65,10 +67,18 @@ class Rules:
         self.found: list[Problem] = []
         functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
         self.functions = {one.name for one in functions}
-        for node in ast.walk(tree):
-            if not isinstance(node, (*NODES, ast.alias, ast.withitem, ast.ExceptHandler, ast.match_case)):
-                name = WORDS.get(type(node), type(node).__name__)
-                self._say(node, Reason.NOT_ALLOWED, f"{name} is not allowed in a program.")
+        for parent in ast.walk(tree):
+            for node in ast.iter_child_nodes(parent):
+                # Parts of what is refused anyway are not told one by one; operators have no place of their own.
+                if not isinstance(
+                    node, (*NODES, ast.alias, ast.withitem, ast.ExceptHandler, ast.match_case, ast.pattern)
+                ):
+                    name = WORDS.get(type(node), type(node).__name__)
+                    self._say(
+                        node if hasattr(node, "lineno") else parent,
+                        Reason.NOT_ALLOWED,
+                        f"{name} is not allowed in a program.",
+                    )
         if self.found:  # what follows reads allowed nodes only
             return self.found
         self._top(tree, functions)
@@ -129,9 +139,8 @@ class Rules:
             self._say(node, Reason.NOT_ALLOWED, f".{node.attr} is not allowed: things and images have no attributes.")
 
     def _name(self, node: ast.AST, name: str) -> None:
-        if name.startswith("_") or not name.isascii():
-            what = "starts with _" if name.startswith("_") else "has letters outside a-z"
-            self._say(node, Reason.NOT_ALLOWED, f"the name {name!a} {what}; use another.")
+        if name.startswith("_"):
+            self._say(node, Reason.NOT_ALLOWED, f"the name {name} starts with _; use another.")
 
     def _read(self, node: ast.Name, local: set[str]) -> None:
         if node.id in local or node.id in BUILTINS:
@@ -141,7 +150,7 @@ class Rules:
                 self._say(node, Reason.NOT_ALLOWED, f"{node.id} is a function and has to be called: {node.id}(..).")
             return
         known = {*local, *self.tools, *BUILTINS, *self.functions}
-        self._say(node, Reason.UNKNOWN_NAME, f"{ascii(node.id)[1:-1]} is not defined.{near(node.id, known)}")
+        self._say(node, Reason.UNKNOWN_NAME, f"{node.id} is not defined.{near(node.id, known)}")
 
     def _call(self, node: ast.Call, local: set[str]) -> None:
         if any(keyword.arg is None for keyword in node.keywords):
@@ -152,7 +161,7 @@ class Rules:
             called.called = True  # type: ignore[attr-defined]  # read by _node, which comes to it later
             if called.attr not in METHODS:
                 hint = near(called.attr, METHODS)
-                self._say(called, Reason.NOT_ALLOWED, f"the method .{ascii(called.attr)[1:-1]} is not allowed.{hint}")
+                self._say(called, Reason.NOT_ALLOWED, f"the method .{called.attr} is not allowed.{hint}")
         elif not isinstance(called, ast.Name):
             self._say(called, Reason.NOT_ALLOWED, "only a name can be called.")
         elif called.id in local:

@@ -80,7 +80,7 @@ class ToolServer:
         given = dict(zip(names, args))
         for name, value in kwargs.items():
             if name not in names or name in given:
-                found = "is given twice" if name in given else f"is no parameter.{near(name[:60], names)}"
+                found = "is given twice." if name in given else f"is no parameter.{near(name[:60], names)}"
                 raise Stop(Reason.BAD_ARGUMENT, f"{tool.name}: {name[:60]} {found} It is {tool.signature}.")
             given[name] = value
         missing = [one.name for one in tool.parameters if one.required and one.name not in given]
