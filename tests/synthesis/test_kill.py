@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from mmkd.synthesis.requests import Status
 from mmkd.synthesis.store import Store
 from tests.synthesis.fault_proxy import FaultProxy
 
-COUNT = 150
+COUNT, KILLS = 150, 3
 
 
 def start(url: str, folder: Path) -> subprocess.Popen:
@@ -35,6 +37,7 @@ def kept(folder: Path) -> list[str]:
     return calls
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_pays_for_no_kept_reply_twice(served, tmp_path):
     draw = random.Random(1)
 
@@ -45,18 +48,17 @@ def test_killed_again_and_again_it_pays_for_no_kept_reply_twice(served, tmp_path
     with FaultProxy(served, fault=fault, delay=0.02) as proxy:
         while True:
             process = start(proxy.url, tmp_path / "killed")
-            began, seen_before = time.monotonic(), len(proxy.seen)
-            kept_before = set(kept(tmp_path / "killed"))
-            wait = draw.uniform(0.05, 0.6)
-            while process.poll() is None and (kills >= 6 or time.monotonic() - began < wait):
-                time.sleep(0.01)
+            seen_before, kept_before = len(proxy.seen), set(kept(tmp_path / "killed"))
+            more = draw.randint(5, 40) if kills < KILLS else COUNT * 9
+            while process.poll() is None and len(proxy.seen) < seen_before + more:
+                time.sleep(0.002)
             process.kill()
             ended = process.communicate()[0]
             assert not kept_before & {seen.call for seen in proxy.seen[seen_before:]}  # the point of it all
             if "finished" in ended:
                 break
             kills += 1
-        assert kills >= 3
+        assert kills == KILLS
         charged = [seen.call for seen in proxy.seen if seen.whole]
         with Store(tmp_path / "killed") as store:
             final = [entry for entry in store.entries() if entry.status.final]

@@ -58,7 +58,7 @@ def test_money_is_a_budget_too_and_a_reply_without_usage_counts_in_full(endpoint
     monkeypatch.setattr(client._Reply, "usage", None, raising=False)
     with FaultProxy(None) as proxy:
         section = endpoint(proxy.url, budget={"cost": 1.0}, price={"prompt": 1000.0, "answer": 1000.0}, concurrency=3)
-        *answers, error = asked(section, tmp_path, [request_of(number, images=()) for number in range(100)])
+        error = asked(section, tmp_path, [request_of(number, images=()) for number in range(100)])[-1]
     assert isinstance(error, BudgetSpent)
     with Store(tmp_path) as store:
         assert 0.5 < store.spent().cost <= 1.0
