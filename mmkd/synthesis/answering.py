@@ -91,7 +91,7 @@ class Relabel:
     def records(
         self, records: Sequence[Record], good: Sequence[int], log: RejectedLog, counts: dict[str, int]
     ) -> Iterator[Record]:
-        """Records with the kept answers. One whose first question has none is set aside, one of a later is shortened."""
+        """Records with the kept answers, shortened to the questions before the first that has none, or set aside."""
         for index in good:
             record = records[index]
             asked = questions(record)

@@ -37,8 +37,8 @@ class ImageCheck:
         if self.image_tokens < 1:
             raise ConfigError(
                 f"{self.section.url}: {len(request.images)} image(s) in a prompt add "
-                f"{seen.prompt_tokens - blind.prompt_tokens} tokens to it, so {self.section.model!r} does not read them. "
-                f"Serve a vision-language model. {OFF}"
+                f"{seen.prompt_tokens - blind.prompt_tokens} tokens to it, so {self.section.model!r} does not read "
+                f"them. Serve a vision-language model. {OFF}"
             )
 
     def check(self, answer: Answer) -> None:

@@ -176,7 +176,7 @@ def test_a_wrong_selector_or_option_is_named_before_a_row_is_read(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=words):
             select_records(config(tmp_path, "no-such-file", selectors))
-    with pytest.raises(ConfigError, match="image_need: model: .*exactly one of endpoint, language, vlm"):
+    with pytest.raises(ConfigError, match=r"image_need: model: .*exactly one of endpoint, language, vlm"):
         select_records(config(tmp_path, _one(tmp_path), {"name": "image_need", "model": {}}))
 
 

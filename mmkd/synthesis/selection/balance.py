@@ -19,7 +19,8 @@ def balance(rows: Rows, most: int | None = None, ratio: float | None = None) -> 
 
     Raises: ConfigError unless one of both is given.
     """
-    if (most is None) == (ratio is None) or (most or 1) < 1 or (ratio or 1) < 1:
+    given = [value for value in (most, ratio) if value is not None]
+    if len(given) != 1 or given[0] < 1:
         raise ConfigError(f"balance has most {most} and ratio {ratio}; give one of them, from 1.")
     tasks: defaultdict[str, list[int]] = defaultdict(list)
     for index, record in rows:

@@ -56,16 +56,14 @@ def near_duplicates(rows: Rows, similarity: float = 0.9, image_distance: int = 4
 
 
 def shingles_of(record: Record, pictures: list[int]) -> set[bytes]:
-    """Hashes of runs of three words of each turn, each with the pictures: rows of other pictures share none."""
-    head = ",".join(map(str, pictures))
+    """Hashes of runs of three words of each turn; rows of other pictures or numbers share none."""
+    turns = [(turn.role, re.findall(r"\w+|[^\w\s]", turn.text.lower())) for turn in record.turns]
+    # Numbers are what rows of one pattern differ in, and too few words to show: they count for every shingle.
+    numbers = [word for _, words in turns for word in words if word.isdigit()]
     shingles = set()
-    for turn in record.turns:
-        words = re.findall(r"\w+|[^\w\s]", turn.text.lower())
-        runs = [words[i : i + WORDS] for i in range(max(1, len(words) - WORDS + 1))]
-        # A number is what two questions of one pattern differ in: it counts for every run of its turn.
-        numbers = " ".join(word for word in words if word.isdigit())
-        for run in runs:
-            text = f"{head}|{turn.role}|{numbers}|{' '.join(run)}"
+    for role, words in turns:
+        for start in range(max(1, len(words) - WORDS + 1)):
+            text = f"{pictures}|{numbers}|{role}|{' '.join(words[start : start + WORDS])}"
             shingles.add(hashlib.blake2b(text.encode(), digest_size=8).digest())
     return shingles
 

@@ -46,8 +46,8 @@ def image_need(
         raise ConfigError(f"image_need: {place}: {first['msg']}.") from error
     if tries < 1 or not 0 < share <= 1 or (tries > 1 and temperature <= 0):
         raise ConfigError(
-            f"image_need has tries {tries}, share {share}, temperature {temperature}; tries from 1, 0 < share <= 1, and "
-            "a temperature above 0 for more than one try."
+            f"image_need has tries {tries}, share {share}, temperature {temperature}; tries from 1, 0 < share <= 1, "
+            "and a temperature above 0 for more than one try."
         )
 
     def requests() -> Iterator[Request]:

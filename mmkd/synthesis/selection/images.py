@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 from mmkd.data.images import open_image
 from mmkd.errors import ConfigError
@@ -32,7 +33,7 @@ class AlikeImages:
             raise ConfigError(f"image_distance {distance}: 0 to {BITS // 2 - 1} bits of {BITS}.")
         self.distance = distance
         edges = [BITS * piece // (distance + 1) for piece in range(distance + 2)]
-        self._pieces = [(start, (1 << (end - start)) - 1) for start, end in zip(edges, edges[1:])]
+        self._pieces = [(start, (1 << (end - start)) - 1) for start, end in pairwise(edges)]
         self._groups: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in self._pieces]
         self._leaders: list[int] = []  # hash of the first picture of each group
         self._known: dict[int, int] = {}
