@@ -170,6 +170,26 @@ def serve(
     )
 
 
+@app.command()
+def answer(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Have a model, served or not, answer the questions of records; the answers become new records."""
+    from mmkd.config.load import load_as
+    from mmkd.config.synthesis_schema import AnswerConfig
+    from mmkd.synthesis.answering import answer_records
+
+    typer.echo(str(answer_records(load_as(config, overrides or [], AnswerConfig))))
+
+
+@app.command()
+def select(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Keep the records that are worth training on: no near-duplicates, none that needs no image, balanced tasks."""
+    from mmkd.config.load import load_as
+    from mmkd.config.synthesis_schema import SelectConfig
+    from mmkd.synthesis.selecting import select_records
+
+    typer.echo(str(select_records(load_as(config, overrides or [], SelectConfig))))
+
+
 @app.command("report")
 def report_page(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not; the page is RUN/report.html.")],
