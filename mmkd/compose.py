@@ -146,15 +146,24 @@ def _with_template(processor: MmkdProcessor, student: StudentSection) -> MmkdPro
     return processor
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Composed:
+def load(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    quantization: Any = None,
+    device: torch.device | None = None,
+) -> Composed:
     """A composed model from its folder (or hub id).
+
+    Args:
+        quantization: a quantization config of transformers, applied as weights are read onto `device`.
 
     Raises: ConfigError where there is none, or its weights are not those of the model that its config describes.
     """
     try:
         config = MmkdConfig.from_pretrained(folder)
+        how = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
         loaded: Any = MmkdForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **how
         )
         processor = MmkdProcessor.from_pretrained(folder)
     except OSError as error:

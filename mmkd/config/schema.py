@@ -112,6 +112,9 @@ class TeacherSection(OpenSection):
     )
     model: str | None = Field(None, description="Folder or hub id of the teacher; not for shared.")
     store: str | None = Field(None, description="Folder of a cached teacher's answers.")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None, description="Bits of a live teacher's decoder layers (bitsandbytes), or of the one that mmkd cache asks."
+    )
 
 
 class ObjectiveSection(OpenSection):

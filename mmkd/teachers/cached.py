@@ -66,6 +66,8 @@ def require_same_teacher(section: TeacherSection, folder: Path) -> Manifest:
     names; what that leaves out is not compared."""
     manifest = read_manifest(folder)
     here: dict[str, Any] = given_settings(section)
+    if section.quantize is not None:
+        here["quantize"] = section.quantize
     if section.model is not None:
         try:
             here |= teacher_identity(section.model)

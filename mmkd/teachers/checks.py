@@ -10,6 +10,7 @@ from mmkd.errors import ConfigError
 from mmkd.objectives import ForwardKL, build, names
 from mmkd.objectives.registry import sparse_capable
 from mmkd.teachers.cached import require_same_teacher
+from mmkd.teachers.quantized import require_bitsandbytes
 from mmkd.teachers.targets import TargetSettings, given_settings
 
 KINDS = ("live", "cached", "shared")
@@ -49,6 +50,13 @@ def check_section(section: TeacherSection) -> None:
     """Raises ConfigError for an unknown kind, or fields that have no place beside it."""
     if section.kind not in KINDS:
         raise ConfigError(f"teacher.kind {section.kind!r} is not one of {', '.join(KINDS)}.")
+    if section.quantize is not None:
+        if section.kind == "shared":
+            raise ConfigError(
+                "teacher.quantize has no place beside kind: shared, whose weights are the student's own and are "
+                "trained; a quantised teacher is another copy: kind: live, with teacher.model."
+            )
+        require_bitsandbytes()
     if section.kind == "cached":
         if section.store is None:
             raise ConfigError("teacher.kind: cached needs teacher.store, the folder that mmkd cache fills.")
@@ -56,7 +64,8 @@ def check_section(section: TeacherSection) -> None:
         return
     if section.options():
         raise ConfigError(
-            f"teacher: unknown fields {', '.join(section.options())}; beside kind: {section.kind} allowed are model."
+            f"teacher: unknown fields {', '.join(section.options())}; beside kind: {section.kind} allowed are model "
+            "and quantize."
         )
     if section.store is not None:
         raise ConfigError(f"teacher.store has no place beside kind: {section.kind}; write kind: cached to read it.")

@@ -24,7 +24,7 @@ from mmkd.teachers.reading import answer_batch
 from mmkd.teachers.rows import TeacherBatches
 from mmkd.teachers.targets import keep, uniforms_of
 
-TIMED = 3  # batches, spread over the data, from which size and time are estimated
+TIMED = 4  # batches, spread over the data, from which size and time are estimated
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Filling:
     def fill(self, shards: Sequence[int], workers: int, quiet: bool) -> None:
         """Write these shards, showing progress and time left.
 
-        Raises: DataError where more than a tenth of the rows is bad, or the teacher's logits are no numbers.
+        Raises: DataError where more than a tenth of the rows is bad, or answers are no numbers.
         """
         plan = list(self.plan(shards))
         loader = batch_loader(self.batches, [rows for _, rows in plan], workers)
@@ -73,7 +73,9 @@ class Filling:
         Raises: TrainingError where they would not fit on the disk.
         """
         plan = [rows for _, rows in self.plan(shards)]
-        count = min(TIMED + 1, len(plan))
+        if not plan:
+            return f"{self.folder}: nothing left to ask"
+        count = min(TIMED, len(plan))
         chosen = [plan[number * len(plan) // count] for number in range(count)]
         self.ask(self._made(chosen[0]))  # warms up
         started = time.perf_counter()
@@ -117,8 +119,11 @@ class Filling:
         )
         rows = _by_sample(kept, counts)
         for sample, found in zip(batch["sample_ids"], rows, strict=True):
-            if np.isnan(found["log_probs"]).any():
-                raise DataError(f"row {sample!r}: the teacher's logits are no numbers; use training.precision: fp32.")
+            if not all(np.isfinite(found[name]).all() for name in ("log_probs", "weights") if name in found):
+                raise DataError(
+                    f"record {sample!r}: the teacher's logits are no numbers, or weights do not fit teacher.dtype "
+                    f"{settings.dtype}. Use training.precision: fp32, or teacher.dtype: float32."
+                )
         return list(zip(keys, rows, strict=True))
 
     def _made(self, rows: list[int]) -> dict[str, Any] | None:

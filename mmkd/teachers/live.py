@@ -16,6 +16,7 @@ from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Outputs, SparseTargets
 from mmkd.teachers.cached import CachedTeacher
 from mmkd.teachers.checks import check_section
+from mmkd.teachers.quantized import load_quantized
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
 from mmkd.teachers.tokenizers import vocabulary_size
 
@@ -43,11 +44,18 @@ class LiveTeacher:
         model: folder or hub id of a composed model.
         dtype: of its weights.
         attention: attention implementation, as the student's.
+        quantize: nf4 or int8, of its decoder's layers; see `quantized`.
     """
 
-    def __init__(self, model: str, dtype: torch.dtype, attention: str, device: torch.device):
-        composed = load(model, dtype)
-        self.model = composed.model.to(device).eval().requires_grad_(False)
+    def __init__(
+        self, model: str, dtype: torch.dtype, attention: str, device: torch.device, quantize: str | None = None
+    ):
+        if quantize is None:
+            composed = load(model, dtype)
+            composed.model.to(device)
+        else:
+            composed = load_quantized(model, quantize, dtype, device)
+        self.model = composed.model.eval().requires_grad_(False)
         self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
         self.processor = composed.processor
         self.vocabulary = vocabulary_size(composed.processor.tokenizer)
@@ -126,4 +134,4 @@ def build_teacher(
         return SharedTeacher()
     if section.kind == "cached":
         return CachedTeacher(str(section.store))
-    return LiveTeacher(str(section.model), dtype, attention, device)
+    return LiveTeacher(str(section.model), dtype, attention, device, section.quantize)

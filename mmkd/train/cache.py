@@ -52,52 +52,41 @@ def cache_teacher(
         dist.init_process_group("gloo")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
     section: TeacherSection = config.teacher  # pyright: ignore[reportAssignmentType]
-    folder = Path(str(section.store))
+    name, folder = str(section.model), Path(str(section.store))
     with Watch(rank, world, lambda: "The same command goes on from the shards that are whole."), _alone(folder, rank):
-        _fill(config, section, settings, folder, batch_size, shard_rows, estimate_only, rank, world, say)
-
-
-def _fill(
-    config: Config,
-    section: TeacherSection,
-    settings: TargetSettings,
-    folder: Path,
-    batch_size: int,
-    shard_rows: int,
-    estimate_only: bool,
-    rank: int,
-    world: int,
-    say: Callable[[str], None],
-) -> None:
-    name = str(section.model)
-    student, teacher = compose_processor(config.student), MmkdProcessor.from_pretrained(model_files(name))
-    require_one_tokenizer(section.model_copy(update={"kind": "live"}), student.tokenizer, ["mmkd cache"])
-    sources = [open_source(source, at=f"data.mixture[{i}]") for i, source in enumerate(config.data.mixture)]
-    names = [f"data.mixture[{i}] {source.source}" for i, source in enumerate(config.data.mixture)]
-    batches = TeacherBatches(sources, names, student, teacher, config.data.max_length, folder / "rejected.jsonl")
-    if estimate_only and rank:
-        return
-    manifest = _manifest(config, name, settings, student, teacher, len(batches), shard_rows) if rank == 0 else None
-    if manifest is not None and not estimate_only:
-        open_for_filling(folder, manifest)
-    _barrier(1 if estimate_only else world)
-    manifest = manifest or read_manifest(folder)
-    missing = missing_shards(folder, manifest)
-    _barrier(1 if estimate_only else world)  # no shard is written before all ranks have seen the same ones missing
-    if missing:
-        on_gpu = torch.cuda.is_available() and config.training.device != "cpu"
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-        asked = LiveTeacher(name, dtype, config.student.attention, device)
-        filling = Filling(folder, manifest, asked, batches, batch_size)
-        if rank == 0:
-            say(filling.estimate(missing, world))
+        student, teacher = compose_processor(config.student), MmkdProcessor.from_pretrained(model_files(name))
+        require_one_tokenizer(section.model_copy(update={"kind": "live"}), student.tokenizer, ["mmkd cache"])
+        sources = [open_source(source, at=f"data.mixture[{i}]") for i, source in enumerate(config.data.mixture)]
+        names = [f"data.mixture[{i}] {source.source}" for i, source in enumerate(config.data.mixture)]
+        batches = TeacherBatches(sources, names, student, teacher, config.data.max_length, folder / "rejected.jsonl")
         if estimate_only:
+            if rank == 0:
+                manifest = _manifest(config, section, settings, student, teacher, len(batches), shard_rows)
+                filling = Filling(folder, manifest, _asked(config, section), batches, batch_size)
+                say(filling.estimate(missing_shards(folder, manifest), world))
             return
-        filling.fill(missing[rank::world], config.data.workers, quiet=rank != 0)
+        if rank == 0:
+            manifest = _manifest(config, section, settings, student, teacher, len(batches), shard_rows)
+            open_for_filling(folder, manifest)
         _barrier(world)
-    if rank == 0:
-        say(_told(folder))
+        manifest = read_manifest(folder)
+        missing = missing_shards(folder, manifest)
+        _barrier(world)  # no shard is written before all ranks have seen the same ones missing
+        if missing:
+            filling = Filling(folder, manifest, _asked(config, section), batches, batch_size)
+            if rank == 0:
+                say(filling.estimate(missing, world))
+            filling.fill(missing[rank::world], config.data.workers, quiet=rank != 0)
+            _barrier(world)
+        if rank == 0:
+            say(_told(folder))
+
+
+def _asked(config: Config, section: TeacherSection) -> LiveTeacher:
+    on_gpu = torch.cuda.is_available() and config.training.device != "cpu"
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    return LiveTeacher(str(section.model), dtype, config.student.attention, device, section.quantize)
 
 
 def _told(folder: Path) -> str:
@@ -112,13 +101,14 @@ def _told(folder: Path) -> str:
 
 def _manifest(
     config: Config,
-    model: str,
+    section: TeacherSection,
     settings: TargetSettings,
     student: MmkdProcessor,
     teacher: MmkdProcessor,
     rows: int,
     shard_rows: int,
 ) -> Manifest:
+    model = str(section.model)
     width = MmkdConfig.from_pretrained(model_files(model)).text_config.vocab_size
     vocabulary = min(width, vocabulary_size(teacher.tokenizer), vocabulary_size(student.tokenizer))
     if settings.targets == "top_k" and settings.k > vocabulary:
@@ -130,7 +120,7 @@ def _manifest(
         data=data_identity(config.data),
         rows=rows,
         shard_rows=shard_rows,
-        quantize=None,
+        quantize=section.quantize,
         **teacher_identity(model),
         **text_identity(student),
         **vars(settings),
