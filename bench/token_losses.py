@@ -21,8 +21,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,52 +147,48 @@ def in_a_process(case: Case) -> int:
 Figure = tuple[str, float, str, float | None, str | None]
 
 
-def memory_figures(base: Case, vocabularies: Sequence[int], tokens: Sequence[int], limit: float) -> list[Figure]:
-    """MiB by chunks and by whole logits; the latter only where it will fit into `limit` GB.
+def memory_figures(base: Case, vocabularies: Sequence[int], tokens: Sequence[int], limit: float) -> Iterator[Figure]:
+    """MiB by chunks and by whole logits, as they come in; the latter only where it will fit into `limit` GB.
 
     `share_at_most` compares with the largest of the naive runs of no more tokens. Naive memory grows with the tokens,
     so where that run had fewer, the true share is smaller.
     """
-    found: list[Figure] = []
     for vocabulary in vocabularies:
         largest: tuple[int, int] | None = None  # tokens and bytes of a naive run
         for count in sorted(tokens):
             name = f"V={vocabulary:,} N={count:,}"
-            at = Case(count, vocabulary, base.chunk, base.width, base.teacher_width, base.dtype, base.device)
+            at = replace(base, tokens=count, vocabulary=vocabulary)
             ours = in_a_process(at)
-            found.append((f"chunked@{name}", ours / 2**20, "MiB", None, None))
+            yield f"chunked@{name}", ours / 2**20, "MiB", None, None
             expected = largest[1] * count / largest[0] if largest else 5 * 4 * count * vocabulary
             if expected <= limit * 1e9:
-                largest = count, in_a_process(Case(**asdict(at) | {"chunk": 0}))
-                found.append((f"naive@{name}", largest[1] / 2**20, "MiB", None, None))
+                largest = count, in_a_process(replace(at, chunk=0))
+                yield f"naive@{name}", largest[1] / 2**20, "MiB", None, None
             if largest:
-                against = f"whole logits of {largest[0]:,} tokens"
-                found.append((f"share_at_most@{name}", ours / largest[1], "of naive", None, against))
-    return found
+                yield f"share_at_most@{name}", ours / largest[1], "of naive", None, f"naive, {largest[0]:,} tokens"
 
 
-def time_figures(base: Case, vocabularies: Sequence[int], rounds: int) -> list[Figure]:
+def time_figures(base: Case, vocabularies: Sequence[int], rounds: int) -> Iterator[Figure]:
     """Milliseconds of forward and backward, and their ratio in each round; the teacher is as wide as the student."""
-    found: list[Figure] = []
+    objectives = {"cross_entropy": CrossEntropy(base.chunk), "forward_kl": ForwardKL(chunk=base.chunk)}
     for vocabulary in vocabularies:
-        at = sides(Case(base.tokens, vocabulary, base.chunk, base.width, base.width, base.dtype, base.device))
-        runs: dict[str, list[float]] = {"ce": [], "kl": []}
-        objectives = {"ce": CrossEntropy(base.chunk), "kl": ForwardKL(chunk=base.chunk)}
+        at = sides(replace(base, vocabulary=vocabulary, teacher_width=base.width))
+        runs: dict[str, list[float]] = {name: [] for name in objectives}
         for number in range(rounds + 1):
             for name, objective in objectives.items():
                 spent = _seconds(lambda o=objective, at=at: chunked(at, [o]).backward(), base.device)
                 if number:  # the first warms up
                     runs[name].append(1000 * spent)
-        ratios = [kl / ce for kl, ce in zip(runs["kl"], runs["ce"], strict=True)]
         case = f"V={vocabulary:,} N={base.tokens:,}"
-        for what, values, unit, against in (
-            ("cross_entropy", runs["ce"], "ms", None),
-            ("forward_kl", runs["kl"], "ms", None),
-            ("ratio", ratios, "of cross_entropy", "chunked cross_entropy, same run"),
-        ):
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            found.append((f"{what}@{case}", statistics.median(values), unit, spread, against))
-    return found
+        for name, values in runs.items():
+            yield f"{name}@{case}", statistics.median(values), "ms", _spread(values), None
+        ratios = [kl / ce for kl, ce in zip(runs["forward_kl"], runs["cross_entropy"], strict=True)]
+        against = "chunked cross_entropy, same run"
+        yield f"ratio@{case}", statistics.median(ratios), "of cross_entropy", _spread(ratios), against
+
+
+def _spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _seconds(work: Callable[[], Any], device: str) -> float:
@@ -226,8 +222,8 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
         figures = memory_figures(base, asked.vocabularies, tokens, asked.limit)
     else:
         figures = time_figures(base, asked.vocabularies, asked.rounds)
-    rows = [
-        Row(
+    for metric, value, unit, spread, against in figures:
+        row = Row(
             bench=f"token_loss_{asked.job}",
             metric=metric,
             value=value,
@@ -239,11 +235,8 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
             config_hash=config_hash(asdict(base)),
             **around,
         )
-        for metric, value, unit, spread, against in figures
-    ]
-    append(rows, results)
-    for row in rows:
-        print(f"{row.metric:<36} {row.value:>12,.4g} {row.unit}" + (f" ± {row.spread:.2g}" if row.spread else ""))
+        append([row], results)
+        print(f"{metric:<36} {value:>12,.4g} {unit}" + (f" ± {spread:.2g}" if spread else ""), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_memory_rows_say_that_chunks_are_flat_and_whole_logits_are_not_tried_bey
     assert 4 * block < value["naive@V=20,000 N=256"] < 9 * block
     assert "naive@V=20,000 N=1,024" not in value
     last = found["share_at_most@V=20,000 N=1,024"]
-    assert last.against == "whole logits of 256 tokens"
+    assert last.against == "naive, 256 tokens"
     assert last.value < 1 / 3
     assert last.command == f"python -m bench.token_losses {given}"
 
