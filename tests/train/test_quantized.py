@@ -35,8 +35,8 @@ def logits(teacher: LiveTeacher) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_the_decoders_layers_are_quantised_nothing_else_and_what_they_are_stays_near(wide_teacher, kind):
-    quantised, plain = load(wide_teacher, kind), load(wide_teacher, None)
+def test_the_decoders_layers_are_quantised_nothing_else_and_what_they_are_stays_near(square_teacher, kind):
+    quantised, plain = load(square_teacher, kind), load(square_teacher, None)
     kinds = {name: type(m).__name__ for name, m in quantised.model.named_modules() if isinstance(m, nn.Linear)}
     layers = {name for name, made in kinds.items() if made == LAYERS[kind]}
     assert layers == {name for name in kinds if ".layers." in name and name.startswith("language_model")}
@@ -52,26 +52,32 @@ def test_the_decoders_layers_are_quantised_nothing_else_and_what_they_are_stays_
         assert 0 < (found - exact).norm() / exact.norm() < {"nf4": 0.12, "int8": 0.01}[kind]
     q = logits(quantised)
     distance = (logits(plain).exp() * (logits(plain) - q)).sum(-1).mean()
-    assert 0 < distance < {"nf4": 1.0, "int8": 0.01}[kind]  # random weights have no slack that rounding would spare
+    assert 0 < distance < {"nf4": 0.5, "int8": 0.01}[kind]
     # A 4-bit weight that was repacked at its first forward would be another one once it has been saved.
     quantised.model.state_dict()
     assert torch.equal(logits(quantised), q)
 
 
+def test_widths_that_a_cpu_would_read_wrongly_are_refused(teacher):
+    with pytest.raises(ConfigError, match=r"q_proj of .* is 32 wide, and on a CPU .* multiple of 64. Use int8"):
+        load(teacher, "nf4")
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize(("kind", "zero"), [("nf4", 3), ("int8", 2)])
-def test_a_student_learns_from_it_under_zero_and_is_not_quantised(config, teacher, kind, zero):
-    live = ranks.run(config("live", stage=STAGE), world=1)
-    section = {"kind": "live", "model": str(teacher), "quantize": kind}
+@pytest.mark.parametrize(("kind", "zero"), [pytest.param("nf4", 3, marks=pytest.mark.slow), ("int8", 2)])
+def test_a_student_learns_from_it_under_zero_and_is_not_quantised(config, square_teacher, kind, zero):
+    plain = config("live", stage=STAGE, teacher={"kind": "live", "model": str(square_teacher)})
+    live = ranks.run(plain, world=1)
+    section = {"kind": "live", "model": str(square_teacher), "quantize": kind}
     settings = config(stage=STAGE, zero=zero, teacher=section)
     assert ranks.run(settings, world=2) == pytest.approx(live, rel=0.03)
-    assert ranks.lines(settings)[0]["ce"] == pytest.approx(ranks.lines(config("live"))[0]["ce"], rel=1e-4)
+    assert ranks.lines(settings)[0]["ce"] == pytest.approx(ranks.lines(plain)[0]["ce"], rel=1e-4)
     assert "quantization_config" not in json.loads((Path(settings["run"]["dir"]) / "model/config.json").read_text())
 
 
 @pytest.mark.distributed
-def test_a_cache_of_a_quantised_teacher_says_so_and_is_refused_as_one_of_another(config, teacher, tmp_path):
-    section = {"kind": "cached", "model": str(teacher), "store": str(tmp_path / "store"), "quantize": "nf4"}
+def test_a_cache_of_a_quantised_teacher_says_so_and_is_refused_as_one_of_another(config, square_teacher, tmp_path):
+    section = {"kind": "cached", "model": str(square_teacher), "store": str(tmp_path / "store"), "quantize": "nf4"}
     settings = config(stage=STAGE, teacher=section)
     [result] = ranks.on_ranks(1, ranks.call, str(Path(__file__).with_name("test_cached.py")), "fill", settings)
     assert not isinstance(result, Exception)
