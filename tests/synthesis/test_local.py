@@ -56,7 +56,7 @@ def decoder(language):
 
 @pytest.fixture(scope="module")
 def reading(model_path):
-    return vlm(VlmSection(model=model_path, tokens=2, batch_size=4))
+    return vlm(VlmSection(model=model_path, tokens=4, batch_size=4))
 
 
 def call(text: str, images=(), **sampling) -> Call:
@@ -134,8 +134,8 @@ def test_both_kinds_go_through_an_asker_as_an_endpoint_does(language, reading, m
 
 
 def test_other_weights_or_another_reading_are_another_model(reading, make_model, model_path):
-    assert vlm(VlmSection(model=model_path, tokens=2)).model == reading.model
-    assert vlm(VlmSection(model=model_path, tokens=4)).model != reading.model
+    assert vlm(VlmSection(model=model_path)).model == reading.model
+    assert vlm(VlmSection(model=model_path, tokens=2)).model != reading.model
     with pytest.raises(ConfigError, match="reads an image as 1 to 4"):
         vlm(VlmSection(model=model_path, tokens=9))
 
