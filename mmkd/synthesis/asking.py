@@ -47,7 +47,7 @@ class Asker:
         be longer than memory. Whoever stops taking answers stops the asking; calls on their way are awaited and kept.
 
         Raises: BudgetSpent, ConfigError (no call can succeed), DataError once more than 10 % of at least 50 requests
-            got no reply: each after the calls on their way have ended, with all answers so far kept.
+            got no reply or were refused: each after the calls on their way have ended, with all answers so far kept.
         """
         run = _Run(self, iter(requests))
         working = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
@@ -113,7 +113,7 @@ class Asker:
             except NoReply as error:
                 return self._keep(replace(blank, kind=error.kind, reason=str(error)), request, spent)
             except (Refused, BadRow) as error:
-                entry = replace(blank, status=Status.REJECTED, kind=error.kind, reason=str(error))
+                entry = replace(blank, status=Status.REFUSED, kind=error.kind, reason=str(error))
                 return self._keep(entry, request, spent)
             value = self._seen_before(key, reply) or read_reply(request, reply)
             spent += reply.usage
@@ -155,7 +155,7 @@ class _Run:
         self.asker, self.requests = asker, requests
         self.ready: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()  # None ends it
         self.stopped = False
-        self.seen = self.unanswered = 0
+        self.seen = self.missed = 0
         self.places = asyncio.Semaphore(READY_AHEAD * asker.backend.concurrency)
 
     async def work(self) -> None:
@@ -191,11 +191,11 @@ class _Run:
 
     def _count(self, answer: Answer) -> None:
         self.seen += 1
-        self.unanswered += answer.status is Status.UNANSWERED
-        if self.seen >= FEWEST_SEEN and self.unanswered > MOST_BAD * self.seen:
+        self.missed += answer.status in (Status.UNANSWERED, Status.REFUSED)
+        if self.seen >= FEWEST_SEEN and self.missed > MOST_BAD * self.seen:
             raise DataError(
-                f"{self.unanswered} of {self.seen} requests to {self.asker.backend.model} got no reply, more than "
-                f"{MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to the server and "
+                f"{self.missed} of {self.seen} requests to {self.asker.backend.model} got no reply or were refused, "
+                f"more than {MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to the server and "
                 "run again to go on."
             )
 
@@ -222,4 +222,4 @@ def _last(request: Request, paid: list[Entry]) -> tuple[str, Problem | None]:
 def _unreadable(request: Request, model: str, error: BadRow) -> Answer:
     """Nothing was asked and nothing is kept: an image that is mended gets another key."""
     key = digest({"model": model, "id": request.id, "problem": str(error)})
-    return Answer(request, key, Status.REJECTED, model, kind=error.kind, reason=str(error))
+    return Answer(request, key, Status.REFUSED, model, kind=error.kind, reason=str(error))
