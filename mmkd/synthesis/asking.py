@@ -7,6 +7,8 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,7 @@ class Asker:
         self.backend, self.store, self.reasks = backend, store, reasks
         self.tally = tally or Tally()
         self._asked: dict[str, asyncio.Future[Answer]] = {}  # on their way, so that equal requests are paid once
+        self._runs: dict[_Run, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
         # daemon: a second Ctrl-C need not wait for calls on their way
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -50,16 +53,25 @@ class Asker:
             got no reply or were refused: each after the calls on their way have ended, with all answers so far kept.
         """
         run = _Run(self, iter(requests))
-        working = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
+        self._runs[run] = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
         try:
             while (answer := run.ready.get()) is not None:
                 self._loop.call_soon_threadsafe(run.places.release)
                 yield answer
         finally:
+            self._end(run)
+
+    def _end(self, run: _Run) -> None:
+        """Wait for its calls on their way. Raises what its workers raised."""
+        if (working := self._runs.pop(run, None)) is not None:  # else `close` has done it
             self._loop.call_soon_threadsafe(run.stop)
             working.result()
 
     def close(self) -> None:
+        """Calls on their way, also of an `answer` that nobody takes from any more, are awaited and kept."""
+        for run in list(self._runs):
+            with suppress(Exception):  # whoever took from it is not there to be told
+                self._end(run)
         asyncio.run_coroutine_threadsafe(self.backend.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -195,8 +207,8 @@ class _Run:
         if self.seen >= FEWEST_SEEN and self.missed > MOST_BAD * self.seen:
             raise DataError(
                 f"{self.missed} of {self.seen} requests to {self.asker.backend.model} got no reply or were refused, "
-                f"more than {MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to the server and "
-                "run again to go on."
+                f"more than {MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to "
+                "the server and run again to go on."
             )
 
 

@@ -193,8 +193,8 @@ def test_all_calls_wait_where_the_server_says_when_to_come_back(endpoint, reques
 
 def test_the_client_keeps_a_server_busy(endpoint, request_of, tmp_path):
     """The mean number of calls at the server, from when all places are taken until none is left to send."""
-    requests = [request_of(number, images=()) for number in range(60)]
-    with FaultProxy(None, delay=0.6) as proxy:
+    requests = [request_of(number, images=()) for number in range(40)]
+    with FaultProxy(None, delay=1.2) as proxy:
         ask_all(endpoint(proxy.url, concurrency=10), tmp_path, requests)
         began, last = proxy.seen[9].began, proxy.seen[-1].began
         held = sum(max(0.0, min(seen.ended, last) - max(seen.began, began)) for seen in proxy.seen)
