@@ -16,7 +16,7 @@ from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
-from mmkd.synthesis.requests import Request, Sampling, digest, request_key
+from mmkd.synthesis.requests import Request, Sampling, Status, digest, request_key
 from mmkd.synthesis.rows import open_rows, usable
 
 
@@ -108,8 +108,8 @@ class Relabel:
         asked = questions(record)
         for place in range(depth):
             request = self._request(record, asked, said)
-            entry = self.asker.store.final(request_key(self.asker.backend.model, request.content()))
-            if entry is None:
+            entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
+            if entry is None or entry.status is Status.UNUSABLE:  # the run was stopped between two tries
                 return said, BadRow(f"question {place + 1} got no reply; run again.", "no reply")
             answer = answer_of(entry, request)
             if not answer.done:

@@ -7,6 +7,8 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,7 @@ class Asker:
         self.backend, self.store, self.reasks = backend, store, reasks
         self.tally = tally or Tally()
         self._asked: dict[str, asyncio.Future[Answer]] = {}  # on their way, so that equal requests are paid once
+        self._runs: dict[_Run, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
         # daemon: a second Ctrl-C need not wait for calls on their way
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -47,19 +50,28 @@ class Asker:
         be longer than memory. Whoever stops taking answers stops the asking; calls on their way are awaited and kept.
 
         Raises: BudgetSpent, ConfigError (no call can succeed), DataError once more than 10 % of at least 50 requests
-            got no reply: each after the calls on their way have ended, with all answers so far kept.
+            got no reply or were refused: each after the calls on their way have ended, with all answers so far kept.
         """
         run = _Run(self, iter(requests))
-        working = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
+        self._runs[run] = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
         try:
             while (answer := run.ready.get()) is not None:
                 self._loop.call_soon_threadsafe(run.places.release)
                 yield answer
         finally:
+            self._end(run)
+
+    def _end(self, run: _Run) -> None:
+        """Wait for its calls on their way. Raises what its workers raised."""
+        if (working := self._runs.pop(run, None)) is not None:  # else `close` has done it
             self._loop.call_soon_threadsafe(run.stop)
             working.result()
 
     def close(self) -> None:
+        """Calls on their way, also of an `answer` that nobody takes from any more, are awaited and kept."""
+        for run in list(self._runs):
+            with suppress(Exception):  # whoever took from it is not there to be told
+                self._end(run)
         asyncio.run_coroutine_threadsafe(self.backend.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -113,7 +125,7 @@ class Asker:
             except NoReply as error:
                 return self._keep(replace(blank, kind=error.kind, reason=str(error)), request, spent)
             except (Refused, BadRow) as error:
-                entry = replace(blank, status=Status.REJECTED, kind=error.kind, reason=str(error))
+                entry = replace(blank, status=Status.REFUSED, kind=error.kind, reason=str(error))
                 return self._keep(entry, request, spent)
             value = self._seen_before(key, reply) or read_reply(request, reply)
             spent += reply.usage
@@ -155,7 +167,7 @@ class _Run:
         self.asker, self.requests = asker, requests
         self.ready: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()  # None ends it
         self.stopped = False
-        self.seen = self.unanswered = 0
+        self.seen = self.missed = 0
         self.places = asyncio.Semaphore(READY_AHEAD * asker.backend.concurrency)
 
     async def work(self) -> None:
@@ -191,12 +203,12 @@ class _Run:
 
     def _count(self, answer: Answer) -> None:
         self.seen += 1
-        self.unanswered += answer.status is Status.UNANSWERED
-        if self.seen >= FEWEST_SEEN and self.unanswered > MOST_BAD * self.seen:
+        self.missed += answer.status in (Status.UNANSWERED, Status.REFUSED)
+        if self.seen >= FEWEST_SEEN and self.missed > MOST_BAD * self.seen:
             raise DataError(
-                f"{self.unanswered} of {self.seen} requests to {self.asker.backend.model} got no reply, more than "
-                f"{MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to the server and "
-                "run again to go on."
+                f"{self.missed} of {self.seen} requests to {self.asker.backend.model} got no reply or were refused, "
+                f"more than {MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to "
+                "the server and run again to go on."
             )
 
 
@@ -222,4 +234,4 @@ def _last(request: Request, paid: list[Entry]) -> tuple[str, Problem | None]:
 def _unreadable(request: Request, model: str, error: BadRow) -> Answer:
     """Nothing was asked and nothing is kept: an image that is mended gets another key."""
     key = digest({"model": model, "id": request.id, "problem": str(error)})
-    return Answer(request, key, Status.REJECTED, model, kind=error.kind, reason=str(error))
+    return Answer(request, key, Status.REFUSED, model, kind=error.kind, reason=str(error))

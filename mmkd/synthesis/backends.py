@@ -41,7 +41,7 @@ class Backend(Protocol):
     concurrency: int
 
     async def complete(self, call: Call) -> Completion:
-        """Raises: NoReply where nothing came back (all retries spent), Refused for a call that it will never take,
+        """Raises: NoReply where nothing came back (all retries spent), Refused for a call that it does not take,
         BudgetSpent before a call that the budget does not cover, ConfigError where no call can succeed."""
         ...
 
@@ -57,7 +57,7 @@ class NoReply(Exception):
 
 
 class Refused(Exception):
-    """The back end will not take this call, now or later: too long, a broken image, against its rules."""
+    """The back end does not take this call: too long, a broken image, a field that it does not know."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)

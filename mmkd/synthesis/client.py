@@ -119,12 +119,7 @@ class Endpoint:
                 self._server_forms = False  # the schema is stated in the prompt from now on
                 return await self._once(call, messages, most)
             raise self._told(error) from error
-        except (
-            openai.OpenAIError,
-            httpx2.HTTPError,
-            TimeoutError,
-            ValueError,
-        ) as error:  # ValidationError is a ValueError
+        except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError) as error:  # pydantic's is a ValueError
             raise self._told(error) from error
 
     def _told(self, error: Exception) -> Exception:

@@ -124,8 +124,9 @@ class Status(StrEnum):
     """What became of a call. The first two are final; a key has at most one final entry."""
 
     DONE = "done"
-    REJECTED = "rejected"  # paid for as often as allowed, or refused for good; never asked again
+    REJECTED = "rejected"  # paid for as often as allowed, and no answer; never asked again
     UNUSABLE = "unusable"  # one reply that was paid for and is no answer; the key is asked again
+    REFUSED = "refused"  # the back end did not take it, nothing was paid; the next run tries again
     UNANSWERED = "unanswered"  # nothing came back, nothing was paid; the next run asks again
 
     @property

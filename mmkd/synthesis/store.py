@@ -105,6 +105,10 @@ class Store:
         """The entry that ended a request, done or rejected."""
         return next((entry for entry in self.entries(key) if entry.status.final), None)
 
+    def last(self, key: str) -> Entry | None:
+        """The newest entry of a request, final or not."""
+        return next(reversed(list(self.entries(key))), None)
+
     def entries(self, key: str | None = None, status: Status | None = None) -> Iterator[Entry]:
         """Entries in the order of the journal: those of a key, of a status, or all."""
         after = -1

@@ -36,7 +36,7 @@ class Tally:
 
     @property
     def ended(self) -> int:
-        """Requests asked in this run that are done, rejected or without a reply."""
+        """Requests asked in this run that are done, rejected, refused or without a reply."""
         return sum(count for status, count in self.replies.items() if status is not Status.UNUSABLE)
 
     @property
@@ -49,6 +49,7 @@ class Tally:
         parts = [f"{self.replies[Status.DONE]:,} done"]
         for name, count in (
             ("rejected", self.replies[Status.REJECTED]),
+            ("refused", self.replies[Status.REFUSED]),
             ("without a reply", self.replies[Status.UNANSWERED]),
             ("kept before", self.reused),
         ):
@@ -66,6 +67,7 @@ class Tally:
         table.add_row("asked now", f"{self.ended:,}")
         table.add_row("done", f"{self.replies[Status.DONE]:,} ({self.finished:.1%})")
         table.add_row("rejected", f"{self.replies[Status.REJECTED]:,}")
+        table.add_row("refused", f"{self.replies[Status.REFUSED]:,}")
         table.add_row("without a reply", f"{self.replies[Status.UNANSWERED]:,}")
         for kind, count in self.kinds.most_common():
             table.add_row(f"  {kind}", f"{count:,}")

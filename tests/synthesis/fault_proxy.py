@@ -102,6 +102,8 @@ class FaultProxy:
             await asyncio.wait_for(self._stop.wait(), 60)
         elif fault == "429":
             await self._send(writer, 429, b'{"error": {"message": "slow down"}}', extra="retry-after: 0.05\r\n")
+        elif fault == "400":
+            await self._send(writer, 400, b'{"error": {"message": "unknown field"}}')
         elif fault == "500":
             await self._send(writer, 500, b'{"error": {"message": "oops"}}')
         elif fault == "html":

@@ -144,7 +144,9 @@ def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt
 
 def test_a_dead_server_stops_the_run_and_the_next_run_asks_again(served, endpoint, request_of, tmp_path):
     requests = [request_of(number) for number in range(80)]
-    stop = pytest.raises(DataError, match=r"5\d of 5\d requests to tiny got no reply, more than 10%.*run again")
+    stop = pytest.raises(
+        DataError, match=r"5\d of 5\d requests to tiny got no reply or were refused, more than 10%.*run again"
+    )
     with FaultProxy(served, fault=lambda number, body: "500") as proxy, stop:
         ask_all(endpoint(proxy.url, retry_seconds=0), tmp_path, requests)
     few = requests[:10]
@@ -158,17 +160,26 @@ def test_a_wrong_key_or_model_stops_the_run_at_once(served, endpoint, request_of
         Endpoint(endpoint(served, api_key_env="NO_SUCH_KEY"))
 
 
-def test_what_the_server_refuses_is_rejected_for_good(served, endpoint, request_of, tmp_path):
+def test_what_the_server_refuses_is_told_and_tried_again_by_the_next_run(served, endpoint, request_of, tmp_path):
     from mmkd.data.records import Turn
 
     long = Request("long", (Turn("user", "x" * 500),))
     for _ in range(2):
         [answer] = ask_all(endpoint(served), tmp_path, [long])
-        assert answer.status is Status.REJECTED
+        assert answer.status is Status.REFUSED
         assert "the model reads 160" in answer.reason
     broken = replace(request_of(0), images=(b"\x89PNG\r\n\x1a\nnothing",))
     [answer] = ask_all(endpoint(served), tmp_path, [broken])
-    assert (answer.status, answer.kind) == (Status.REJECTED, "image unreadable")
+    assert (answer.status, answer.kind) == (Status.REFUSED, "image unreadable")
+
+
+def test_a_field_that_the_server_does_not_know_stops_the_run_and_rejects_nothing_for_good(
+    served, endpoint, request_of, tmp_path
+):
+    requests = [request_of(number) for number in range(60)]
+    with FaultProxy(served, fault=lambda number, body: "400") as proxy, pytest.raises(DataError, match="unknown field"):
+        ask_all(endpoint(proxy.url), tmp_path, requests)
+    assert all(answer.done or answer.kind == "empty reply" for answer in ask_all(endpoint(served), tmp_path, requests))
 
 
 def test_all_calls_wait_where_the_server_says_when_to_come_back(endpoint, request_of, tmp_path):
@@ -181,10 +192,10 @@ def test_all_calls_wait_where_the_server_says_when_to_come_back(endpoint, reques
 
 
 def test_the_client_keeps_a_server_busy(endpoint, request_of, tmp_path):
-    """The mean number of calls at the server, until there are none left to send, is near the concurrency."""
-    requests = [request_of(number, images=()) for number in range(100)]
-    with FaultProxy(None, delay=0.3) as proxy:
+    """The mean number of calls at the server, from when all places are taken until none is left to send."""
+    requests = [request_of(number, images=()) for number in range(40)]
+    with FaultProxy(None, delay=1.2) as proxy:
         ask_all(endpoint(proxy.url, concurrency=10), tmp_path, requests)
-        began, last = proxy.seen[0].began, proxy.seen[-1].began
-        held = sum(min(seen.ended, last) - seen.began for seen in proxy.seen)
+        began, last = proxy.seen[9].began, proxy.seen[-1].began
+        held = sum(max(0.0, min(seen.ended, last) - max(seen.began, began)) for seen in proxy.seen)
     assert held / (last - began) > 0.9 * 10
