@@ -11,6 +11,7 @@ import pytest
 
 JOBS = [
     "train", "distill", "eval", "release", "chat", "compress", "serve", "report", "demo", "doctor", "assets", "schema",
+    "programs",
 ]  # fmt: skip
 CONFIG = """\
 student:

@@ -19,7 +19,8 @@ def as_text(answer: Any) -> str:
     if isinstance(answer, bool):
         return "yes" if answer else "no"
     if isinstance(answer, float):
-        return f"{round(answer, 3):g}" if abs(answer) < 1e6 else f"{answer:.0f}"
+        text = f"{answer:.3f}".rstrip("0").rstrip(".")
+        return "0" if text == "-0" else text
     if isinstance(answer, list):
         return ", ".join(map(as_text, answer))
     return str(answer)

@@ -65,16 +65,18 @@ def unsupported(text: str, events: Iterable[Event], question: str, answer: Any =
     boxes = {tuple(map(float, part.box)) for event in events for part in (*event.given, *event.found)}
     for event in events:
         numbers.add(float(len(event.found)))
+        texts.append(as_text(event.result))
         texts += [part.label for part in event.found + event.given if hasattr(part, "label")]  # type: ignore[attr-defined]
         for value in _leaves([event.arguments, event.result, answer]):
             if isinstance(value, bool) or value is None:
                 continue
             if isinstance(value, int | float):
-                numbers.add(float(value))
+                numbers |= {float(value), float(as_text(value))}  # as it is, and as it is told
             else:
                 texts.append(str(value))
         boxes |= {tuple(map(float, value)) for value in _boxes([event.arguments, answer])}
     held = [claims(one) for one in texts]
+    boxes = boxes.union(*(one.boxes for one in held))
     numbers = numbers.union(*(one.numbers for one in held))
     colors = frozenset().union(*(one.colors for one in held))
     plain = [f" {_flat(one)} " for one in texts]
