@@ -10,6 +10,7 @@ from typing import Any
 from mmkd.data.scene_questions import COLORS
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.events import Event
+from mmkd.synthesis.programs.parts import is_box
 
 # fmt: off
 NUMBERS = (
@@ -91,7 +92,7 @@ def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         for one in value.values():
             yield from _leaves(one)
-    elif isinstance(value, list | tuple) and not _is_box(value):
+    elif isinstance(value, list | tuple) and not is_box(value):
         for one in value:
             yield from _leaves(one)
     elif not isinstance(value, list | tuple):
@@ -99,15 +100,11 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _boxes(value: Any) -> Iterator[list[float]]:
-    if _is_box(value):
+    if is_box(value):
         yield value
     elif isinstance(value, dict | list | tuple):
         for one in value.values() if isinstance(value, dict) else value:
             yield from _boxes(one)
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 4 and all(type(n) in (int, float) for n in value)
 
 
 def _floats(text: str) -> tuple[float, ...]:

@@ -23,10 +23,11 @@ from mmkd.synthesis.programs.server import ToolServer
 from mmkd.synthesis.programs.tools import View
 
 ATTACKS = yaml.safe_load(Path(__file__).with_name("attacks.yaml").read_text(encoding="utf-8"))
-LIMIT = {Reason.TIME, Reason.MEMORY, Reason.RECURSION, Reason.WORKER_DIED}
+LIMIT = {Reason.TIME, Reason.MEMORY, Reason.RECURSION, Reason.OUTPUT, Reason.WORKER_DIED}
 TIGHT = Limits(seconds=0.15)
 CANARY = Path("/tmp/mmkd-escaped")
 PICTURE = Image.new("RGB", (64, 64), (240, 240, 240))
+PICTURE.paste((255, 0, 0), (10, 10, 30, 30))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_the_sandbox_holds_without_the_checker(tight, attack):
 
 
 def test_after_all_that_the_sandbox_works(tight):
-    assert tight.run("def answer(image):\n    return count(image, 'red') + 1", PICTURE).answer == 1
+    assert tight.run("def answer(image):\n    return count(image, 'red')", PICTURE).answer == 1
 
 
 def workers() -> list[psutil.Process]:
@@ -130,7 +131,8 @@ def test_a_stopped_worker_is_replaced():
 def test_workers_are_confined(monkeypatch):
     monkeypatch.setenv("SECRET_KEY", "abc")
     before = {child.pid for child in workers()}
-    with MontyExecutor(workers=1):
+    with MontyExecutor(workers=1) as executor:
+        assert executor.execute("1", {}, lambda *call: None, Limits()).answer == 1  # it has started
         (worker,) = [child for child in workers() if child.pid not in before]
         folder = Path("/proc", str(worker.pid))
         assert (folder / "environ").read_bytes() == b""

@@ -21,7 +21,7 @@ from mmkd.synthesis.programs.server import ToolServer
 from mmkd.synthesis.programs.tools import View, installed
 from mmkd.synthesis.programs.values import MOST_DEPTH, plain
 
-EXAMPLES = int(os.environ.get("MMKD_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("MMKD_FUZZ", "40"))
 FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 PICTURE = Image.new("RGB", (64, 64), (240, 240, 240))
 PICTURE.paste((255, 0, 0), (10, 10, 30, 30))

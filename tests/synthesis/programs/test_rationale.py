@@ -110,7 +110,7 @@ def events(draw) -> Event:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(events(), max_size=5), st.one_of(NUMBER, TEXT, st.booleans()), TEXT)
 def test_the_template_never_says_what_events_do_not_hold(trace, answer, question):
     text = tell(trace, answer)
