@@ -59,6 +59,25 @@ def distill(config: ConfigPath, overrides: Overrides = None, resume: Resume = Fa
     _train(loaded, resume)
 
 
+@app.command()
+def cache(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Stop when size and time are known.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward of the teacher.")] = 16,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a file; the most that a kill can lose.")] = 256,
+) -> None:
+    """Ask the config's teacher about its data once and keep the answers; killed, the same command goes on."""
+    from mmkd.config.schema import Config
+
+    loaded = _load_run(config, overrides)
+    if not isinstance(loaded, Config):
+        raise ConfigError(f"mmkd cache is for vision-language models; {config} is of kind: vision.")
+    from mmkd.train.cache import cache_teacher
+
+    cache_teacher(loaded, batch_size, shard_rows, estimate, typer.echo)
+
+
 @app.command("eval")
 def evaluate(
     model: Model,
@@ -149,6 +168,26 @@ def serve(
     run_server(
         model, host, port, _token_count(tokens), image_cache, answer_tokens, allow_host, allow_folder, typer.echo
     )
+
+
+@app.command()
+def answer(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Have a model, served or not, answer the questions of records; the answers become new records."""
+    from mmkd.config.load import load_as
+    from mmkd.config.synthesis_schema import AnswerConfig
+    from mmkd.synthesis.answering import answer_records
+
+    typer.echo(str(answer_records(load_as(config, overrides or [], AnswerConfig))))
+
+
+@app.command()
+def select(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Keep the records that are worth training on: no near-duplicates, none that needs no image, balanced tasks."""
+    from mmkd.config.load import load_as
+    from mmkd.config.synthesis_schema import SelectConfig
+    from mmkd.synthesis.selecting import select_records
+
+    typer.echo(str(select_records(load_as(config, overrides or [], SelectConfig))))
 
 
 @app.command("report")

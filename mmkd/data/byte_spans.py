@@ -67,17 +67,23 @@ def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[Span]:
 
     Only bytes count: a token may end inside a character. Tokens without bytes (a BOS on one side) begin no span, except
     the first that follows the last byte, by which a side says that its answer is over: both sides' are a span.
-    Spaces before the answer may differ, since SentencePiece puts one before each text; they belong to the first span.
+    Spaces before the answer may differ, since SentencePiece puts one before each text. A token that is nothing but such
+    spaces then belongs to no span, and another's belong to the first.
 
     Raises: ValueError where the answers are different texts.
     """
-    texts = [b"".join(tokens).lstrip(b" ") for tokens in (student, teacher)]
+    texts = [b"".join(tokens) for tokens in (student, teacher)]
+    spaces = [0, 0]
+    if texts[0] != texts[1]:
+        spaces = [len(text) - len(text.lstrip(b" ")) for text in texts]
+        texts = [text[count:] for text, count in zip(texts, spaces, strict=True)]
     if texts[0] != texts[1]:
         equal = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts)))
         ours, theirs = (text[max(0, equal - 10) : equal + 20] for text in texts)
         raise ValueError(f"the student's answer and the teacher's part at byte {equal}: {ours!r} and {theirs!r}.")
-    ends = _ends(student), _ends(teacher)
-    spans, ours, theirs = [], 0, 0
+    ends = _ends(student, spaces[0]), _ends(teacher, spaces[1])
+    ours, theirs = _tokens_within(student, spaces[0]), _tokens_within(teacher, spaces[1])
+    spans = []
     for place in sorted(ends[0].keys() & ends[1].keys()):
         start = _next_with_bytes(student, ours), _next_with_bytes(teacher, theirs)
         ours, theirs = ends[0][place], ends[1][place]
@@ -87,15 +93,19 @@ def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[Span]:
     return spans
 
 
-def _ends(tokens: Sequence[bytes]) -> dict[int, int]:
-    """Bytes of the answer, spaces before it not counted, up to the end of a token -> number of tokens up to there."""
-    text = b"".join(tokens)
-    lengths = itertools.accumulate((len(token) for token in tokens), initial=len(text.lstrip(b" ")) - len(text))
+def _ends(tokens: Sequence[bytes], spaces: int) -> dict[int, int]:
+    """Bytes of the answer, so many spaces before it not counted, up to the end of a token -> tokens up to there."""
+    lengths = itertools.accumulate((len(token) for token in tokens), initial=-spaces)
     return {
         place: count
         for count, (place, token) in enumerate(zip(itertools.islice(lengths, 1, None), tokens, strict=True), 1)
         if token and place > 0
     }
+
+
+def _tokens_within(tokens: Sequence[bytes], spaces: int) -> int:
+    """Number of tokens that end within the first so many bytes."""
+    return sum(length <= spaces for length in itertools.accumulate(map(len, tokens))) if spaces else 0
 
 
 def _next_with_bytes(tokens: Sequence[bytes], start: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jinja2
@@ -16,6 +15,9 @@ from mmkd.data.images import open_image
 from mmkd.data.packing import pack
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
+from mmkd.data.samples import Sample, images_of, spans_of, texts_of
+from mmkd.data.teacher_rows import TeacherRows, row_key, stacked
+from mmkd.data.teacher_text import Encoded, TeacherText
 from mmkd.errors import ConfigError
 
 
@@ -38,35 +40,16 @@ class Features(Protocol):
     def __contains__(self, key: str) -> bool: ...
 
 
-@dataclass
-class Sample:
-    """A record made ready, not yet batched.
-
-    Attributes:
-        ids: text tokens without the sink; answer: 1 where the assistant speaks.
-        images: [tiles, 3, H, W] pixels, or [tiles, n, D] tower features; None without images.
-        tiles: of each image.
-        length: in a full-vision row: the sink, one more for each image, image tokens, text.
-        dropped: question-answer pairs left out at the end to fit `max_length`.
-    """
-
-    id: str
-    ids: list[int]
-    answer: list[int]
-    images: Tensor | None
-    tiles: list[int]
-    length: int
-    dropped: int = 0
-
-
 class Collator:
     """Records to one micro batch in the text-only layout: neither sink nor image placeholders are in `input_ids`; the
     model places images before the text.
 
     Args:
-        max_length: most tokens of a row, full-vision image tokens included.
+        max_length: most tokens of a row, full-vision image tokens included, on either side.
         packing: put several samples in a row; images_per_row: most images then.
         feature_store: gives tower features by image key, in place of pixels.
+        teacher: how a teacher that reads tokens of its own does so.
+        teacher_rows: a cached teacher, which has to know every record.
     """
 
     def __init__(
@@ -76,11 +59,16 @@ class Collator:
         packing: bool = False,
         images_per_row: int = 8,
         feature_store: Features | None = None,
+        teacher: TeacherText | None = None,
+        teacher_rows: TeacherRows | None = None,
     ):
         self.processor, self.max_length = processor, max_length
         self.packing, self.images_per_row = packing, images_per_row
         self.feature_store = feature_store
+        self.teacher, self.teacher_rows = teacher, teacher_rows
+        self._sides: list[Processor] = [processor, *([teacher.processor] if teacher is not None else [])]
         self._dummy: Tensor | None = None
+        self._teacher_dummy: Tensor | None = None
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         """See `prepare` and `collate`."""
@@ -91,8 +79,9 @@ class Collator:
     def prepare(self, record: Record) -> Sample:
         """Tokens and tensors of one record.
 
-        Raises: BadRow for wrong roles, an empty answer, an unreadable image, or a length over `max_length` even with
-            its first question alone; ConfigError where the chat template cannot tell who speaks.
+        Raises: BadRow for wrong roles, an empty answer, an unreadable image, answers that two sides do not align, or a
+            length over `max_length` even with its first question alone; ConfigError where the chat template cannot tell
+            who speaks; DataError where the cached teacher does not know the record.
         """
         check_turns(record.turns)
         if self.packing and len(record.images) > self.images_per_row:
@@ -100,12 +89,27 @@ class Collator:
                 f"{len(record.images)} images; data.images_per_row is {self.images_per_row}. Raise it.",
                 "too many images",
             )
-        images, tiles = self._images(record.images)
-        vision = 1 + sum(1 + self.processor.image_token_count(count) for count in tiles)
-        ids, answer, dropped = self._fitting(record.turns, self.max_length - vision)
-        if not any(answer):
+        images = [self._images(record.images)]
+        if self.teacher is not None:
+            images.append(self._teacher_images(record.images, images[0][1]))
+        vision = [
+            1 + sum(1 + side.image_token_count(count) for count in tiles)
+            for side, (_, tiles) in zip(self._sides, images, strict=True)
+        ]
+        texts, dropped = self._fitting(record.turns, vision)
+        for _, answer in texts:
+            answer[:1] = [0]  # no text stands before the first token to predict it from
+        if not all(any(answer) for _, answer in texts):
             raise BadRow("no token of an answer is left by the chat template.", "empty answer")
-        return Sample(record.id, ids, answer, images, tiles, vision + len(ids), dropped)
+        length = max(count + len(ids) for count, (ids, _) in zip(vision, texts, strict=True))
+        sample, *others = (
+            Sample(record.id, *text, *seen, length, dropped) for text, seen in zip(texts, images, strict=True)
+        )
+        if self.teacher is not None:
+            sample.teacher, sample.spans = others[0], self.teacher.spans(*texts)
+        if self.teacher_rows is not None:
+            sample.teacher_rows = self.teacher_rows.find(row_key(record.images, *texts[0]), record.id)
+        return sample
 
     def _images(self, images: Sequence[str | bytes]) -> tuple[Tensor | None, list[int]]:
         if not images:
@@ -115,11 +119,22 @@ class Collator:
         found = [_stored(self.feature_store, image) for image in images]
         return torch.cat(found), [len(features) for features in found]
 
-    def _fitting(self, turns: list[Turn], room: int) -> tuple[list[int], list[int], int]:
-        """Tokens of as many question-answer pairs as fit into `room`: the largest count, by bisection."""
-        ids, answer = self._encode(turns)
-        if len(ids) <= room:
-            return ids, answer, 0
+    def _teacher_images(self, images: Sequence[str | bytes], tiles: list[int]) -> tuple[Tensor | None, list[int]]:
+        """None, and the student's tiles, where the teacher sees what the student sees."""
+        if self.teacher is None or not self.teacher.own_images or not images:
+            return None, tiles
+        return self.teacher.processor.image_tensors([open_image(image) for image in images])
+
+    def _fitting(self, turns: list[Turn], vision: list[int]) -> tuple[list[Encoded], int]:
+        """Tokens, for each side, of as many question-answer pairs as fit beside so many vision tokens: the largest
+        count, by bisection."""
+
+        def fit(texts: list[Encoded]) -> bool:
+            return all(count + len(ids) <= self.max_length for count, (ids, _) in zip(vision, texts, strict=True))
+
+        texts = self._encode(turns)
+        if fit(texts):
+            return texts, 0
         system = int(turns[0].role == "system")
         pairs = (len(turns) - system) // 2
         fits, best = 0, None
@@ -127,21 +142,23 @@ class Collator:
         while over - fits > 1:
             middle = (fits + over) // 2
             tried = self._encode(turns[: system + 2 * middle])
-            if len(tried[0]) <= room:
+            if fit(tried):
                 fits, best = middle, tried
             else:
                 over = middle
         if best is None:
+            total, images = max((count + len(ids), count) for count, (ids, _) in zip(vision, texts, strict=True))
             raise BadRow(
-                f"{self.max_length - room + len(ids)} tokens, {self.max_length - room} of them for images; "
-                f"data.max_length is {self.max_length}. Raise it, or shorten the record.",
+                f"{total} tokens, {images} of them for images; data.max_length is {self.max_length}. Raise it, or "
+                "shorten the record.",
                 "too long",
             )
-        return *best, pairs - fits
+        return best, pairs - fits
 
-    def _encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+    def _encode(self, turns: Sequence[Turn]) -> list[Encoded]:
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         try:
-            return self.processor.encode_turns([{"role": turn.role, "content": turn.text} for turn in turns])
+            return [side.encode_turns(messages) for side in self._sides]
         except jinja2.TemplateError as error:  # the template refuses these roles
             raise BadRow(f"the chat template does not take this record: {error}.", "wrong roles") from error
         except ValueError as error:
@@ -156,7 +173,10 @@ class Collator:
             input_ids [R, T] padded on the right; attention_mask [R, T]; labels [R, T], the ids of answers, else -100;
             position_ids [R, T] index of a token in its sample; segment_ids [R, T] number of the sample in its row;
             pixel_values [tiles, 3, H, W], or image_features [tiles, n, D] from a feature store;
-            image_tiles, image_rows, image_segments [M] of each image; sample_ids, in the order of rows.
+            image_tiles, image_rows, image_segments [M] of each image; sample_ids, in the order of rows;
+            teacher, for one that reads tokens of its own: the same of the teacher's tokens (images only where they are
+            others), and spans [S, 3], see `samples.spans_of`; teacher_rows, of a cached teacher: its tensors of the N
+            answer tokens in that order, see `teacher_rows.stacked`.
 
         A batch without any image gets one dummy of zeros on row -1: every rank then runs tower and projector, without
         which ranks under ZeRO wait for each other for ever.
@@ -166,61 +186,41 @@ class Collator:
             lengths, counts = [s.length for s in samples], [len(s.tiles) for s in samples]
             rows = pack(lengths, counts, self.max_length, self.images_per_row)
         packed = [[samples[number] for number in row] for row in rows]
-        width = max(sum(len(sample.ids) for sample in row) for row in packed)
-        shape = (len(packed), width)
-        batch: dict[str, Any] = {
-            "input_ids": torch.full(shape, self.processor.tokenizer.pad_token_id),
-            "attention_mask": torch.zeros(shape, dtype=torch.long),
-            "labels": torch.full(shape, -100),
-            "position_ids": torch.zeros(shape, dtype=torch.long),
-            "segment_ids": torch.zeros(shape, dtype=torch.long),
-        }
-        for row, members in enumerate(packed):
-            start = 0
-            for segment, sample in enumerate(members):
-                ids, answer = torch.tensor(sample.ids), torch.tensor(sample.answer, dtype=torch.bool)
-                span = slice(start, start + len(ids))
-                batch["input_ids"][row, span] = ids
-                batch["attention_mask"][row, span] = 1
-                batch["labels"][row, span] = torch.where(answer, ids, -100)
-                batch["position_ids"][row, span] = torch.arange(len(ids))
-                batch["segment_ids"][row, span] = segment
-                start = span.stop
-            # Padding belongs to the last sample, so that no row has a segment of its own for it.
-            batch["segment_ids"][row, start:] = len(members) - 1
-        batch |= self._batched_images(packed)
-        batch["sample_ids"] = [sample.id for members in packed for sample in members]
+        batch: dict[str, Any] = texts_of(packed, self.processor.tokenizer.pad_token_id)
+        name = "pixel_values" if self.feature_store is None else "image_features"
+        batch |= images_of(packed, name, self._blank)
+        if self.teacher is not None:
+            theirs = [[sample.teacher for sample in row if sample.teacher is not None] for row in packed]
+            other = texts_of(theirs, self.teacher.processor.tokenizer.pad_token_id)
+            if self.teacher.own_images:
+                other |= images_of(theirs, "pixel_values", self._teacher_blank)
+            batch["teacher"] = other | {"spans": spans_of(packed, batch["labels"], other["labels"])}
+        members = [sample for row in packed for sample in row]
+        batch["sample_ids"] = [sample.id for sample in members]
+        if self.teacher_rows is not None:
+            batch["teacher_rows"] = stacked([s.teacher_rows for s in members if s.teacher_rows is not None])
         return batch
-
-    def _batched_images(self, packed: list[list[Sample]]) -> dict[str, Tensor]:
-        found = [
-            (row, segment, count)
-            for row, members in enumerate(packed)
-            for segment, sample in enumerate(members)
-            for count in sample.tiles
-        ]
-        tensors = [sample.images for members in packed for sample in members if sample.images is not None]
-        if not found:
-            found, tensors = [(-1, 0, 1)], [self._blank()]
-        rows, segments, tiles = zip(*found)
-        return {
-            "pixel_values" if self.feature_store is None else "image_features": torch.cat(tensors),
-            "image_tiles": torch.tensor(tiles),
-            "image_rows": torch.tensor(rows),
-            "image_segments": torch.tensor(segments),
-        }
 
     def _blank(self) -> Tensor:
         """Zeros of the shape of one tile: [1, 3, H, W] or [1, n, D]."""
         if self._dummy is None:
             if self.feature_store is None:
-                pixels, _ = self.processor.image_tensors([Image.new("RGB", (32, 32))])
-                self._dummy = torch.zeros_like(pixels[:1])
+                self._dummy = _blank_tile(self.processor)
             elif self.feature_store.shape is None:
                 raise ConfigError("the feature store is empty; fill it, or switch data.cache_features off.")
             else:
                 self._dummy = torch.zeros(1, *self.feature_store.shape)
         return self._dummy
+
+    def _teacher_blank(self) -> Tensor:
+        if self._teacher_dummy is None:
+            self._teacher_dummy = _blank_tile(self._sides[1])
+        return self._teacher_dummy
+
+
+def _blank_tile(processor: Processor) -> Tensor:
+    pixels, _ = processor.image_tensors([Image.new("RGB", (32, 32))])
+    return torch.zeros_like(pixels[:1])
 
 
 def _stored(store: Features, image: str | bytes) -> Tensor:

@@ -2,7 +2,7 @@
 
 from mmkd.models.attention_capture import LayerAttention
 from mmkd.objectives.attention_relations import AttentionRelations
-from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
+from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio, Spans
 from mmkd.objectives.cross_entropy import CrossEntropy
 from mmkd.objectives.forward_kl import ForwardKL
 from mmkd.objectives.generalised_js import GeneralisedJS
@@ -11,13 +11,16 @@ from mmkd.objectives.ofa_logits import OfaLogits
 from mmkd.objectives.registry import build, names, options, register
 from mmkd.objectives.reverse_kl import ReverseKL
 from mmkd.objectives.skewed_kl import SkewedKL
+from mmkd.objectives.sparse import SparseTargets
 from mmkd.objectives.taid import TAID
 from mmkd.objectives.token_loss import TokenLoss, token_losses
 from mmkd.objectives.total_variation import TotalVariation
+from mmkd.objectives.uld import ULD
 from mmkd.objectives.voco_attention import VocoAttention
 
 __all__ = [
     "TAID",
+    "ULD",
     "AnswerBatch",
     "AttentionRelations",
     "CrossEntropy",
@@ -33,6 +36,8 @@ __all__ = [
     "Ratio",
     "ReverseKL",
     "SkewedKL",
+    "Spans",
+    "SparseTargets",
     "TokenLoss",
     "TotalVariation",
     "VocoAttention",

@@ -41,6 +41,8 @@ class AttentionRelations(Objective):
         heads: relation heads; divides what all heads together are wide, on both sides, of queries and of keys.
     """
 
+    teacher = True
+
     def __init__(self, layers: Any = None, relations: Sequence[str] = KINDS, heads: int = 8):
         super().__init__()
         self.layers = [-1] if layers is None else layers

@@ -20,6 +20,7 @@ class Needs:
         student_attention, teacher_attention: layers of that side's decoder whose q, k, v are captured.
         student_hidden, teacher_hidden: layers of that side's decoder whose output is captured.
         teacher_head: True where gradients pass through the teacher's final norm and head, which must be frozen.
+        own_tokens: True where the teacher reads answers by its own template and tokenizer.
     """
 
     teacher: bool = False
@@ -28,6 +29,7 @@ class Needs:
     student_hidden: tuple[int, ...] = ()
     teacher_hidden: tuple[int, ...] = ()
     teacher_head: bool = False
+    own_tokens: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What serves both."""
@@ -38,6 +40,7 @@ class Needs:
             _layers(self.student_hidden, other.student_hidden),
             _layers(self.teacher_hidden, other.teacher_hidden),
             self.teacher_head or other.teacher_head,
+            self.own_tokens or other.own_tokens,
         )
 
 
@@ -80,6 +83,22 @@ class Outputs:
 
 
 @dataclass
+class Spans:
+    """Where both sides have read the same bytes of an answer, each in its own tokens (`mmkd.data.byte_spans`).
+
+    Attributes:
+        student, teacher: [S] index into each side's answer tokens; the first token of each span.
+        matched: [S] bool, both sides cut the span as one and the same token.
+        shared: [2, m] ids, student's and teacher's, of the tokens that both have.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    matched: Tensor
+    shared: Tensor
+
+
+@dataclass
 class AnswerBatch:
     """The N answer tokens of a micro batch.
 
@@ -93,6 +112,7 @@ class AnswerBatch:
             divided by it, averaged over ranks and accumulation as DeepSpeed does, is the mean over all those tokens.
         head_calls: how often each head is called for this batch, None for as often as it needs. Under ZeRO-3 a call is
             a collective: all ranks must take the same number, the largest `len(chunked.split_sizes(N, chunk))`.
+        spans: how the answers meet those of a teacher that reads tokens of its own.
     """
 
     answer_ids: Tensor
@@ -102,6 +122,7 @@ class AnswerBatch:
     segment_ids: Tensor
     normalizer: Tensor | float
     head_calls: int | None = None
+    spans: Spans | None = None
 
 
 class Ratio(NamedTuple):
@@ -138,10 +159,14 @@ class Objective(nn.Module):
 
     Attributes:
         teacher: True where it reads the teacher's outputs on the student's tokens.
+        own_tokens: True where it reads them on the teacher's own tokens.
+        sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
     """
 
     name: str = ""  # set by @register
     teacher: bool = False
+    own_tokens: bool = False
+    sparse_teacher: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

@@ -52,6 +52,8 @@ class HiddenStates(Objective):
         temperature: tau of infonce.
     """
 
+    teacher = True
+
     def __init__(self, layers: Any = "all", distance: str = "mse", linear: str = "auto", temperature: float = 0.1):
         super().__init__()
         self.layers = layers

@@ -36,6 +36,8 @@ class OfaLogits(Objective):
         chunk: answer tokens whose logits, of all stages, stand in memory at once.
     """
 
+    teacher = True
+
     def __init__(self, eps: float = 1.0, form: str = "paper", chunk: int = 128):
         super().__init__()
         self.eps = number(self.name, "eps", eps, least=1)

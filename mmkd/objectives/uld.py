@@ -1,4 +1,4 @@
-"""Universal logit distillation: a loss for two vocabularies that number tokens differently."""
+"""Universal logit distillation: for two vocabularies that number tokens differently."""
 
 from __future__ import annotations
 
@@ -6,7 +6,111 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio, Spans
+from mmkd.objectives.checks import choice, count
 from mmkd.objectives.chunked import ChunkLogits, Head, sum_over_chunks
+from mmkd.objectives.divergences import kl
+from mmkd.objectives.registry import register
+
+
+@register("uld")
+class ULD(Objective):
+    """For a teacher of another tokenizer, or of another chat template: each side reads its own tokens, and they are
+    compared where both have read the same bytes of an answer, at the first token of each span of `byte_spans.align`.
+
+        matched span:  KL(p || q) over the tokens that both vocabularies have, p and q renormalised over them
+        other span:    sum_i |p_(i) - q_(i)|, probabilities sorted (Boizard et al. 2024, arXiv 2402.12030)
+
+    A span is matched where both sides cut it as one and the same token. Summed over spans and divided by the student's
+    answer tokens, as `cross_entropy` is. (The paper sorts at all positions and pairs the n-th tokens of both sides,
+    which then mostly stand for different text.) With one tokenizer and one template this is `forward_kl` at T = 1.
+
+    Reports "uld", the mean over spans, "uld_kl" and "uld_sorted", over the spans of each kind, and "uld_spans", spans
+    for each of the student's answer tokens.
+
+    Args:
+        matched: "forward_kl" as above; "sorted" treats matched spans as the others.
+        chunk: most spans that pass the heads at once.
+    """
+
+    own_tokens = True
+
+    def __init__(self, matched: str = "forward_kl", chunk: int = 512):
+        super().__init__()
+        self.matched = choice(self.name, "matched", matched, ("forward_kl", "sorted"))
+        self.chunk = count(self.name, "chunk", chunk)
+
+    def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
+        return Needs(teacher=True, own_tokens=True)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        if teacher is None or batch.spans is None:
+            raise ValueError("uld: the teacher's outputs on its own tokens, or the spans of the answers, are missing.")
+        spans = batch.spans
+        if self.matched == "sorted":
+            spans = Spans(spans.student, spans.teacher, torch.zeros_like(spans.matched), spans.shared)
+        sums = chunked_uld(
+            student.answer_hidden,
+            student.head,
+            teacher.answer_hidden,
+            teacher.head,
+            spans,
+            (student.vocabulary, teacher.vocabulary),
+            self.chunk,
+            batch.head_calls,
+        )
+        found, matched = sums.detach(), spans.matched.sum()
+        total = torch.tensor(len(spans.matched), device=found.device)
+        report = {
+            "uld": Ratio(found.sum(), total),
+            "uld_kl": Ratio(found[0], matched),
+            "uld_sorted": Ratio(found[1], total - matched),
+            "uld_spans": Ratio(total, torch.tensor(len(batch.answer_ids), device=found.device)),
+        }
+        return Losses(sums.sum() / batch.normalizer, report)
+
+
+def chunked_uld(
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    spans: Spans,
+    vocabularies: tuple[int | None, int | None] = (None, None),
+    chunk: int = 512,
+    calls: int | None = None,
+) -> Tensor:
+    """Sums over spans: of the KL at matched ones, and of `sorted_distance` at the others.
+
+    Args:
+        student_hidden [N_s, D_s], teacher_hidden [N_t, D_t]: at the positions that predict each side's answer tokens.
+        vocabularies: student's and teacher's ids below these are real; None takes the whole width.
+        chunk, calls: see `chunked.split_sizes`; they count spans.
+
+    Returns: [2], fp32, tied to `student_hidden` also where there are no spans.
+    """
+
+    def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
+        student, teacher = logits.student[:, : vocabularies[0]], logits.teacher_logits()[:, : vocabularies[1]]
+        matched = logits.targets.nonzero()[:, 0]
+        others = (logits.targets == 0).nonzero()[:, 0]
+        ours, theirs = (
+            _log_probs(side[matched].index_select(1, ids))
+            for side, ids in zip((student, teacher), spans.shared, strict=True)
+        )
+        sums = torch.stack([kl(theirs, ours).sum(), sorted_distance(student[others], teacher[others]).sum()])
+        return sums, sums.new_zeros(0)
+
+    return sum_over_chunks(
+        function,
+        spans.matched.long(),  # in the place of targets, which no part of this loss reads
+        student_hidden[spans.student],
+        student_head,
+        teacher_hidden[spans.teacher],
+        teacher_head,
+        chunk=chunk,
+        calls=calls,
+    )[0]
 
 
 def sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -25,45 +129,8 @@ def sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (ours - theirs).abs().sum(-1)
 
 
-def chunked_uld(
-    student_hidden: Tensor,
-    student_head: Head,
-    teacher_hidden: Tensor,
-    teacher_head: Head,
-    starts: tuple[Tensor, Tensor],
-    vocabularies: tuple[int | None, int | None] = (None, None),
-    chunk: int = 512,
-    calls: int | None = None,
-) -> Tensor:
-    """Sum of `sorted_distance` over aligned spans, at the first token of each on either side.
-
-    Only there have both sides read the same bytes, so that their next tokens can be compared. (The paper pairs the
-    n-th tokens of both sides, which then mostly stand for different text.)
-
-    Args:
-        student_hidden [N_s, D_s], teacher_hidden [N_t, D_t]: at the positions that predict each side's answer tokens.
-        starts: for S spans, indices [S] into N_s and [S] into N_t.
-        vocabularies: student's and teacher's ids below these are real; None takes the whole width.
-        chunk, calls: see `chunked.split_sizes`; they count spans.
-
-    Returns: scalar, fp32, tied to `student_hidden` also where S = 0.
-    """
-
-    def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
-        teacher = logits.teacher_logits()
-        distances = sorted_distance(logits.student[:, : vocabularies[0]], teacher[:, : vocabularies[1]])
-        return distances.sum()[None], distances.new_zeros(0)
-
-    return sum_over_chunks(
-        function,
-        torch.zeros_like(starts[0]),  # no next-token targets are read
-        student_hidden[starts[0]],
-        student_head,
-        teacher_hidden[starts[1]],
-        teacher_head,
-        chunk=chunk,
-        calls=calls,
-    )[0][0]
+def _log_probs(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _sorted_probabilities(logits: Tensor, width: int) -> Tensor:

@@ -13,7 +13,31 @@ from mmkd.models.hidden_capture import capture_hidden, final_norm
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.prefix import Prefix
 from mmkd.models.rotation import plain_rotary, query_mover
-from mmkd.objectives import AnswerBatch, Outputs
+from mmkd.objectives import AnswerBatch, Outputs, Spans
+
+
+def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> AnswerBatch:
+    """The answer tokens of a batch of the collator.
+
+    Args:
+        shared_ids: where the teacher reads tokens of its own, ids of the tokens that both sides have, [2, m].
+    """
+    labels = batch["labels"]  # [B, T]
+    rows, positions = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # the query at t predicts token t + 1
+    spans = None
+    if shared_ids is not None:
+        ours, theirs, matched = batch["teacher"]["spans"].unbind(1)
+        spans = Spans(ours, theirs, matched.bool(), shared_ids)
+    return AnswerBatch(
+        answer_ids=labels[rows, positions + 1],
+        rows=rows,
+        positions=positions,
+        text_mask=batch["attention_mask"].bool(),
+        segment_ids=batch["segment_ids"],
+        normalizer=batch["normalizer"],
+        head_calls=batch.get("head_calls"),
+        spans=spans,
+    )
 
 
 def prefixes(

@@ -1,13 +1,16 @@
-"""Whether a teacher can be asked about the student's tokens: both must number the same tokens alike."""
+"""Whether a teacher can be asked about the student's tokens, which takes one numbering, or reads tokens of its own."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from mmkd.config.schema import TeacherSection
+from mmkd.data.teacher_text import TeacherText
 from mmkd.errors import ConfigError
 from mmkd.models.processing_mmkd import MmkdProcessor
+from mmkd.objectives import Objective
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -37,28 +40,59 @@ def require_one_tokenizer(section: TeacherSection | None, tokenizer: Any, object
 
     Args:
         tokenizer: the student's.
-        objectives: names of those that read the teacher.
+        objectives: names of those that read the teacher on the student's tokens.
 
     Raises: ConfigError.
     """
     if section is None or section.kind != "live" or section.model is None or not objectives:
         return
-    try:
-        other = MmkdProcessor.from_pretrained(section.model).tokenizer
-    except (OSError, ValueError) as error:  # a name that the hub does not even take is a ValueError
-        raise ConfigError(f"{section.model} is not a folder that mmkd can load ({error}).") from error
+    other = _processor(section.model).tokenizer
     found = difference(tokenizer, other)
     if found:
         raise ConfigError(
             f"teacher {section.model} uses a tokenizer of {_described(other)}, the student one of "
             f"{_described(tokenizer)}: {found}. Objectives that read the teacher ({', '.join(objectives)}) compare "
-            "both sides token by token and need one tokenizer: compose both from one family of language models. uld, "
-            "which aligns two tokenizers by bytes, is the way for such a pair; it is not yet an objective "
-            "(docs/objectives.md)."
+            "both sides token by token and need one tokenizer. Use uld in their place, which aligns two tokenizers by "
+            "bytes, or compose both from one family of language models (docs/objectives.md)."
         )
 
 
-def _described(tokenizer: Any) -> str:
+def teacher_text(section: TeacherSection | None, student: MmkdProcessor) -> TeacherText | None:
+    """How the live teacher of a config reads records by itself; None for another kind, which `Teacher.check` refuses.
+
+    Raises: ConfigError for a folder without a processor, or a tokenizer that cannot be aligned by bytes.
+    """
+    if section is None or section.kind != "live" or section.model is None:
+        return None
+    return TeacherText(student, _processor(section.model))
+
+
+def require_one_reading(stage: str, objectives: Sequence[Objective]) -> None:
+    """Refuse objectives that read the teacher on its own tokens beside others that read it on the student's.
+
+    Raises: ConfigError.
+    """
+    own = [objective.name for objective in objectives if objective.own_tokens]
+    others = [objective.name for objective in objectives if objective.teacher]
+    if own and others:
+        raise ConfigError(
+            f"stage {stage}: {', '.join(own)} has the teacher read its own tokens, {', '.join(others)} the student's; "
+            "a stage has one reading. Keep one kind; cross_entropy goes with both."
+        )
+
+
+def _processor(model: str) -> MmkdProcessor:
+    try:
+        return MmkdProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:  # a name that the hub does not even take is a ValueError
+        raise ConfigError(f"{model} is not a folder that mmkd can load ({error}).") from error
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 of which id is which token."""
     vocabulary = tokenizer.get_vocab()
-    digest = hashlib.sha256(repr(sorted((i, token) for token, i in vocabulary.items())).encode()).hexdigest()
-    return f"{len(vocabulary):,} ids (sha {digest[:8]})"
+    return hashlib.sha256(repr(sorted((i, token) for token, i in vocabulary.items())).encode()).hexdigest()
+
+
+def _described(tokenizer: Any) -> str:
+    return f"{len(tokenizer.get_vocab()):,} ids (sha {vocabulary_digest(tokenizer)[:8]})"

@@ -35,6 +35,9 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
+    from mmkd.teachers.checks import check_teacher
+
+    check_teacher(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model_folder = run / "model"
@@ -146,8 +149,9 @@ def train_stage(
     from mmkd.lora import add_adapters
     from mmkd.models.attention_capture import capture_name
     from mmkd.objectives import build
+    from mmkd.teachers.cached import CachedTeacher, require_same_text
     from mmkd.teachers.live import build_teacher
-    from mmkd.teachers.tokenizers import require_one_tokenizer, vocabulary_size
+    from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer, teacher_text, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.features import cached_features, measure_channels
     from mmkd.train.task import DistillTask
@@ -171,11 +175,17 @@ def train_stage(
     sections = stage.objectives or config.objectives
     objectives = [(build(s), s.weight) for s in sections]
     # Of all stages, or the refusal would come when those before are trained.
-    everything = [build(s) for each in config.stages for s in each.objectives or config.objectives]
-    tokenizer = composed.processor.tokenizer
-    require_one_tokenizer(config.teacher, tokenizer, sorted({o.name for o in everything if o.teacher}))
+    tokenizer, reading = composed.processor.tokenizer, set()
+    for each in config.stages:
+        built = [build(s) for s in each.objectives or config.objectives]
+        require_one_reading(each.name, built)
+        reading |= {objective.name for objective in built if objective.teacher}
+    require_one_tokenizer(config.teacher, tokenizer, sorted(reading))
+    own_tokens = any(objective.own_tokens for objective, _ in objectives)
+    text = teacher_text(config.teacher, composed.processor) if own_tokens else None
+    require_same_text(config.teacher, composed.processor)
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
-    task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer))
+    task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), text.shared_ids() if text else None)
     if teacher is None and task.needs.teacher:
         names = ", ".join(s.name for s in sections)
         raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")
@@ -218,6 +228,8 @@ def train_stage(
             start_step=step,
             rejected=run / "rejected.jsonl",
             feature_store=store,
+            teacher=text,
+            teacher_rows=teacher.store if isinstance(teacher, CachedTeacher) else None,
         )
 
     trainer = DistillTrainer(

@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from mmkd.errors import TrainingError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.voco import CompressionTokens
-from mmkd.objectives import AnswerBatch, Needs, Objective, Outputs, Ratio, TokenLoss, token_losses
+from mmkd.objectives import (
+    AnswerBatch,
+    Needs,
+    Objective,
+    Outputs,
+    Ratio,
+    SparseTargets,
+    TokenLoss,
+    token_losses,
+)
 from mmkd.teachers.live import Teacher
-from mmkd.teachers.reading import prefixes, read_outputs
+from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
 
 
 class DistillTask(nn.Module):
@@ -24,7 +33,10 @@ class DistillTask(nn.Module):
         objectives: (objective, weight) pairs.
         teacher: None where no objective needs one.
         vocabulary: token ids below this are real; None takes the whole width of the heads.
+        shared_ids: [2, m] ids of student and teacher that are one token, where the teacher reads tokens of its own.
     """
+
+    shared_ids: Tensor | None
 
     def __init__(
         self,
@@ -32,6 +44,7 @@ class DistillTask(nn.Module):
         objectives: list[tuple[Objective, float]],
         teacher: Teacher | None = None,
         vocabulary: int | None = None,
+        shared_ids: Tensor | None = None,
     ):
         super().__init__()
         self.student = student
@@ -39,6 +52,7 @@ class DistillTask(nn.Module):
         self.weights = [weight for _, weight in objectives]
         object.__setattr__(self, "teacher", teacher)  # not a submodule
         self.vocabulary = vocabulary
+        self.register_buffer("shared_ids", shared_ids, persistent=False)
         text = student.config.text_config
         layers, width = (teacher.layers(student), teacher.width(student)) if teacher is not None else (None, None)
         self.needs = Needs()
@@ -74,7 +88,7 @@ class DistillTask(nn.Module):
         Beyond the collator's keys the batch carries `reads`, the token counts to read with (None is full vision), and
         `normalizer` (see AnswerBatch). The report of sums and counts is left in `self.report`.
         """
-        answers = _answers(batch)
+        answers = answer_batch(batch, self.shared_ids)
         features = self.student.image_features(batch.get("pixel_values"), batch.get("image_features"))
         needs = self.needs
         teacher = None
@@ -104,29 +118,18 @@ class DistillTask(nn.Module):
         bias = voco.mass_bias(voco.tokens)
         return 0.0 * (total if bias is None else total + bias.sum())
 
-    def _loss(self, student: Outputs, teacher: Outputs | None, answers: AnswerBatch, read: str) -> Tensor:
+    def _loss(
+        self, student: Outputs, teacher: Outputs | SparseTargets | None, answers: AnswerBatch, read: str
+    ) -> Tensor:
         pairs = list(zip(self.objectives, self.weights, strict=True))
         results = []
         by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
         if by_token:
             results.append((token_losses(by_token, student, teacher, answers), 1.0))
-        results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
+        dense = teacher if isinstance(teacher, Outputs) else None  # a cached one is refused where this is needed
+        results += [(o(student, dense, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
         for result, _ in results:
             for name, ratio in result.report.items():
                 for key in (name, f"{read}/{name}"):
                     self.report[key] = self.report[key].plus(ratio) if key in self.report else ratio
         return torch.stack([result.loss * weight for result, weight in results]).sum()
-
-
-def _answers(batch: dict[str, Any]) -> AnswerBatch:
-    labels = batch["labels"]  # [B, T]
-    rows, positions = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # the query at t predicts token t + 1
-    return AnswerBatch(
-        answer_ids=labels[rows, positions + 1],
-        rows=rows,
-        positions=positions,
-        text_mask=batch["attention_mask"].bool(),
-        segment_ids=batch["segment_ids"],
-        normalizer=batch["normalizer"],
-        head_calls=batch.get("head_calls"),
-    )

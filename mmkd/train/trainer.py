@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from mmkd.checkpoints import keep_newest, mark_complete
 from mmkd.config.schema import StageSection
 from mmkd.errors import TrainingError
-from mmkd.objectives import Ratio, TokenLoss
+from mmkd.objectives import ULD, Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
 from mmkd.train.callbacks import StepFinished
@@ -139,7 +139,7 @@ class DistillTrainer(Trainer):
 
     def _head_calls(self, batch: dict[str, Any], world: int, device: torch.device) -> int | None:
         """How often every rank must call the head: ZeRO-3 gathers its weight each time, so ranks must agree."""
-        token_objectives = [o for o in self.task.objectives if isinstance(o, TokenLoss)]
+        token_objectives = [o for o in self.task.objectives if isinstance(o, TokenLoss | ULD)]
         if world == 1 or not token_objectives:
             return None
         answers = int((batch["labels"][:, 1:] != -100).sum())

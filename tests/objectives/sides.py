@@ -1,9 +1,11 @@
 """Random sides of a token loss, and what tests compare."""
 
+import weakref
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd.objectives import AnswerBatch, Outputs
 
@@ -52,3 +54,25 @@ def close(found, expected, dtype):
     for a, b in zip(found, expected, strict=True):
         scale = b.double().abs().max().clamp(min=1e-30)
         assert ((a.double() - b.double()).abs().max() / scale) < TOLERANCE[dtype]
+
+
+class LivePeak(TorchDispatchMode):
+    """Largest number of elements alive at once in tensors as wide as the vocabulary."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.live, self.peak = width, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        for t in result if isinstance(result, (tuple, list)) else [result]:
+            fresh = isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in known
+            if fresh and t.ndim == 2 and t.shape[-1] == self.width:
+                self.live += t.numel()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(t, self.freed, t.numel())
+        return result
+
+    def freed(self, numel):
+        self.live -= numel

@@ -1,17 +1,27 @@
 """Token losses against their definitions, in value and gradient, and what they cost."""
 
-import weakref
-
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import log_softmax, softmax
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd.errors import ConfigError
 from mmkd.objectives import CrossEntropy, ForwardKL, Ratio, build, names, options, token_losses
 from mmkd.objectives.chunked import chunked_cross_entropy, chunked_divergence, split_sizes
-from tests.objectives.sides import D_S, D_T, N, Section, V, batch, close, gradients, outputs, random_targets, side
+from tests.objectives.sides import (
+    D_S,
+    D_T,
+    LivePeak,
+    N,
+    Section,
+    V,
+    batch,
+    close,
+    gradients,
+    outputs,
+    random_targets,
+    side,
+)
 
 
 def naive_cross_entropy(zs, y):  # [N, V]; the formula, nothing else
@@ -155,28 +165,6 @@ def test_too_few_head_calls_are_refused_instead_of_growing_the_chunk():
     with pytest.raises(ValueError, match="need 4 head calls, 2 were given"):
         split_sizes(23, 7, calls=2)
     assert split_sizes(23, 7) == [6, 6, 6, 5]
-
-
-class LivePeak(TorchDispatchMode):
-    """Largest number of elements alive at once in tensors as wide as the vocabulary."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.width, self.live, self.peak = width, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
-        for t in result if isinstance(result, (tuple, list)) else [result]:
-            fresh = isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in known
-            if fresh and t.ndim == 2 and t.shape[-1] == self.width:
-                self.live += t.numel()
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(t, self.freed, t.numel())
-        return result
-
-    def freed(self, numel):
-        self.live -= numel
 
 
 def peak(tokens, chunk):

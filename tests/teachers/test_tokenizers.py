@@ -11,8 +11,17 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 from mmkd.config.schema import TeacherSection
 from mmkd.errors import ConfigError
 from mmkd.models import MmkdProcessor
-from mmkd.teachers.tokenizers import difference, require_one_tokenizer, vocabulary_size
+from mmkd.objectives import Needs, build, names
+from mmkd.teachers.live import SharedTeacher
+from mmkd.teachers.tokenizers import (
+    difference,
+    require_one_reading,
+    require_one_tokenizer,
+    teacher_text,
+    vocabulary_size,
+)
 from tests.byte_tokenizer import byte_tokenizer
+from tests.objectives.sides import Section
 
 
 def other_tokenizer(turned: bool = False, words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
@@ -52,7 +61,7 @@ def test_a_teacher_of_another_tokenizer_is_refused_without_its_weights_and_told_
     text = str(caught.value)
     assert "259 ids" in text
     assert "(forward_kl, taid) compare both sides token by token" in text
-    assert "uld" in text
+    assert "Use uld in their place" in text
     assert str(tmp_path) in text
 
 
@@ -67,3 +76,24 @@ def test_a_teacher_of_the_students_tokenizer_passes_and_so_does_one_that_no_obje
 def test_a_teacher_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match="is not a folder that mmkd can load"):
         require_one_tokenizer(TeacherSection(model=str(tmp_path / "none")), byte_tokenizer(), ["forward_kl"])
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_objective_says_whose_tokens_the_teacher_reads_for_it(name):
+    objective = build(Section(name))
+    assert objective.needs(4, 4).teacher == (objective.teacher or objective.own_tokens)
+    assert not (objective.teacher and objective.own_tokens)
+
+
+def test_a_stage_has_the_teacher_read_its_own_tokens_or_the_students():
+    kinds = {name: build(Section(name)) for name in ("cross_entropy", "uld", "forward_kl", "hidden_states")}
+    require_one_reading("tune", [kinds["cross_entropy"], kinds["uld"]])
+    require_one_reading("tune", [kinds["cross_entropy"], kinds["forward_kl"], kinds["hidden_states"]])
+    with pytest.raises(ConfigError, match="stage tune: uld has the teacher read its own tokens, hidden_states"):
+        require_one_reading("tune", [kinds["uld"], kinds["hidden_states"]])
+
+
+def test_a_teacher_that_is_the_student_has_no_tokens_of_its_own():
+    assert teacher_text(TeacherSection(kind="shared"), None) is None
+    with pytest.raises(ConfigError, match="use forward_kl"):
+        SharedTeacher().check(Needs(True, own_tokens=True))

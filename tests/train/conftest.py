@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor, LlamaConfig
 from mmkd.models import MmkdConfig, MmkdForConditionalGeneration, MmkdProcessor
 from mmkd.models.configuration_vision import MmkdVisionConfig
 from mmkd.templates import chat_template
-from tests.byte_tokenizer import byte_tokenizer
+from tests.byte_tokenizer import byte_level, byte_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # `ranks` has to be importable by its name in forked ranks
 
@@ -26,19 +26,31 @@ SIDE = 32
 WORDS = ["red", "green", "blue", "a circle", "a square", "yes", "no"]
 
 
-def save_tiny_model(folder: Path, seed: int, layers: int, voco: int | None, tied: bool = True, width: int = 32) -> None:
+def save_tiny_model(
+    folder: Path,
+    seed: int,
+    layers: int,
+    voco: int | None,
+    tied: bool = True,
+    width: int = 32,
+    tokenizer: Any = None,
+    template: str = "qa",
+    image_size: int = SIDE,
+) -> None:
     """A composed model of random weights: a convolutional tower with batch norms, a decoder of hidden size `width`."""
-    tokenizer = byte_tokenizer(image=True)
-    side = {"height": SIDE, "width": SIDE}
+    tokenizer = tokenizer or byte_tokenizer(image=True)
+    side = {"height": image_size, "width": image_size}
     processor = MmkdProcessor(
         CLIPImageProcessor(size=side, do_center_crop=False, crop_size=side),
         tokenizer,
-        chat_template=chat_template("qa", tokenizer),
+        chat_template=chat_template(template, tokenizer),
         image_tokens=4,
         voco_tokens=voco,
     )
     config = MmkdConfig(
-        vision_config=MmkdVisionConfig(library="timm", architecture="test_efficientnet", grid=[2, 2], image_size=SIDE),
+        vision_config=MmkdVisionConfig(
+            library="timm", architecture="test_efficientnet", grid=[2, 2], image_size=image_size
+        ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
@@ -83,6 +95,25 @@ def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher whose decoder is wider than the student's."""
     folder = tmp_path_factory.mktemp("wide_teacher")
     save_tiny_model(folder, seed=2, layers=3, voco=None, width=48)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def foreign_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of another tokenizer, another chat template and another image size."""
+    tokenizer = byte_level([f"what is {word}? {word}" for word in WORDS])
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<|im_start|>", "<|im_end|>"]})
+    folder = tmp_path_factory.mktemp("foreign_teacher")
+    save_tiny_model(folder, 1, 3, None, width=48, tokenizer=tokenizer, template="chatml", image_size=2 * SIDE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def square_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher whose decoder's layers are all 64 wide."""
+    folder = tmp_path_factory.mktemp("square_teacher")
+    save_tiny_model(folder, seed=4, layers=3, voco=None, width=64)
     return folder
 
 

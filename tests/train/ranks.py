@@ -129,6 +129,7 @@ def _plain(config: dict[str, Any]) -> list[float]:
     from mmkd.data.loader import build_loader
     from mmkd.objectives import build
     from mmkd.teachers.live import build_teacher
+    from mmkd.teachers.tokenizers import teacher_text
     from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
     from mmkd.train.task import DistillTask
     from mmkd.train.trainer import draw_reads
@@ -139,7 +140,11 @@ def _plain(config: dict[str, Any]) -> list[float]:
     torch.manual_seed(settings.run.seed)
     composed = compose(settings.student)
     teacher = build_teacher(settings.teacher, torch.float32, "sdpa", torch.device("cpu"))
-    task = DistillTask(composed.model, [(build(o), o.weight) for o in settings.objectives], teacher)
+    objectives = [(build(o), o.weight) for o in settings.objectives]
+    own_tokens = any(objective.own_tokens for objective, _ in objectives)
+    text = teacher_text(settings.teacher, composed.processor) if own_tokens else None
+    shared = text.shared_ids() if text else None
+    task = DistillTask(composed.model, objectives, teacher, shared_ids=shared)
     for name, parameters in parts(composed.model).items():
         for parameter in parameters:
             parameter.requires_grad_(name in stage.trainable)
@@ -161,6 +166,7 @@ def _plain(config: dict[str, Any]) -> list[float]:
             world_size=1,
             start_step=0,
             rejected=Path(settings.run.dir) / "plain-rejected.jsonl",
+            teacher=text,
         )
     )
     found = []
