@@ -129,3 +129,41 @@ def test_ocr_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(ConfigError, match=r'pip install "mmkd\[ocr\]"'):
         TextReader()
+
+
+def test_grounding_dino_is_loaded_and_asked_the_same_way(tmp_path):
+    from transformers import (
+        BertTokenizer,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessor,
+        GroundingDinoProcessor,
+    )
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "?", "red", "circle"]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    text = {"model_type": "bert", "vocab_size": len(words), "hidden_size": 16, "intermediate_size": 16}
+    text |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
+    swin |= {"image_size": 64, "out_features": ["stage2", "stage3", "stage4"]}
+    config = GroundingDinoConfig(
+        backbone_config=swin,
+        text_config=text,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=20,
+        disable_custom_kernels=True,
+    )
+    torch.manual_seed(0)
+    GroundingDinoForObjectDetection(config).save_pretrained(tmp_path)
+    size = {"shortest_edge": 64, "longest_edge": 96}
+    GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), tokenizer).save_pretrained(tmp_path)
+    found = ZeroShotDetector(str(tmp_path), threshold=0.0).detect(PICTURE, "red circle")
+    assert found
+    assert {one.label for one in found} == {"red circle"}
+    assert all(0 <= one.box[0] < one.box[2] <= 90 and 0 <= one.box[1] < one.box[3] <= 60 for one in found)
