@@ -10,6 +10,7 @@ from typing import Any
 from mmkd.data.scene_questions import COLORS
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.events import Event
+from mmkd.synthesis.programs.parts import is_box
 
 # fmt: off
 NUMBERS = (
@@ -65,16 +66,18 @@ def unsupported(text: str, events: Iterable[Event], question: str, answer: Any =
     boxes = {tuple(map(float, part.box)) for event in events for part in (*event.given, *event.found)}
     for event in events:
         numbers.add(float(len(event.found)))
+        texts.append(as_text(event.result))
         texts += [part.label for part in event.found + event.given if hasattr(part, "label")]  # type: ignore[attr-defined]
         for value in _leaves([event.arguments, event.result, answer]):
             if isinstance(value, bool) or value is None:
                 continue
             if isinstance(value, int | float):
-                numbers.add(float(value))
+                numbers |= {float(value), float(as_text(value))}  # as it is, and as it is told
             else:
                 texts.append(str(value))
         boxes |= {tuple(map(float, value)) for value in _boxes([event.arguments, answer])}
     held = [claims(one) for one in texts]
+    boxes = boxes.union(*(one.boxes for one in held))
     numbers = numbers.union(*(one.numbers for one in held))
     colors = frozenset().union(*(one.colors for one in held))
     plain = [f" {_flat(one)} " for one in texts]
@@ -89,7 +92,7 @@ def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         for one in value.values():
             yield from _leaves(one)
-    elif isinstance(value, list | tuple) and not _is_box(value):
+    elif isinstance(value, list | tuple) and not is_box(value):
         for one in value:
             yield from _leaves(one)
     elif not isinstance(value, list | tuple):
@@ -97,15 +100,11 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _boxes(value: Any) -> Iterator[list[float]]:
-    if _is_box(value):
+    if is_box(value):
         yield value
     elif isinstance(value, dict | list | tuple):
         for one in value.values() if isinstance(value, dict) else value:
             yield from _boxes(one)
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 4 and all(type(n) in (int, float) for n in value)
 
 
 def _floats(text: str) -> tuple[float, ...]:

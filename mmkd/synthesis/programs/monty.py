@@ -7,12 +7,13 @@ program. No mounts, no OS handler and no importable modules exist.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmkd.errors import ConfigError
 from mmkd.synthesis.programs.executor import Call, Execution
@@ -21,8 +22,10 @@ from mmkd.synthesis.programs.reasons import Reason, Stop
 from mmkd.synthesis.programs.values import plain
 
 GRACE = 0.5  # seconds after a limit before the worker is killed from outside
+MOST_SECONDS = 60.0  # that a worker may be silent, whatever the limits say
 CHECKOUTS = 200  # programs before a worker is replaced, so that nothing adds up in one
 
+T = TypeVar("T")
 _KINDS = {
     "TimeoutError": Reason.TIME,
     "MemoryError": Reason.MEMORY,
@@ -47,19 +50,19 @@ class MontyExecutor:
         except ImportError as error:
             raise ConfigError('programs: pydantic-monty is not installed. pip install "mmkd[data]"') from error
         self._monty = pydantic_monty
-        self._folder = tempfile.mkdtemp(prefix="mmkd-programs-")
+        self._folder = tempfile.TemporaryDirectory(prefix="mmkd-programs-")
         self._pool = pydantic_monty.Monty(
-            binary_path=_launcher(Path(self._folder)) if confine else None,
+            binary_path=_launcher(Path(self._folder.name)) if confine else None,
             min_processes=workers,
             max_processes=workers,
-            request_timeout=30.0,
+            request_timeout=MOST_SECONDS,
             max_checkouts_per_worker=CHECKOUTS,
             feed_duration_limit_grace=GRACE,
         )
         try:
             self._pool.__enter__()
         except (pydantic_monty.MontyError, OSError, RuntimeError) as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.cleanup()
             raise ConfigError(f"programs: the sandbox's workers do not start: {error}") from error
 
     def __enter__(self) -> MontyExecutor:
@@ -70,7 +73,7 @@ class MontyExecutor:
 
     def close(self) -> None:
         self._pool.__exit__(None, None, None)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.cleanup()
 
     def execute(self, code: str, inputs: dict[str, str], call: Call, limits: Limits) -> Execution:
         monty = self._monty
@@ -94,15 +97,14 @@ class MontyExecutor:
             return Execution(None, Reason.NOT_PYTHON, _line(error))
         except monty.MontyError as error:
             return _raised(error)
-        except (ValueError, OverflowError, RecursionError, MemoryError, TypeError) as error:
-            # What the program hands over has no counterpart here, such as a whole number of 5,000 digits.
-            return Execution(None, Reason.BAD_ARGUMENT, _line(error))
+        except OSError as error:  # no worker to be had
+            return Execution(None, Reason.WORKER_DIED, _line(error))
 
     def _drive(self, session: Any, code: str, inputs: dict[str, str], call: Call, limits: Limits) -> Execution:
         monty = self._monty
         deadline = time.monotonic() + limits.wall_seconds
         printed = monty.CollectString(max_bytes=limits.output)
-        step = session.feed_start(code, inputs=dict(inputs), print_callback=printed)
+        step = _crossing(lambda: session.feed_start(code, inputs=dict(inputs), print_callback=printed))
         while not isinstance(step, monty.MontyComplete):
             if time.monotonic() > deadline:
                 raise Stop(Reason.TIME, f"it took more than {limits.wall_seconds:g} s, tools included.")
@@ -111,11 +113,24 @@ class MontyExecutor:
             if not isinstance(step, monty.FunctionSnapshot) or step.is_os_function or step.object_id is not None:
                 name = getattr(step, "function_name", "a future")
                 raise Stop(Reason.OUTSIDE, f"it asked for {str(name)[:60]}, which no program has.")
-            step = step.resume({"return_value": call(step.function_name, step.args, step.kwargs)})
-        answer = plain(step.output, limits.output, "the answer", Reason.NOT_JSON)
+            value = call(*_crossing(partial(_asked, step)))
+            step = _crossing(partial(step.resume, {"return_value": value}))
+        answer = plain(_crossing(lambda: step.output), limits.output, "the answer", Reason.NOT_JSON)
         if answer is None:
             return Execution(None, Reason.NO_ANSWER, "it returned None.")
         return Execution(answer)
+
+
+def _asked(step: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    return step.function_name, step.args, step.kwargs
+
+
+def _crossing(take: Callable[[], T]) -> T:
+    """What `take` gives. What a program hands over may have no counterpart here, as a whole number of 5,000 digits."""
+    try:
+        return take()
+    except (ValueError, OverflowError, RecursionError, MemoryError, TypeError) as error:
+        raise Stop(Reason.BAD_ARGUMENT, _line(error)) from None
 
 
 def _raised(error: Any) -> Execution:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the whole picture; right and bottom are outside
 
@@ -37,6 +39,15 @@ class Thing(Part):
 
 
 Region = Picture | Thing
+
+
+def is_box(value: Any) -> bool:
+    """Whether a JSON value is four finite numbers."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 4
+        and all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value)
+    )
 
 
 def area(box: Box) -> int:

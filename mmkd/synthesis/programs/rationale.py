@@ -8,7 +8,7 @@ from typing import Any
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.events import Event
 from mmkd.synthesis.programs.evidence import unsupported
-from mmkd.synthesis.programs.parts import Part, Thing
+from mmkd.synthesis.programs.parts import Part, Thing, is_box
 from mmkd.synthesis.programs.runner import Outcome
 
 MOST_LISTED = 6  # things of one event that are listed with their boxes
@@ -34,7 +34,7 @@ def tell(events: Sequence[Event], answer: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list) and len(value) == 4 and all(type(n) is int for n in value):
+    if is_box(value):
         return str(value)
     return as_text(value)
 
@@ -70,8 +70,7 @@ def _beside(event: Event) -> str:
     where, of = SIDES[event.tool], _named(event.given[0])
     if not event.found:
         return f"Nothing is {where} {of}."
-    label = event.found[0]
-    return f"{_capital(_named(label))} is {where} {of}."
+    return f"{_capital(_named(event.found[0]))} is {where} {of}."
 
 
 def _neighbours(event: Event) -> str:
@@ -82,7 +81,7 @@ def _neighbours(event: Event) -> str:
 
 
 def _largest(event: Event) -> str:
-    return f"The largest of these is {_named(event.found[0])}." if event.found else "There is no largest one."
+    return f"The largest of these is {_named(event.found[0])}." if event.found else "Nothing is the largest."
 
 
 def _crop(event: Event) -> str:

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_dilation
-from skimage.measure import label, regionprops
+from scipy.ndimage import binary_dilation, find_objects, label
 
 from mmkd.data.scene_questions import COLORS
 from mmkd.synthesis.programs.backends.base import Detection
+from mmkd.synthesis.programs.reasons import Reason, Stop
 
 # The colours that EasyVQA draws with, in the order of COLORS.
 PALETTE = np.array(
@@ -20,6 +20,10 @@ PALETTE = np.array(
 BACKGROUND = 222  # every channel of a background is at least 230 there; resampling overshoots by a few
 SMALLEST = 9  # pixels; EasyVQA's smallest shape has about 40
 MOST_CELLS = 8
+# Bounds on what a hostile picture can cost.
+MOST_SHAPES = 400  # in one cell
+MOST_SAMPLES = 4096  # pixels of a shape that its colour is told by
+DRAWN = 40  # side in pixels of the largest ideal drawing; larger shapes are sampled
 
 
 def shapes_in(image: Image.Image) -> list[Detection]:
@@ -28,6 +32,8 @@ def shapes_in(image: Image.Image) -> list[Detection]:
     Pixels darker than any background are shape. Where the picture is a grid of cells (each with a flat background of
     its own), shapes are parted at the cells' edges and know their cell. Colour: the nearest of EasyVQA's eight to
     most pixels of the shape.
+
+    Raises: Stop for a picture of hundreds of shapes, which is no drawing.
     """
     pixels = np.asarray(image.convert("RGB")).astype(np.int16)  # [H, W, 3]
     shape = pixels.min(axis=2) < BACKGROUND  # [H, W]
@@ -72,12 +78,24 @@ def _in_cell(
     pixels: np.ndarray, shape: np.ndarray, corner: tuple[int, int], cell: tuple[int, int] | None
 ) -> list[Detection]:
     """The things of one cell [h, w, 3]: one at most where there is a grid; the rest are crumbs of its neighbours."""
-    numbered = label(shape, connectivity=2)
-    regions = [region for region in regionprops(numbered) if region.area >= SMALLEST]
-    if cell is not None and regions:
-        regions = [max(regions, key=lambda region: region.area)]
+    numbered = np.zeros(shape.shape, np.int32)
+    label(shape, structure=np.ones((3, 3)), output=numbered)
+    sizes = np.bincount(numbered.ravel())
+    sizes[0] = 0
+    numbers = np.flatnonzero(sizes >= SMALLEST)
+    if len(numbers) > MOST_SHAPES:
+        raise Stop(Reason.TOOL_ERROR, f"find: more than {MOST_SHAPES} shapes; the classical back end is for drawings.")
+    if cell is not None and len(numbers):
+        numbers = [int(sizes.argmax())]
     background = np.median(pixels[~shape], axis=0) if (~shape).any() else np.full(3, 255.0)
-    return [_thing(pixels, numbered == region.label, background, corner, cell) for region in regions]
+    places = find_objects(numbered)
+    found = []
+    for number in numbers:
+        rows, columns = places[number - 1]
+        mask = numbered[rows, columns] == number
+        at = (columns.start + corner[0], rows.start + corner[1])
+        found.append(_thing(pixels[rows, columns], mask, background, at, cell))
+    return found
 
 
 def _thing(
@@ -87,12 +105,14 @@ def _thing(
     corner: tuple[int, int],
     cell: tuple[int, int] | None,
 ) -> Detection:
+    """What the pixels [h, w, 3] in the mask [h, w] are; `corner` is their place in the picture."""
     inside = pixels[mask]  # [N, 3]
+    inside = inside[:: 1 + len(inside) // MOST_SAMPLES]
     distance = np.abs(inside[:, None, :] - PALETTE[None]).sum(axis=2)  # [N, 8]
     color = int(np.bincount(distance.argmin(axis=1), weights=distance.min(axis=1) < 90, minlength=len(COLORS)).argmax())
     # How much of each pixel the shape covers: at its rim pixels are a blend of background and colour.
     span = background - PALETTE[color]
-    cover = np.clip(((background - pixels) @ span) / (span @ span), 0, 1) * mask
+    cover = np.clip(((background - pixels) @ span) / max(span @ span, 1), 0, 1) * mask
     core = cover > 0.25
     y, x = np.nonzero(core if core.any() else mask)
     top, left, bottom, right = int(y.min()), int(x.min()), int(y.max()) + 1, int(x.max()) + 1
@@ -102,12 +122,12 @@ def _thing(
 
 def _form(cover: np.ndarray) -> str:
     """The shape whose ideal drawing differs least from how much of each pixel is covered [h, w]."""
-    return min(
-        ((float(np.abs(ideal - cover).sum()), name) for name, ideal in _ideals(*cover.shape)),
-    )[1]
+    rows, columns = (np.linspace(0, side - 1, min(side, DRAWN)).round().astype(int) for side in cover.shape)
+    cover = cover[np.ix_(rows, columns)]
+    return min((float(np.abs(ideal - cover).sum()), name) for name, ideal in _ideals(*cover.shape))[1]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _ideals(height: int, width: int) -> tuple[tuple[str, np.ndarray], ...]:
     """Each shape drawn with soft rims into a box of this size, filling it and half a pixel and a pixel smaller."""
     fine = 4
@@ -123,5 +143,7 @@ def _ideals(height: int, width: int) -> tuple[tuple[str, np.ndarray], ...]:
             ("circle", x**2 + (2 * y - 1) ** 2 <= 1),
             ("triangle", np.abs(x) <= y),
         ):
-            drawn.append((name, (whole & inside).reshape(height, fine, width, fine).mean(axis=(1, 3))))
+            drawn.append(
+                (name, (whole & inside).reshape(height, fine, width, fine).mean(axis=(1, 3), dtype=np.float32))
+            )
     return tuple(drawn)

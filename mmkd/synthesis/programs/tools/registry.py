@@ -58,6 +58,3 @@ class Toolset:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tools)
-
-    def __len__(self) -> int:
-        return len(self._tools)

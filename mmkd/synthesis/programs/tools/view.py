@@ -12,7 +12,7 @@ from mmkd.synthesis.programs.parts import Box, Part, Picture, Region, Thing, ove
 from mmkd.synthesis.programs.reasons import Reason, Stop
 
 WHOLE = "image:0"  # handle of the whole picture
-MOST_PARTS = 2000
+MOST_PARTS = 2_000
 
 P = TypeVar("P", bound=Part)
 
@@ -31,6 +31,8 @@ class View:
         self.whole = Picture(WHOLE, (0, 0, picture.width, picture.height))
         self.parts: dict[str, Part] = {WHOLE: self.whole}
         self.noticed: list[Part] = []
+        self._handles: dict[Part, Part] = {}  # part without a handle -> with it
+        self._numbers = {"image": 1, "thing": 0}
 
     def pixels(self, part: Region) -> Image.Image:
         """The picture inside `part`, RGB."""
@@ -61,13 +63,12 @@ class View:
 
     def _with_handle(self, part: P) -> P:
         """The part with a handle: the one it got before, if it is not new."""
-        for known in self.parts.values():
-            if type(known) is type(part) and replace(known, handle="") == part:
-                return known  # type: ignore[return-value]  # the same type, just compared
+        if part in self._handles:
+            return self._handles[part]  # type: ignore[return-value]  # parts of two types are never equal
         if len(self.parts) >= MOST_PARTS:
             raise Stop(Reason.OUTPUT, f"more than {MOST_PARTS:,} things and crops.")
-        kind = type(part).__name__.lower().replace("picture", "image")
-        number = sum(handle.startswith(kind) for handle in self.parts)
-        named = replace(part, handle=f"{kind}:{number}")
-        self.parts[named.handle] = named
+        kind = "thing" if isinstance(part, Thing) else "image"
+        self._numbers[kind] += 1
+        named = replace(part, handle=f"{kind}:{self._numbers[kind] - 1}")
+        self.parts[named.handle] = self._handles[part] = named
         return named

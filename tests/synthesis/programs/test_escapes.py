@@ -1,0 +1,207 @@
+"""The escape suite: every attack of attacks.yaml, with the checker and without it, and attacks on the workers."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from mmkd.synthesis.programs.executor import Execution
+from mmkd.synthesis.programs.limits import Limits
+from mmkd.synthesis.programs.monty import MontyExecutor
+from mmkd.synthesis.programs.reasons import Reason, Stop, Verdict
+from mmkd.synthesis.programs.runner import Runner
+from mmkd.synthesis.programs.server import ToolServer
+from mmkd.synthesis.programs.tools import View
+
+ATTACKS = yaml.safe_load(Path(__file__).with_name("attacks.yaml").read_text(encoding="utf-8"))
+LIMIT = {Reason.TIME, Reason.MEMORY, Reason.RECURSION, Reason.OUTPUT, Reason.WORKER_DIED}
+TIGHT = Limits(seconds=0.15)
+CANARY = Path("/tmp/mmkd-escaped")
+PICTURE = Image.new("RGB", (64, 64), (240, 240, 240))
+PICTURE.paste((255, 0, 0), (10, 10, 30, 30))
+
+
+@pytest.fixture(scope="module")
+def tight():
+    """A sandbox that lets a program compute for 0.15 s."""
+    CANARY.unlink(missing_ok=True)
+    with Runner(limits=TIGHT, executor=MontyExecutor(workers=1)) as runner:
+        yield runner
+
+
+def source(attack: dict) -> str:
+    return attack["program"] if "program" in attack else f"def answer(image):\n    return {attack['do']}"
+
+
+def held(found: Reason | None, expected: str) -> bool:
+    if expected == "limit":
+        return found in LIMIT
+    return found is None if expected == "harmless" else found == expected
+
+
+def test_there_are_more_than_a_hundred_attacks():
+    assert len({attack["name"] for attack in ATTACKS}) == len(ATTACKS) > 200
+    assert len({source(attack) for attack in ATTACKS}) == len(ATTACKS)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["name"])
+def test_every_attack_has_its_clear_verdict(tight, attack):
+    began = time.monotonic()
+    outcome = tight.run(source(attack), PICTURE)
+    assert time.monotonic() - began < 20, "a hang"
+    assert held(outcome.reason, attack["checked"]), (outcome.reason, outcome.message)
+    assert (outcome.reason is None) == (outcome.verdict is Verdict.RAN)
+    assert outcome.message or outcome.reason is None
+    assert not CANARY.exists()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["name"])
+def test_the_sandbox_holds_without_the_checker(tight, attack):
+    server = ToolServer(tight.tools, View(PICTURE, tight.backends), TIGHT)
+    done = tight.executor.execute(source(attack) + "\nanswer(image)\n", {"image": "image:0"}, server.call, TIGHT)
+    assert held(done.reason, attack["bare"]), (done.reason, done.message, done.answer)
+    text = str(done.answer)
+    assert "root:" not in text  # /etc/passwd
+    assert os.getcwd() not in text
+    assert not CANARY.exists()
+
+
+def test_after_all_that_the_sandbox_works(tight):
+    assert tight.run("def answer(image):\n    return count(image, 'red')", PICTURE).answer == 1
+
+
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.name() in ("monty", "worker", "python")]
+
+
+def test_a_killed_worker_costs_one_program():
+    before = {child.pid for child in workers()}
+    with MontyExecutor(workers=1) as executor:
+        (worker,) = [child for child in workers() if child.pid not in before]
+        done: list[Execution] = []
+
+        def run() -> None:
+            limits = Limits(seconds=20)
+            code = "ready()\nwhile True:\n    pass\n"
+            done.append(executor.execute(code, {}, lambda name, args, kwargs: started.set(), limits))
+
+        started = threading.Event()
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert started.wait(20)
+        worker.kill()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert done[0].reason is Reason.WORKER_DIED
+        assert executor.execute("1 + 1", {}, lambda *call: None, Limits()).answer == 2
+        (worker,) = [child for child in workers() if child.pid not in before]
+        worker.kill()  # one that nobody uses
+        answers = [executor.execute("1 + 1", {}, lambda *call: None, Limits()) for _ in range(3)]
+        assert [one.answer for one in answers[1:]] == [2, 2]
+    assert not [child for child in workers() if child.pid not in before]
+
+
+def test_a_stopped_worker_is_replaced():
+    """SIGSTOP: a worker that neither answers nor dies."""
+    before = {child.pid for child in workers()}
+    with MontyExecutor(workers=1) as executor:
+        (worker,) = [child for child in workers() if child.pid not in before]
+
+        def call(name, args, kwargs):
+            worker.suspend()
+            return 1
+
+        began = time.monotonic()
+        done = executor.execute("stop() + 1", {}, call, Limits(seconds=0.2))
+        assert done.reason in (Reason.TIME, Reason.WORKER_DIED)
+        assert time.monotonic() - began < 20
+        assert executor.execute("1 + 1", {}, lambda *call: None, Limits()).answer == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="confinement is Linux only")
+def test_workers_are_confined(monkeypatch):
+    monkeypatch.setenv("SECRET_KEY", "abc")
+    before = {child.pid for child in workers()}
+    with MontyExecutor(workers=1) as executor:
+        assert executor.execute("1", {}, lambda *call: None, Limits()).answer == 1  # it has started
+        (worker,) = [child for child in workers() if child.pid not in before]
+        folder = Path("/proc", str(worker.pid))
+        assert (folder / "environ").read_bytes() == b""
+        assert worker.rlimit(resource.RLIMIT_FSIZE) == (0, 0)
+        assert worker.rlimit(resource.RLIMIT_CORE) == (0, 0)
+        assert worker.rlimit(resource.RLIMIT_AS)[1] <= 1 << 30
+        status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+        assert list(worker.cwd().split("/"))[-1] == "empty"
+        assert not list(Path(worker.cwd()).iterdir())
+
+
+def test_the_filter_refuses_sockets_and_nothing_that_python_needs():
+    """worker.py's confinement in a process of its own, which then tries."""
+    import subprocess
+
+    from mmkd.synthesis.programs import worker
+
+    if not hasattr(os, "uname") or os.uname().machine not in worker.DENIED:
+        pytest.skip("no filter for this machine")
+    tries = (
+        "import socket, os, sys\n"
+        f"sys.path.insert(0, {str(Path(worker.__file__).parent)!r})\n"
+        "import worker\n"
+        "worker.limit(); worker.confine()\n"
+        "def tried(what):\n"
+        "    try:\n"
+        "        what()\n"
+        "    except OSError as error:\n"
+        "        return error.errno\n"
+        "print(tried(socket.socket), tried(os.fork), tried(lambda: os.kill(os.getppid(), 0)), tried(os.getcwd))\n"
+    )
+    done = subprocess.run([sys.executable, "-IS", "-c", tries], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "1"
+    assert done.stdout.split()[2:] == ["1", "None"]
+
+
+def test_nothing_of_one_program_is_left_for_the_next(tight):
+    executor = tight.executor
+    assert executor.execute("import json\nleft = 1\njson.left = 2\nleft", {}, lambda *c: 1, TIGHT).reason in (
+        None,
+        Reason.RAISED,
+    )
+    assert executor.execute("left", {}, lambda *call: 1, TIGHT).reason is Reason.UNKNOWN_NAME
+
+
+def test_tools_stop_a_program_in_the_middle_and_it_cannot_go_on(tight):
+    def call(name, args, kwargs):
+        raise Stop(Reason.TOOL_CALLS, "enough")
+
+    code = "try:\n    tool()\nexcept BaseException:\n    pass\nfinally:\n    7\n7"
+    done = tight.executor.execute(code, {}, call, TIGHT)
+    assert (done.answer, done.reason, done.message) == (None, Reason.TOOL_CALLS, "enough")
+
+
+def test_time_in_tools_counts_against_the_wall(tight):
+    done = tight.executor.execute(
+        "for i in range(30):\n    tool()\n1", {}, lambda *call: time.sleep(0.05), Limits(wall_seconds=0.2)
+    )
+    assert done.reason is Reason.TIME
+
+
+@pytest.mark.slow
+def test_memory_of_the_parent_stays_flat(runner):
+    program = "def answer(image):\n    return [count(image, 'red'), len(find(image, 'thing')), exists(image, 'blue')]"
+    process, sizes = psutil.Process(), []
+    for number in range(4000):
+        runner.run(program, PICTURE)
+        if number % 1000 == 999:
+            sizes.append(process.memory_info().rss)
+    assert sizes[-1] - sizes[0] < 8 * 2**20

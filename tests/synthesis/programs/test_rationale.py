@@ -1,0 +1,123 @@
+"""Rationales say what events hold, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmkd.synthesis.programs.events import Event
+from mmkd.synthesis.programs.evidence import claims, unsupported
+from mmkd.synthesis.programs.parts import Picture, Thing
+from mmkd.synthesis.programs.rationale import SENTENCES, rationale, tell
+from mmkd.synthesis.programs.reasons import Verdict
+from mmkd.synthesis.programs.runner import Outcome
+from mmkd.synthesis.programs.tools import installed
+
+CIRCLE = Thing("thing:0", (10, 20, 30, 40), "red circle", 1.0, "image:0")
+SQUARE = Thing("thing:1", (50, 20, 70, 40), "blue rectangle", 1.0, "image:0")
+FOUND = Event(0, "find", 1, {"image": "image:0", "name": "red"}, ["thing:0"], (), (CIRCLE,), True)
+BESIDE = Event(1, "right_of", 1, {"thing": "thing:0"}, "thing:1", (CIRCLE,), (SQUARE,), True)
+OUTCOME = Outcome("what shape is right of the red circle?", "rectangle", (FOUND, BESIDE), Verdict.VERIFIED)
+
+
+def test_the_template_tells_the_trace_in_order():
+    assert rationale(OUTCOME) == (
+        'There is 1 "red": the red circle at [10, 20, 30, 40]. '
+        "The blue rectangle at [50, 20, 70, 40] is right of the red circle at [10, 20, 30, 40]. "
+        "So the answer is rectangle."
+    )
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        "The red circle at [10, 20, 30, 40] has the blue rectangle on its right, so it is a rectangle.",
+        "One red circle is seen; right of it is something blue.",
+        'I looked for "red" and found 1.',
+    ],
+)
+def test_a_draft_that_is_covered_is_kept(draft):
+    assert rationale(OUTCOME, draft) == draft
+
+
+@pytest.mark.parametrize(
+    ("draft", "claim"),
+    [
+        ("There are 3 red circles.", "number 3"),
+        ("There are three red circles.", "number 3"),
+        ("The circle is at [10, 20, 30, 41].", "box [10.0, 20.0, 30.0, 41.0]"),
+        ("The circle is at (10, 20, 30, 41).", "box [10.0, 20.0, 30.0, 41.0]"),
+        ("Its left edge is at 10.", "number 10"),  # a box's numbers say nothing alone
+        ("The green circle.", "color green"),
+        ("The grey circle.", "color gray"),
+        ("The Purple circle.", "color purple"),
+        ('A sign reads "exit".', "quote 'exit'"),
+        ("A sign reads 'exit now'.", "quote 'exit now'"),
+        ("A sign reads “exit”.", "quote 'exit'"),
+        ('It is "red rectangle".', "quote 'red rectangle'"),
+        ("It is -1 away.", "number -1"),
+        ("It is 1.5 away.", "number 1.5"),
+    ],
+)
+def test_a_made_up_claim_is_found_and_the_template_told_instead(draft, claim):
+    assert unsupported(draft, OUTCOME.events, OUTCOME.question, OUTCOME.answer) == [claim]
+    assert rationale(OUTCOME, draft) == tell(OUTCOME.events, OUTCOME.answer)
+
+
+def test_an_empty_or_endless_draft_is_not_taken():
+    assert rationale(OUTCOME, "  ") == rationale(OUTCOME, "red " * 1000) == rationale(OUTCOME)
+
+
+def test_an_apostrophe_opens_no_quotation():
+    assert claims("the circle's edge and the boxes' sides").quotes == frozenset()
+
+
+def test_every_tool_has_a_sentence():
+    assert set(SENTENCES) == set(installed())
+
+
+TEXT = st.text(max_size=30) | st.sampled_from(
+    ['say "x"', "it's", "'a' 'b'", "“q”", "12 red", "[1, 2, 3, 4]", "(1,2,3,4)"]
+)
+NUMBER = st.integers(-1000, 1000) | st.floats(-1e5, 1e5).map(lambda x: round(x, 3))
+BOX = st.tuples(*[st.integers(0, 2000)] * 4)
+LABEL = st.sampled_from(["red circle", "gray triangle", "two 7 dogs", "thing", 'odd "label"'])
+THING = st.builds(Thing, st.just("thing:0"), BOX, LABEL, st.just(1.0), st.just("image:0"))
+CROP = st.builds(Picture, st.just("image:1"), BOX)
+
+
+@st.composite
+def events(draw) -> Event:
+    name = draw(st.sampled_from(sorted(SENTENCES)))
+    thing, other = draw(THING), draw(THING)
+    found, many = draw(st.lists(THING, max_size=9)), {"find", "count", "exists", "neighbours"}
+    arguments = {
+        "name": draw(TEXT), "property": draw(TEXT), "question": draw(TEXT), "expression": draw(TEXT),
+        "first": draw(NUMBER), "second": draw(NUMBER), "how": draw(st.sampled_from(["more", "fewer", "equal"])),
+    }  # fmt: skip
+    results = {
+        "count": len(found), "exists": bool(found), "distance": draw(NUMBER), "depth": draw(NUMBER),
+        "calculate": draw(NUMBER), "verify_property": draw(st.booleans()), "compare": draw(st.booleans()),
+        "query": draw(TEXT), "knowledge": draw(TEXT), "ocr": draw(st.lists(TEXT, max_size=3)),
+    }  # fmt: skip
+    given_parts = (thing, other) if name == "distance" else (draw(st.sampled_from([thing, draw(CROP)])),)
+    one = (draw(CROP),) if name == "crop" else tuple(found[:1])
+    return Event(
+        0, name, 1, arguments, results.get(name, "x"), given_parts, tuple(found) if name in many else one, True
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(events(), max_size=5), st.one_of(NUMBER, TEXT, st.booleans()), TEXT)
+def test_the_template_never_says_what_events_do_not_hold(trace, answer, question):
+    text = tell(trace, answer)
+    assert unsupported(text, trace, question, answer) == []
+
+
+def test_a_tool_of_another_package_is_told_too():
+    event = replace(FOUND, tool="my_tool", result=[1, "red"])
+    assert tell([event], 1) == 'my tool gives "1, red". So the answer is 1.'
+    assert unsupported(tell([event], 1), [event], "", 1) == []

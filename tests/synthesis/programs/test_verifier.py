@@ -1,0 +1,124 @@
+"""Right for a reason: every rejection with its reason, and what passes."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from mmkd.synthesis.programs.answers import as_text, score
+from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.verifier import blank, verify
+
+
+def program(*lines: str) -> str:
+    return "\n    ".join(["def answer(image):", *lines])
+
+
+@pytest.fixture(scope="module")
+def scene(make_scene):
+    """Green things in three forms, one black triangle, no teal."""
+    return make_scene("train", 0, 0)
+
+
+def verdicts(runner, programs, image, truth, **options) -> list[Reason | None]:
+    outcomes = verify(runner, programs, image, "a question?", truth, **options)
+    for one in outcomes:
+        assert (one.reason is None) == (one.verdict is Verdict.VERIFIED)
+    return [one.reason for one in outcomes]
+
+
+def test_a_right_grounded_program_is_verified(scene, runner):
+    truth = str(sum(thing.color == "green" for thing in scene.things))
+    assert truth != "0"
+    assert verdicts(runner, [program("return count(image, 'green')")], scene.image(), truth) == [None]
+
+
+@pytest.mark.parametrize(
+    ("source", "truth", "reason"),
+    [
+        (program("return count(image, 'black')"), "7", Reason.WRONG),
+        (program("return 'triangle'"), "triangle", Reason.NOT_GROUNDED),
+        (program("return compare(2, 'more', 1)"), "yes", Reason.NOT_GROUNDED),
+        (program("count(image, 'green')", "return 'triangle'"), "triangle", Reason.UNMOVED),
+        (program("return count(image, 'teal')"), "0", Reason.UNMOVED),
+        (program("return exists(image, 'green')"), "yes", Reason.ALONE),
+        (program("return find(image, 'teal')[0]"), (0, 0, 9, 9), Reason.RAISED),
+        (program("return cuont(image, 'teal')"), "0", Reason.UNKNOWN_NAME),
+    ],
+)
+def test_each_rejection_has_its_reason(scene, runner, source, truth, reason):
+    assert verdicts(runner, [source], scene.image(), truth) == [reason]
+
+
+def test_yes_and_no_need_two_different_programs_that_agree(scene, runner):
+    yes, image = program("return exists(image, 'green')"), scene.image()
+    renamed = yes.replace("image", "picture")
+    other = program("return count(image, 'green') > 0")
+    assert verdicts(runner, [yes, renamed], image, "yes") == [Reason.ALONE, Reason.ALONE]
+    assert verdicts(runner, [yes, other], image, "yes") == [None, None]
+    ungrounded = program("return True")
+    assert verdicts(runner, [yes, ungrounded], image, "yes") == [Reason.ALONE, Reason.NOT_GROUNDED]
+
+
+def test_answers_on_offer_need_two_programs_too(scene, runner):
+    source = program("return query(find(image, 'black triangle')[0], 'what color is it?')")
+    assert verdicts(runner, [source], scene.image(), "black") == [None]
+    assert verdicts(runner, [source], scene.image(), "black", choices=["black", "red"]) == [Reason.ALONE]
+
+
+def test_absence_is_verified_by_another_picture(scene, runner, make_scene):
+    none = program("return count(image, 'teal')")
+    other = next(
+        one for one in (make_scene("train", i, 0) for i in range(1, 50)) if any(t.color == "teal" for t in one.things)
+    )
+    image = scene.image()
+    assert verdicts(runner, [none], image, "0", controls=[blank(image), other.image()]) == [None]
+
+
+def test_without_a_label_nothing_is_wrong_but_luck_is_still_refused(scene, runner):
+    sources = [program("return count(image, 'black')"), program("return 3")]
+    assert verdicts(runner, sources, scene.image(), None) == [None, Reason.NOT_GROUNDED]
+
+
+def test_a_box_is_right_from_half_overlap(scene, runner):
+    source = program("return find(image, 'black triangle')[0]")
+    image = scene.image()
+    left, top, right, bottom = runner.run(source, image).answer
+    assert verdicts(runner, [source], image, (left, top, right + 4, bottom)) == [None]
+    assert verdicts(runner, [source], image, (right, top, right + 40, bottom)) == [Reason.WRONG]
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        (3, "3", 1.0),
+        (3.0, "3", 1.0),
+        (3, "three", 0.0),
+        (True, "yes", 1.0),
+        (True, "1", 0.0),
+        (1, "yes", 0.0),
+        (-1, "1", 0.0),
+        (1.5, "15", 0.0),
+        ("Red!", "red", 1.0),
+        ("red", "blue", 0.0),
+        (["a", 2], "a, 2", 1.0),
+        ([0, 0, 10, 10], (0, 0, 10, 20), 0.5),
+        ("red", (0, 0, 1, 1), 0.0),
+        ("red", ["red"] * 10, 1.0),
+        ("red", ["red"] * 2 + ["blue"] * 8, 0.6),  # leaving one out: 2/3 eight times, 1/3 twice
+        ("red", ["blue"] * 10, 0.0),
+    ],
+)
+def test_scores(answer, truth, expected):
+    assert score(answer, truth) == pytest.approx(expected)
+
+
+def test_answers_as_text():
+    assert [as_text(one) for one in (True, False, 3.0, 2.5, "x", [1, "a"])] == ["yes", "no", "3", "2.5", "x", "1, a"]
+
+
+def test_a_blank_picture_has_one_colour_and_the_same_size(scene):
+    image = blank(scene.image())
+    assert image.size == scene.image().size
+    assert len(image.getcolors()) == 1
+    assert isinstance(image, Image.Image)
