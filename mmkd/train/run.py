@@ -150,6 +150,7 @@ def train_stage(
     from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer, teacher_text, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.features import cached_features, measure_channels
+    from mmkd.train.on_policy import check_on_policy
     from mmkd.train.task import DistillTask
     from mmkd.train.trainer import DistillTrainer
 
@@ -175,6 +176,7 @@ def train_stage(
     for each in config.stages:
         built = [build(s) for s in each.objectives or config.objectives]
         require_one_reading(each.name, built)
+        check_on_policy(each, built, config.deepspeed.stage)
         reading |= {objective.name for objective in built if objective.teacher}
     require_one_tokenizer(config.teacher, tokenizer, sorted(reading))
     own_tokens = any(objective.own_tokens for objective, _ in objectives)
@@ -235,6 +237,7 @@ def train_stage(
         config.run.seed,
         [MetricsFile(run / "metrics.jsonl", stage.name), Progress(stage.steps, rank)],
         config.training.keep_checkpoints,
+        tokenizer.all_special_ids,
     )
     run_trainer(trainer, folder, world, resume)
     export(trainer, composed, target)
