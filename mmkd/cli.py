@@ -25,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+programs = typer.Typer(help="Programs over vision tools: run them safely, keep the verified.", no_args_is_help=True)
+app.add_typer(programs, name="programs")
 
 ConfigPath = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file, run folder, or packaged config such as demo/distill.")
@@ -55,6 +57,25 @@ def distill(config: ConfigPath, overrides: Overrides = None, resume: Resume = Fa
             f"or use mmkd train. ({config})"
         )
     _train(loaded, resume)
+
+
+@app.command()
+def cache(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Stop when size and time are known.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward of the teacher.")] = 16,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a file; the most that a kill can lose.")] = 256,
+) -> None:
+    """Ask the config's teacher about its data once and keep the answers; killed, the same command goes on."""
+    from mmkd.config.schema import Config
+
+    loaded = _load_run(config, overrides)
+    if not isinstance(loaded, Config):
+        raise ConfigError(f"mmkd cache is for vision-language models; {config} is of kind: vision.")
+    from mmkd.train.cache import cache_teacher
+
+    cache_teacher(loaded, batch_size, shard_rows, estimate, typer.echo)
 
 
 @app.command("eval")
@@ -149,6 +170,26 @@ def serve(
     )
 
 
+@app.command()
+def answer(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Have a model, served or not, answer the questions of records; the answers become new records."""
+    from mmkd.config.load import load_as
+    from mmkd.config.synthesis_schema import AnswerConfig
+    from mmkd.synthesis.answering import answer_records
+
+    typer.echo(str(answer_records(load_as(config, overrides or [], AnswerConfig))))
+
+
+@app.command()
+def select(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Keep the records that are worth training on: no near-duplicates, none that needs no image, balanced tasks."""
+    from mmkd.config.load import load_as
+    from mmkd.config.synthesis_schema import SelectConfig
+    from mmkd.synthesis.selecting import select_records
+
+    typer.echo(str(select_records(load_as(config, overrides or [], SelectConfig))))
+
+
 @app.command("report")
 def report_page(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not; the page is RUN/report.html.")],
@@ -169,6 +210,21 @@ def demo(
     from mmkd.demo import demo as run_demo
 
     run_demo(full=full, seed=seed, out=out)
+
+
+@programs.command("check")
+def check_program(
+    file: Annotated[Path, typer.Argument(help="File with a program: Python functions, one of them answer(image).")],
+    image: Annotated[Path, typer.Option(help="Picture to run it on.")],
+    question: Annotated[str, typer.Option(help="The question it answers; for the output only.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run one program in the sandbox; print verdict, reason and trace. Exit code 1 unless it ran to an answer."""
+    from mmkd.synthesis.programs.check_file import check_file, in_words
+
+    outcome = check_file(file, image, question)
+    typer.echo(json.dumps(outcome.to_dict()) if as_json else in_words(outcome))
+    raise typer.Exit(0 if outcome.reason is None else 1)
 
 
 @app.command()

@@ -126,20 +126,44 @@ def _from_folder(student: StudentSection) -> Composed:
         voco = base.model.voco
     model = _assemble(config, base.model.vision_tower, base.model.projector, base.model.language_model, voco)
     base.processor.voco_tokens = config.voco_tokens or None
+    return Composed(model, _with_template(base.processor, student))
+
+
+def compose_processor(student: StudentSection) -> MmkdProcessor:
+    """The processor of the VLM that a student section describes. Weights are loaded only where it has parts, whose
+    projector decides how many tokens an image has. Raises: as `compose`."""
+    if not student.init:
+        return compose(student).processor
+    try:
+        return _with_template(MmkdProcessor.from_pretrained(student.init), student)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"student.init {student.init} is not a folder that mmkd can load ({error}).") from error
+
+
+def _with_template(processor: MmkdProcessor, student: StudentSection) -> MmkdProcessor:
     if student.template != "default":
-        base.processor.chat_template = chat_template(student.template, base.processor.tokenizer)
-    return Composed(model, base.processor)
+        processor.chat_template = chat_template(student.template, processor.tokenizer)
+    return processor
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Composed:
+def load(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    quantization: Any = None,
+    device: torch.device | None = None,
+) -> Composed:
     """A composed model from its folder (or hub id).
+
+    Args:
+        quantization: a quantization config of transformers, applied as weights are read onto `device`.
 
     Raises: ConfigError where there is none, or its weights are not those of the model that its config describes.
     """
     try:
         config = MmkdConfig.from_pretrained(folder)
+        how = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
         loaded: Any = MmkdForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **how
         )
         processor = MmkdProcessor.from_pretrained(folder)
     except OSError as error:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 JOBS = [
-    "train", "distill", "eval", "release", "chat", "compress", "serve", "report", "demo", "doctor", "assets", "schema",
+    "train", "distill", "cache", "eval", "release", "chat", "compress", "serve", "answer", "select", "report", "demo",
+    "doctor", "assets", "schema", "programs",
 ]  # fmt: skip
 CONFIG = """\
 student:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import PrivateAttr, TypeAdapter, ValidationError
 
 from mmkd.config.problems import allowed, either, explain, near, near_or_all
-from mmkd.config.schema import Config
+from mmkd.config.schema import Config, Section
 from mmkd.config.vision_schema import VisionConfig
 from mmkd.config.yaml_tree import Node, apply_override, merge, parse_path, read
 from mmkd.errors import ConfigError
@@ -32,6 +32,7 @@ class LoadedVisionConfig(VisionConfig):
 
 
 Loaded = TypeVar("Loaded", LoadedConfig, LoadedVisionConfig)
+Schema = TypeVar("Schema", bound=Section)
 
 
 def packaged(folder: str, package: Path = Path(__file__).parents[1]) -> Path:
@@ -64,6 +65,15 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> Config | Vision
             f"config: kind is {kind.plain()!r}; allowed: 'vision', or no kind for a vision-language model. ({kind})"
         )
     return _checked(tree, LoadedVisionConfig, VisionConfig)
+
+
+def load_as(path: str | Path, overrides: Iterable[str], schema: type[Schema]) -> Schema:
+    """As `load_config`, for a YAML of another shape, e.g. that of `mmkd select`."""
+    tree = _read(path, overrides)
+    try:
+        return schema.model_validate(tree.plain())
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, tree, schema))) from error
 
 
 def _read(path: str | Path, overrides: Iterable[str]) -> Node:
@@ -133,6 +143,7 @@ def check_options(
     *,
     at: str = "",
     config: Config | VisionConfig | None = None,
+    given: tuple[str, ...] = ("self",),
 ) -> dict[str, Any]:
     """Check the options of an open section against the keyword arguments of what it builds.
 
@@ -142,6 +153,7 @@ def check_options(
         target: a class, function or signature; its annotations, if any, check the values too.
         at: key path of the section, e.g. `objectives[1]`.
         config: the loaded config, for file and line.
+        given: arguments that the caller passes itself.
 
     Returns:
         The options, with values converted to the annotated types.
@@ -154,7 +166,7 @@ def check_options(
     parameters = {
         key: parameter
         for key, parameter in signature.parameters.items()
-        if key != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if key not in given and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     checked, problems = dict(options), []

@@ -106,9 +106,15 @@ class StudentSection(Section):
 
 class TeacherSection(OpenSection):
     kind: str = Field(
-        "live", description="live (another model) or shared (the student itself with full vision, adapters off)."
+        "live",
+        description="live (another model), cached (what mmkd cache kept of one) or shared (the student itself with "
+        "full vision, adapters off).",
     )
     model: str | None = Field(None, description="Folder or hub id of the teacher; not for shared.")
+    store: str | None = Field(None, description="Folder of a cached teacher's answers.")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None, description="Bits of a live teacher's decoder layers (bitsandbytes), or of the one that mmkd cache asks."
+    )
 
 
 class ObjectiveSection(OpenSection):

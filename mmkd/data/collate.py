@@ -16,6 +16,7 @@ from mmkd.data.packing import pack
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
 from mmkd.data.samples import Sample, images_of, spans_of, texts_of
+from mmkd.data.teacher_rows import TeacherRows, row_key, stacked
 from mmkd.data.teacher_text import Encoded, TeacherText
 from mmkd.errors import ConfigError
 
@@ -48,6 +49,7 @@ class Collator:
         packing: put several samples in a row; images_per_row: most images then.
         feature_store: gives tower features by image key, in place of pixels.
         teacher: how a teacher that reads tokens of its own does so.
+        teacher_rows: a cached teacher, which has to know every record.
     """
 
     def __init__(
@@ -58,11 +60,12 @@ class Collator:
         images_per_row: int = 8,
         feature_store: Features | None = None,
         teacher: TeacherText | None = None,
+        teacher_rows: TeacherRows | None = None,
     ):
         self.processor, self.max_length = processor, max_length
         self.packing, self.images_per_row = packing, images_per_row
         self.feature_store = feature_store
-        self.teacher = teacher
+        self.teacher, self.teacher_rows = teacher, teacher_rows
         self._sides: list[Processor] = [processor, *([teacher.processor] if teacher is not None else [])]
         self._dummy: Tensor | None = None
         self._teacher_dummy: Tensor | None = None
@@ -78,7 +81,7 @@ class Collator:
 
         Raises: BadRow for wrong roles, an empty answer, an unreadable image, answers that two sides do not align, or a
             length over `max_length` even with its first question alone; ConfigError where the chat template cannot tell
-            who speaks.
+            who speaks; DataError where the cached teacher does not know the record.
         """
         check_turns(record.turns)
         if self.packing and len(record.images) > self.images_per_row:
@@ -94,6 +97,8 @@ class Collator:
             for side, (_, tiles) in zip(self._sides, images, strict=True)
         ]
         texts, dropped = self._fitting(record.turns, vision)
+        for _, answer in texts:
+            answer[:1] = [0]  # no text stands before the first token to predict it from
         if not all(any(answer) for _, answer in texts):
             raise BadRow("no token of an answer is left by the chat template.", "empty answer")
         length = max(count + len(ids) for count, (ids, _) in zip(vision, texts, strict=True))
@@ -102,6 +107,8 @@ class Collator:
         )
         if self.teacher is not None:
             sample.teacher, sample.spans = others[0], self.teacher.spans(*texts)
+        if self.teacher_rows is not None:
+            sample.teacher_rows = self.teacher_rows.find(row_key(record.images, *texts[0]), record.id)
         return sample
 
     def _images(self, images: Sequence[str | bytes]) -> tuple[Tensor | None, list[int]]:
@@ -168,7 +175,8 @@ class Collator:
             pixel_values [tiles, 3, H, W], or image_features [tiles, n, D] from a feature store;
             image_tiles, image_rows, image_segments [M] of each image; sample_ids, in the order of rows;
             teacher, for one that reads tokens of its own: the same of the teacher's tokens (images only where they are
-            others), and spans [S, 3], see `samples.spans_of`.
+            others), and spans [S, 3], see `samples.spans_of`; teacher_rows, of a cached teacher: its tensors of the N
+            answer tokens in that order, see `teacher_rows.stacked`.
 
         A batch without any image gets one dummy of zeros on row -1: every rank then runs tower and projector, without
         which ranks under ZeRO wait for each other for ever.
@@ -187,7 +195,10 @@ class Collator:
             if self.teacher.own_images:
                 other |= images_of(theirs, "pixel_values", self._teacher_blank)
             batch["teacher"] = other | {"spans": spans_of(packed, batch["labels"], other["labels"])}
-        batch["sample_ids"] = [sample.id for members in packed for sample in members]
+        members = [sample for row in packed for sample in row]
+        batch["sample_ids"] = [sample.id for sample in members]
+        if self.teacher_rows is not None:
+            batch["teacher_rows"] = stacked([s.teacher_rows for s in members if s.teacher_rows is not None])
         return batch
 
     def _blank(self) -> Tensor:

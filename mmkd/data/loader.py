@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmkd.data.collate import Collator, Features, Processor, Sample
 from mmkd.data.mixture import Mixture, StepSampler
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.sources import open_source
+from mmkd.data.teacher_rows import TeacherRows
 from mmkd.data.teacher_text import TeacherText
 from mmkd.errors import ConfigError, DataError, MmkdError
 
@@ -47,6 +48,8 @@ class MicroBatches(Dataset[Any]):
             except BadRow as error:
                 self.rejected.reject(name, row, record_id, error)
                 continue
+            except DataError as error:
+                raise DataError(f"{name}, row {row}: {error}") from error
             self.rejected.good()
             if sample.dropped:
                 reason = f"the last {sample.dropped} questions were left out to fit data.max_length."
@@ -83,6 +86,7 @@ def build_loader(
     rejected: Path,
     feature_store: Features | None = None,
     teacher: TeacherText | None = None,
+    teacher_rows: TeacherRows | None = None,
 ) -> BatchLoader:
     """Endless micro batches of one rank, from optimiser step `start_step` on.
 
@@ -91,6 +95,7 @@ def build_loader(
         rejected: file to which rows set aside are appended.
         feature_store: filled features of a frozen tower, in place of pixels.
         teacher: how a teacher that reads tokens of its own does so.
+        teacher_rows: a cached teacher.
 
     Raises: ConfigError for a batch that does not divide, options a source does not know, or weights that are not whole;
         DataError where a source cannot be read.
@@ -100,12 +105,14 @@ def build_loader(
     sources = [open_source(section, at=f"data.mixture[{i}]") for i, section in enumerate(data.mixture)]
     mixture = Mixture(sources, [section.weight for section in data.mixture], seed)
     names = [f"data.mixture[{i}] {section.source}" for i, section in enumerate(data.mixture)]
-    collator = Collator(processor, data.max_length, data.packing, data.images_per_row, feature_store, teacher)
+    collator = Collator(
+        processor, data.max_length, data.packing, data.images_per_row, feature_store, teacher, teacher_rows
+    )
     sampler = StepSampler(batch_size, micro_batch_size, rank, world_size, start_step)
     return batch_loader(MicroBatches(mixture, names, collator, RejectedLog(rejected)), sampler, data.workers)
 
 
-def batch_loader(batches: Dataset[Any], sampler: StepSampler, workers: int) -> BatchLoader:
+def batch_loader(batches: Dataset[Any], sampler: Iterable[list[int]], workers: int) -> BatchLoader:
     """Loads `batches[indices]` for the lists of sample indices that the sampler gives, each a whole micro batch."""
     return BatchLoader(
         batches,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmkd.data.teacher_rows import Rows
+
 
 @dataclass
 class Sample:
@@ -21,6 +23,7 @@ class Sample:
         dropped: question-answer pairs left out at the end to fit `max_length`.
         teacher: the record as a teacher with tokens of its own reads it; its images are None where both sides share
             them. spans: see `TeacherText.spans`.
+        teacher_rows: what a cached teacher knows of its answer tokens.
     """
 
     id: str
@@ -32,6 +35,7 @@ class Sample:
     dropped: int = 0
     teacher: Sample | None = None
     spans: list[tuple[int, int, bool]] = field(default_factory=list)
+    teacher_rows: Rows | None = None
 
 
 def texts_of(packed: list[list[Sample]], pad: int) -> dict[str, Tensor]:

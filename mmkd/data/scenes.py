@@ -102,23 +102,47 @@ def scenes(
 
 
 def records(
-    split: Split, count: int, seed: int, grid: int = 3, questions: int = 10, size: int | None = None
+    split: Split,
+    count: int,
+    seed: int,
+    grid: int = 3,
+    questions: int = 10,
+    size: int | None = None,
+    described: bool = False,
 ) -> list[Record]:
     """`count` scenes as records, the picture as PNG bytes.
 
     Train and validation: one record per scene, its questions as turns, task "scene". Test: one record per question,
     task = its type, so that a score can be broken down by type; the records of one scene share one bytes object.
+
+    Args:
+        described: one record per scene, of two turns, instead: the colour, then the shape of every cell.
     """
     found = []
     for one in scenes(split, count, seed, grid, questions, size):
         png, origin = one.png(), Provenance(parent="easyvqa", engine="scenes", seed=seed, license="MIT")
-        if split == "test":
+        if described:
+            found.append(Record(f"{one.id}/description", _described(one), [png], "description", "scenes", origin))
+        elif split == "test":
             for number, question in enumerate(one.questions):
                 turns = _turns((question,))
                 found.append(Record(f"{one.id}/{number}", turns, [png], question.type, "scenes", origin))
         else:
             found.append(Record(one.id, _turns(one.questions), [png], "scene", "scenes", origin))
     return found
+
+
+def _described(scene: Scene) -> list[Turn]:
+    """Every cell in reading order, once by colour and once by shape, so that no held-out pair is named."""
+    at = {(thing.row, thing.column): thing for thing in scene.things}
+    turns = []
+    for what in ("color", "shape"):
+        rows = (
+            ", ".join(getattr(at.get((row, column)), what, "nothing") for column in range(scene.grid))
+            for row in range(scene.grid)
+        )
+        turns += [Turn("user", f"What {what} is where?"), Turn("assistant", "; ".join(rows))]
+    return turns
 
 
 def _turns(questions: tuple[Question, ...]) -> list[Turn]:

@@ -7,12 +7,22 @@ import json
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .prefix import Prefix, gather_prefix
 from .rotation import moved_keys
 from .two_pass import TwoPassModel
 from .voco_cache import VocoCache
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Of the names, shapes and sampled values of a model's weights. It tells mistakes, not attacks."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class CompressingModel(TwoPassModel):
@@ -50,15 +60,10 @@ class CompressingModel(TwoPassModel):
     def voco_identity(self) -> dict[str, str]:
         """What a cache must agree with: a fingerprint of the weights (shapes and sampled values), of the processor, and
         the settings that shape a cache. It tells mistakes, not attacks."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            flat = tensor.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
         text = self.config.text_config
         rope = getattr(text, "rope_parameters", None)
         return {
-            "model": digest.hexdigest()[:16],
+            "model": weights_fingerprint(self),
             "processor": str(getattr(self.config, "processor_hash", "")),
             "most_tokens": str(self.config.voco_tokens),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -96,4 +101,4 @@ class CompressingModel(TwoPassModel):
         )
 
 
-__all__ = ["CompressingModel"]
+__all__ = ["CompressingModel", "weights_fingerprint"]

@@ -11,6 +11,7 @@ from mmkd.objectives.ofa_logits import OfaLogits
 from mmkd.objectives.registry import build, names, options, register
 from mmkd.objectives.reverse_kl import ReverseKL
 from mmkd.objectives.skewed_kl import SkewedKL
+from mmkd.objectives.sparse import SparseTargets
 from mmkd.objectives.taid import TAID
 from mmkd.objectives.token_loss import TokenLoss, token_losses
 from mmkd.objectives.total_variation import TotalVariation
@@ -36,6 +37,7 @@ __all__ = [
     "ReverseKL",
     "SkewedKL",
     "Spans",
+    "SparseTargets",
     "TokenLoss",
     "TotalVariation",
     "VocoAttention",

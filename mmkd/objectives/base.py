@@ -160,11 +160,13 @@ class Objective(nn.Module):
     Attributes:
         teacher: True where it reads the teacher's outputs on the student's tokens.
         own_tokens: True where it reads them on the teacher's own tokens.
+        sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
     """
 
     name: str = ""  # set by @register
     teacher: bool = False
     own_tokens: bool = False
+    sparse_teacher: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

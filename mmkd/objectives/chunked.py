@@ -8,13 +8,15 @@ fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmkd.objectives import sparse
 from mmkd.objectives.divergences import kl
+from mmkd.objectives.sparse import SparseTargets
 
 Head = Callable[[Tensor], Tensor]  # [n, D] -> [n, V]
 
@@ -23,16 +25,24 @@ class ChunkLogits:
     """Logits of n answer tokens on both sides; each log-softmax is computed once, whoever asks.
 
     Attributes:
-        student: [n, V_s]; teacher: [n, V_t], without gradient, or None.
+        student: [n, V_s]; teacher: [n, V_t], without gradient, or what a cache kept of it, or None.
         targets: [n] next-token ids.
         shared: ids below this exist on both sides; rows of padding and tokens that one side alone has lie above.
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor | None, targets: Tensor, vocabulary: int | None = None):
+    def __init__(
+        self,
+        student: Tensor,
+        teacher: Tensor | SparseTargets | None,
+        targets: Tensor,
+        vocabulary: int | None = None,
+    ):
         self.student = student
         self.teacher = teacher
         self.targets = targets
-        widths = [student.shape[-1]] + ([teacher.shape[-1]] if teacher is not None else [])
+        widths = [student.shape[-1]]
+        if teacher is not None:
+            widths.append(teacher.vocabulary if isinstance(teacher, SparseTargets) else teacher.shape[-1])
         self.shared = min([*widths, vocabulary] if vocabulary is not None else widths)
         self._known: dict[tuple[str, float, int], Tensor] = {}
 
@@ -45,8 +55,8 @@ class ChunkLogits:
         return self._log_probs("teacher", self.teacher_logits(), temperature, True)
 
     def teacher_logits(self) -> Tensor:
-        """[n, V_t]. Raises ValueError where the loss was given no teacher."""
-        if self.teacher is None:
+        """[n, V_t]. Raises ValueError where the loss was given no teacher, or one that kept some tokens only."""
+        if not isinstance(self.teacher, Tensor):
             raise ValueError("this chunk has no teacher logits.")
         return self.teacher
 
@@ -92,6 +102,7 @@ def sum_over_chunks(
     teacher_hidden: Tensor | None = None,
     teacher_head: Head | None = None,
     *,
+    sparse_teacher: SparseTargets | None = None,
     chunk: int = 512,
     calls: int | None = None,
     vocabulary: int | None = None,
@@ -101,21 +112,26 @@ def sum_over_chunks(
     Args:
         function: `losses` carry gradients, `numbers` are only reported; both are sums over the chunk's tokens.
         targets: [N]; student_hidden: [N, D_s]; teacher_hidden: [N, D_t], detached here.
+        sparse_teacher: N rows of a cache, in place of the teacher's hidden states and head.
         chunk, calls: see `split_sizes`.
         vocabulary: real token ids lie below this on both sides.
 
     Returns: losses [m] and numbers [r] over all N tokens. Tied to `student_hidden` also where N = 0.
     """
 
-    def run(hidden: Tensor, other: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+    def run(hidden: Tensor, other: Tensor | SparseTargets | None, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = student_head(hidden)  # [n, V_s]
         with torch.no_grad():
-            teacher = teacher_head(other) if other is not None and teacher_head is not None else None
+            teacher = teacher_head(other) if isinstance(other, Tensor) and teacher_head is not None else other
         losses, numbers = function(ChunkLogits(logits, teacher, target, vocabulary))
         return losses, numbers.detach()
 
     sizes = split_sizes(len(targets), chunk, calls)
-    others = teacher_hidden.detach().split(sizes) if teacher_hidden is not None else [None] * len(sizes)
+    others: Sequence[Tensor | SparseTargets | None] = [None] * len(sizes)
+    if teacher_hidden is not None:
+        others = teacher_hidden.detach().split(sizes)
+    elif sparse_teacher is not None:
+        others = sparse_teacher.split(sizes)
     pieces = list(zip(student_hidden.split(sizes), others, targets.split(sizes), strict=True))
     results = []
     for index, piece in enumerate(pieces):
@@ -133,8 +149,11 @@ def cross_entropy(logits: ChunkLogits) -> Tensor:
 
 
 def forward_kl(logits: ChunkLogits, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(teacher || student) at temperature T, [n] (Hinton et al. 2015)."""
-    return temperature**2 * kl(logits.teacher_log_probs(temperature), logits.student_log_probs(temperature))
+    """T^2 KL(teacher || student) at temperature T, [n] (Hinton et al. 2015); with a cached teacher see `sparse`."""
+    student = logits.student_log_probs(temperature)
+    if isinstance(logits.teacher, SparseTargets):
+        return temperature**2 * sparse.forward_kl(logits.teacher, student)
+    return temperature**2 * kl(logits.teacher_log_probs(temperature), student)
 
 
 DIVERGENCES = {"forward_kl": forward_kl}

@@ -14,6 +14,8 @@ class ForwardKL(Divergence):
     """KL(teacher || student) on answer tokens (Hinton et al. 2015), scaled by T^2.
 
     Both distributions run over the ids that both sides have, padding left out on either; the tokenizer must be one.
+    A cached teacher gives the KL on its top k ids and one bucket for all others, or an unbiased estimate from sampled
+    ids; see `sparse`.
 
     Args:
         temperature: T; softens both sides.
@@ -21,6 +23,7 @@ class ForwardKL(Divergence):
     """
 
     label = "kl"
+    sparse_teacher = True
 
     def token_loss(self, logits: chunked.ChunkLogits) -> Tensor:
         return chunked.forward_kl(logits, self.temperature)

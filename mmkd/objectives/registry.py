@@ -41,6 +41,11 @@ def names(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_registry, pattern))
 
 
+def sparse_capable(name: str) -> bool:
+    """Whether an objective reads the teacher, and a cache of it is enough."""
+    return _registry[name].teacher and _registry[name].sparse_teacher
+
+
 def options(name: str) -> dict[str, inspect.Parameter]:
     """Options of an objective by name. Raises ConfigError for an unknown objective."""
     if name not in _registry:

@@ -11,6 +11,7 @@ from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs,
 from mmkd.objectives.checks import count as checked_count
 from mmkd.objectives.checks import number
 from mmkd.objectives.chunked import ChunkLogits, cross_entropy, sum_over_chunks
+from mmkd.objectives.sparse import SparseTargets
 
 
 class TokenLoss(Objective):
@@ -67,13 +68,14 @@ class Divergence(TokenLoss):
 def token_losses(
     terms: Sequence[tuple[TokenLoss, float]],
     student: Outputs,
-    teacher: Outputs | None,
+    teacher: Outputs | SparseTargets | None,
     batch: AnswerBatch,
 ) -> Losses:
     """The weighted sum of token losses, from one pass over the student's head and at most one over the teacher's.
 
     Args:
         terms: objectives and their weights.
+        teacher: its outputs, or what a cache kept of them, for objectives that take that (`sparse_teacher`).
 
     Reports "ce" and "accuracy" (top-1 against the targets); with a teacher in use also "teacher_nll",
     "teacher_accuracy" and "agree" (both sides' top-1 is the same token); and each objective under its label.
@@ -82,6 +84,7 @@ def token_losses(
     if reads_teacher and teacher is None:
         raise ValueError(f"{', '.join(o.name for o, _ in terms if o.teacher)}: the teacher's outputs are missing.")
     other = teacher if reads_teacher else None
+    dense = other if isinstance(other, Outputs) else None
 
     def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
         sums = torch.stack([objective.token_loss(logits).sum() for objective, _ in terms])
@@ -92,8 +95,9 @@ def token_losses(
         batch.answer_ids,
         student.answer_hidden,
         student.head,
-        other.answer_hidden if other else None,
-        other.head if other else None,
+        dense.answer_hidden if dense else None,
+        dense.head if dense else None,
+        sparse_teacher=other if isinstance(other, SparseTargets) else None,
         chunk=smallest_chunk([objective for objective, _ in terms]),
         calls=batch.head_calls,
         vocabulary=_narrowest(student.vocabulary, other.vocabulary if other else None),
@@ -114,7 +118,12 @@ def report_numbers(logits: ChunkLogits) -> Tensor:
     """Sums over the chunk: ce, accuracy, and with a teacher its NLL and accuracy, the tokens it knows, agreement."""
     targets, best = logits.targets, logits.student.argmax(-1)  # [n]
     numbers = [cross_entropy(logits).sum(), (best == targets).sum()]
-    if logits.teacher is not None:
+    if isinstance(logits.teacher, SparseTargets):
+        cached = logits.teacher
+        known = ~cached.answers.isnan()
+        nll, teacher_best = -cached.answers.nan_to_num(), cached.best
+        numbers += [nll.sum(), (teacher_best == targets).sum(), known.sum(), (teacher_best == best).sum()]
+    elif logits.teacher is not None:
         known = targets < logits.shared  # a token that only the student has says nothing of the teacher
         log_probs = logits.teacher_log_probs()
         nll = -log_probs.gather(1, targets.clamp(max=logits.shared - 1)[:, None])[:, 0]

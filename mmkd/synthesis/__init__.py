@@ -1,0 +1,1 @@
+"""Engines that write records: programs over vision tools, and what checks them."""

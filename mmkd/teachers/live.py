@@ -1,4 +1,5 @@
-"""Teachers that run beside the student: another model, or the student itself with full vision."""
+"""Teachers that run beside the student: another model, or the student itself with full vision; and which one a config
+asks for."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ from mmkd.errors import ConfigError
 from mmkd.lora import adapters_off
 from mmkd.models.attention_capture import capture_name
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
-from mmkd.objectives import AnswerBatch, Needs, Outputs
+from mmkd.objectives import AnswerBatch, Needs, Outputs, SparseTargets
+from mmkd.teachers.cached import CachedTeacher
+from mmkd.teachers.checks import check_section
+from mmkd.teachers.quantized import load_quantized
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
 from mmkd.teachers.tokenizers import vocabulary_size
 
@@ -20,16 +24,17 @@ from mmkd.teachers.tokenizers import vocabulary_size
 class Teacher(Protocol):
     """Answers with full vision, without gradients, never part of what is trained or saved."""
 
-    def layers(self, student: MmkdForConditionalGeneration) -> int: ...
+    def layers(self, student: MmkdForConditionalGeneration) -> int | None:
+        """Layers of its decoder; None where it has none to show, as for `width`."""
 
-    def width(self, student: MmkdForConditionalGeneration) -> int: ...
+    def width(self, student: MmkdForConditionalGeneration) -> int | None: ...
 
     def check(self, needs: Needs) -> None:
         """Raises ConfigError for needs that this kind of teacher cannot serve."""
 
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
-    ) -> Outputs: ...
+    ) -> Outputs | SparseTargets: ...
 
 
 class LiveTeacher:
@@ -39,11 +44,18 @@ class LiveTeacher:
         model: folder or hub id of a composed model.
         dtype: of its weights.
         attention: attention implementation, as the student's.
+        quantize: nf4 or int8, of its decoder's layers; see `quantized`.
     """
 
-    def __init__(self, model: str, dtype: torch.dtype, attention: str, device: torch.device):
-        composed = load(model, dtype)
-        self.model = composed.model.to(device).eval().requires_grad_(False)
+    def __init__(
+        self, model: str, dtype: torch.dtype, attention: str, device: torch.device, quantize: str | None = None
+    ):
+        if quantize is None:
+            composed = load(model, dtype)
+            composed.model.to(device)
+        else:
+            composed = load_quantized(model, quantize, dtype, device)
+        self.model = composed.model.eval().requires_grad_(False)
         self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
         self.processor = composed.processor
         self.vocabulary = vocabulary_size(composed.processor.tokenizer)
@@ -114,17 +126,12 @@ def _full_vision(
 def build_teacher(
     section: TeacherSection | None, dtype: torch.dtype, attention: str, device: torch.device
 ) -> Teacher | None:
-    """The teacher of a config. Raises ConfigError for an unknown kind or a missing model."""
+    """The teacher of a config. Raises ConfigError for a section that contradicts itself, a missing model or store."""
     if section is None:
         return None
-    if section.options():
-        raise ConfigError(f"teacher: unknown fields {', '.join(section.options())}; allowed are kind and model.")
+    check_section(section)
     if section.kind == "shared":
-        if section.model is not None:
-            raise ConfigError("teacher.model has no place beside kind: shared, whose weights are the student's own.")
         return SharedTeacher()
-    if section.kind != "live":
-        raise ConfigError(f"teacher.kind {section.kind!r} is not one of live, shared.")
-    if section.model is None:
-        raise ConfigError("teacher.kind: live needs teacher.model, the folder of a composed model.")
-    return LiveTeacher(section.model, dtype, attention, device)
+    if section.kind == "cached":
+        return CachedTeacher(str(section.store))
+    return LiveTeacher(str(section.model), dtype, attention, device, section.quantize)

@@ -88,7 +88,11 @@ def _processor(model: str) -> MmkdProcessor:
         raise ConfigError(f"{model} is not a folder that mmkd can load ({error}).") from error
 
 
-def _described(tokenizer: Any) -> str:
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 of which id is which token."""
     vocabulary = tokenizer.get_vocab()
-    digest = hashlib.sha256(repr(sorted((i, token) for token, i in vocabulary.items())).encode()).hexdigest()
-    return f"{len(vocabulary):,} ids (sha {digest[:8]})"
+    return hashlib.sha256(repr(sorted((i, token) for token, i in vocabulary.items())).encode()).hexdigest()
+
+
+def _described(tokenizer: Any) -> str:
+    return f"{len(tokenizer.get_vocab()):,} ids (sha {vocabulary_digest(tokenizer)[:8]})"

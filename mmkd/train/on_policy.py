@@ -11,26 +11,33 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from mmkd.config.schema import OnPolicySection, StageSection
+from mmkd.config.schema import Config, OnPolicySection
 from mmkd.data.samples import Sample, texts_of
 from mmkd.errors import ConfigError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
-from mmkd.objectives import Objective
+from mmkd.objectives import build
 
 
-def check_on_policy(stage: StageSection, objectives: Sequence[Objective], zero: int) -> None:
-    """Refuse what cannot be. Raises ConfigError."""
-    if stage.on_policy is None:
-        return
-    if zero == 3:
-        raise ConfigError(
-            f"stage {stage.name}: on_policy samples from whole weights, which deepspeed.stage 3 cuts up; use stage 2."
-        )
-    if not any(objective.teacher for objective in objectives):
-        raise ConfigError(
-            f"stage {stage.name}: on_policy needs an objective by which a teacher judges the student's own tokens, "
-            "e.g. reverse_kl or generalised_js; cross_entropy and uld do not."
-        )
+def check_on_policy(config: Config) -> None:
+    """Refuse stages that ask for what cannot be. Raises ConfigError."""
+    for stage in config.stages:
+        if stage.on_policy is None:
+            continue
+        if config.deepspeed.stage == 3:
+            raise ConfigError(
+                f"stage {stage.name}: on_policy samples from whole weights, and deepspeed.stage 3 cuts them up; "
+                "use stage 2."
+            )
+        if config.teacher is not None and config.teacher.kind == "cached":
+            raise ConfigError(
+                f"stage {stage.name}: on_policy asks the teacher about answers that are new each time, and "
+                "teacher.kind: cached knows those of the data; use teacher.kind: live."
+            )
+        if not any(build(section).teacher for section in stage.objectives or config.objectives):
+            raise ConfigError(
+                f"stage {stage.name}: on_policy needs an objective by which a teacher judges the student's own tokens, "
+                "e.g. reverse_kl or generalised_js; cross_entropy and uld do not."
+            )
 
 
 def is_on_policy(section: OnPolicySection | None, seed: int, step: int) -> bool:

@@ -35,6 +35,11 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
+    from mmkd.teachers.checks import check_teacher
+    from mmkd.train.on_policy import check_on_policy
+
+    check_teacher(config)
+    check_on_policy(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model_folder = run / "model"
@@ -146,11 +151,11 @@ def train_stage(
     from mmkd.lora import add_adapters
     from mmkd.models.attention_capture import capture_name
     from mmkd.objectives import build
+    from mmkd.teachers.cached import CachedTeacher, require_same_text
     from mmkd.teachers.live import build_teacher
     from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer, teacher_text, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.features import cached_features, measure_channels
-    from mmkd.train.on_policy import check_on_policy
     from mmkd.train.task import DistillTask
     from mmkd.train.trainer import DistillTrainer
 
@@ -176,11 +181,11 @@ def train_stage(
     for each in config.stages:
         built = [build(s) for s in each.objectives or config.objectives]
         require_one_reading(each.name, built)
-        check_on_policy(each, built, config.deepspeed.stage)
         reading |= {objective.name for objective in built if objective.teacher}
     require_one_tokenizer(config.teacher, tokenizer, sorted(reading))
     own_tokens = any(objective.own_tokens for objective, _ in objectives)
     text = teacher_text(config.teacher, composed.processor) if own_tokens else None
+    require_same_text(config.teacher, composed.processor)
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
     task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), text.shared_ids() if text else None)
     if teacher is None and task.needs.teacher:
@@ -226,6 +231,7 @@ def train_stage(
             rejected=run / "rejected.jsonl",
             feature_store=store,
             teacher=text,
+            teacher_rows=teacher.store if isinstance(teacher, CachedTeacher) else None,
         )
 
     trainer = DistillTrainer(

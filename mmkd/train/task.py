@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from mmkd.errors import TrainingError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.voco import CompressionTokens
-from mmkd.objectives import AnswerBatch, Needs, Objective, Outputs, Ratio, TokenLoss, token_losses
+from mmkd.objectives import (
+    AnswerBatch,
+    Needs,
+    Objective,
+    Outputs,
+    Ratio,
+    SparseTargets,
+    TokenLoss,
+    token_losses,
+)
 from mmkd.teachers.live import Teacher
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
 
@@ -112,7 +121,13 @@ class DistillTask(nn.Module):
         bias = voco.mass_bias(voco.tokens)
         return 0.0 * (total if bias is None else total + bias.sum())
 
-    def _loss(self, student: Outputs, teacher: Outputs | None, answers: AnswerBatch, places: tuple[str, ...]) -> Tensor:
+    def _loss(
+        self,
+        student: Outputs,
+        teacher: Outputs | SparseTargets | None,
+        answers: AnswerBatch,
+        places: tuple[str, ...],
+    ) -> Tensor:
         """The weighted sum of the objectives; each figure is reported at every one of `places`."""
         pairs = list(zip(self.objectives, self.weights, strict=True))
         if places == ("on_policy/",):
@@ -121,7 +136,8 @@ class DistillTask(nn.Module):
         by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
         if by_token:
             results.append((token_losses(by_token, student, teacher, answers), 1.0))
-        results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
+        dense = teacher if isinstance(teacher, Outputs) else None  # a cached one is refused where this is needed
+        results += [(o(student, dense, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
         for result, _ in results:
             for name, ratio in result.report.items():
                 for key in (place + name for place in places):

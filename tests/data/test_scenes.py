@@ -186,6 +186,22 @@ def test_training_records_hold_a_scene_each_and_test_records_a_question_each():
     assert test[0].images == test[4].images != test[5].images
 
 
+def test_a_description_tells_every_cell_and_names_no_held_out_pair():
+    (record,) = records("train", 1, seed=3, described=True)
+    one = scene("train", 0, seed=3)
+    colors, shapes = (
+        {(r, c): word for r, row in enumerate(turn.text.split("; ")) for c, word in enumerate(row.split(", "))}
+        for turn in record.turns[1::2]
+    )
+    assert colors.keys() == shapes.keys() == {(row, column) for row in range(3) for column in range(3)}
+    things = {(thing.row, thing.column): (thing.color, thing.shape) for thing in one.things}
+    assert {at: (colors[at], shapes[at]) for at in things} == things
+    empty = colors.keys() - things.keys()
+    assert empty
+    assert {colors[at] for at in empty} | {shapes[at] for at in empty} == {"nothing"}
+    assert not PAIRS.search(" ".join(turn.text for turn in record.turns))
+
+
 def test_a_picture_does_not_depend_on_how_many_questions_are_asked():
     assert scene("test", 4, 0, questions=1).png() == scene("test", 4, 0, questions=20).png()
 

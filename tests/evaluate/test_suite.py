@@ -173,7 +173,7 @@ def test_easyvqa_is_the_whole_test_split_of_the_package(easyvqa):
 def test_easyvqa_scenes_are_the_fixed_test_scenes_with_a_score_for_each_type(easyvqa):
     task, docs = documents("easyvqa_scenes")
     assert len(docs) == 2000
-    made = list(scenes("test", 200, seed=2024))
+    made = list(scenes("test", 200, seed=2024, grid=2))
     assert [d["question"] for d in docs] == [q.text for one in made for q in one.questions]
     (message,) = task.doc_to_messages(docs[1234])
     assert message["content"][0]["url"].tobytes() == made[123].image().tobytes()

@@ -109,6 +109,14 @@ def foreign_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def square_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher whose decoder's layers are all 64 wide."""
+    folder = tmp_path_factory.mktemp("square_teacher")
+    save_tiny_model(folder, seed=4, layers=3, voco=None, width=64)
+    return folder
+
+
 def write_records(folder: Path, kinds: list[int]) -> Path:
     """A JSONL file; `kinds` says how many images each record has."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,11 @@ import ranks
 import torch
 
 from mmkd.compose import load
-from mmkd.config.schema import DataSection, OnPolicySection, StageSection
+from mmkd.config.schema import Config, DataSection, OnPolicySection
 from mmkd.data.loader import build_loader
 from mmkd.errors import ConfigError
-from mmkd.objectives import build
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
 from mmkd.train.on_policy import check_on_policy, is_on_policy, own_answers
-from tests.objectives.sides import Section
 
 GREEDY = OnPolicySection(temperature=1e-4, max_new_tokens=7)
 
@@ -103,18 +101,20 @@ def test_the_share_of_steps_is_the_one_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("names", "zero", "message"),
+    ("names", "zero", "kind", "message"),
     [
-        (["cross_entropy"], 2, "needs an objective by which a teacher judges"),
-        (["cross_entropy", "uld"], 2, "e.g. reverse_kl"),
-        (["reverse_kl"], 3, "use stage 2"),
+        (["cross_entropy"], 2, "live", "needs an objective by which a teacher judges"),
+        (["cross_entropy", "uld"], 2, "live", r"e\.g\. reverse_kl"),
+        (["reverse_kl"], 3, "live", "use stage 2"),
+        (["forward_kl"], 2, "cached", "knows those of the data"),
     ],
 )
-def test_what_cannot_be_is_refused(names, zero, message):
-    stage = StageSection(name="tune", steps=1, on_policy=OnPolicySection())
+def test_what_cannot_be_is_refused(config, names, zero, kind, message):
+    sections = {"objectives": [{"name": name} for name in names], "teacher": {"kind": kind}}
     with pytest.raises(ConfigError, match=message):
-        check_on_policy(stage, [build(Section(name)) for name in names], zero)
-    check_on_policy(stage, [build(Section("reverse_kl"))], 2)
+        check_on_policy(Config.model_validate(config(stage={"on_policy": {}}, zero=zero, **sections)))
+    check_on_policy(Config.model_validate(config(zero=zero, **sections)))
+    check_on_policy(Config.model_validate(config(stage={"on_policy": {}})))
 
 
 @pytest.mark.distributed

@@ -1,0 +1,112 @@
+"""The shape of the YAML of `mmkd answer` and `mmkd select`, and of the models that engines ask."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmkd.config.schema import OpenSection, Section, SourceSection
+
+
+class PriceSection(Section):
+    """Money for a million tokens; any currency, the same for both and for the budget."""
+
+    prompt: float = Field(0.0, ge=0)
+    answer: float = Field(0.0, ge=0)
+
+
+class BudgetSection(Section):
+    """Limits over all that a store ever paid this model; no call is sent that could go over one."""
+
+    tokens: int | None = Field(None, ge=1, description="Prompt and answer tokens together.")
+    cost: float | None = Field(None, gt=0, description="Money, by `price`.")
+
+
+class EndpointSection(Section):
+    """An OpenAI-compatible server: vLLM, SGLang, llama.cpp, mmkd serve, a vendor."""
+
+    url: str = Field(description="Up to and with /v1, e.g. http://127.0.0.1:8000/v1.")
+    model: str = Field(description="As the server calls it. Answers are kept under this name.")
+    license: str | None = Field(None, description="Of what the model writes, as SPDX id; kept with every answer.")
+    api_key_env: str | None = Field(
+        None, description="Name of the environment variable that holds the key; the key itself stands in no file."
+    )
+    price: PriceSection = Field(default_factory=lambda: PriceSection())
+    budget: BudgetSection = Field(default_factory=lambda: BudgetSection())
+    concurrency: int = Field(16, ge=1, description="Calls at once.")
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1, description="Counted as the most that a call can use.")
+    timeout: float = Field(120.0, gt=0, description="Seconds for one whole reply, however slowly it drips.")
+    retry_seconds: float = Field(300.0, ge=0, description="How long a call is sent again before it is given up.")
+    structured: Literal["auto", "server", "validate"] = Field(
+        "auto",
+        description="Who sees to the form of JSON answers: the server, by response_format; or validate alone, which "
+        "states the schema in the prompt; auto tries the server first. Answers are validated in all cases.",
+    )
+    image_tokens: int = Field(4096, ge=1, description="Most tokens of one image, for budget and rate.")
+    check_images: bool = Field(True, description="Stop where the prompt tokens show that an image was not read.")
+    unique_ids: bool = Field(True, description="False for servers that give every reply the same id.")
+
+
+class LanguageModelSection(Section):
+    """A decoder in this process; it reads no images."""
+
+    source: str = Field(description="As student.language.source, e.g. gguf:smollm2-135m.")
+    batch_size: int = Field(8, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class VlmSection(Section):
+    """A vision-language model in this process."""
+
+    model: str = Field(description="Release, model folder, run folder or hub id.")
+    tokens: int | Literal["full"] | None = Field(None, description="Tokens an image is read as; the model's own.")
+    batch_size: int = Field(8, ge=1)
+    license: str | None = Field(None, description="Of what the model writes.")
+
+
+class ModelSection(Section):
+    """Who is asked: one of the three."""
+
+    endpoint: EndpointSection | None = None
+    language: LanguageModelSection | None = None
+    vlm: VlmSection | None = None
+
+    @model_validator(mode="after")
+    def one(self) -> ModelSection:
+        if sum(part is not None for part in (self.endpoint, self.language, self.vlm)) != 1:
+            raise ValueError("needs exactly one of endpoint, language, vlm")
+        return self
+
+
+class SamplingSection(Section):
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(512, ge=1, description="Of one answer.")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class AnswerConfig(Section):
+    """`mmkd answer`: the questions of records, answered by a model."""
+
+    model: ModelSection
+    data: list[SourceSection] = Field(min_length=1, description="As data.mixture, without weights.")
+    out: str = Field(description="Folder: the answers' store, records.jsonl, rejected.jsonl.")
+    sampling: SamplingSection = Field(default_factory=lambda: SamplingSection())
+    reasks: int = Field(2, ge=0, description="How often a reply that is no answer is asked for again.")
+    may_be_cut: bool = Field(False, description="Keep answers that ran into max_tokens.")
+    system: str | None = Field(None, description="A system turn before every chat, in the place of the record's own.")
+
+
+class SelectorSection(OpenSection):
+    name: str = Field(description="near_duplicates, image_need, quantization, balance, or one of a plug-in.")
+
+
+class SelectConfig(Section):
+    """`mmkd select`: which records stay."""
+
+    data: list[SourceSection] = Field(min_length=1, description="As data.mixture, without weights.")
+    select: list[SelectorSection] = Field(min_length=1, description="In order; each sees what the ones before kept.")
+    out: str = Field(description="Folder: records.jsonl, rejected.jsonl.")
+    seed: int = Field(0, ge=0)

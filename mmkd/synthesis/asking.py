@@ -1,0 +1,225 @@
+"""Requests in, answers out: each is asked until it is answered or given up, and every reply is kept first."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from mmkd.data.rejected import FEWEST_SEEN, MOST_BAD, BadRow
+from mmkd.errors import DataError
+from mmkd.synthesis.backends import Backend, Call, NoReply, Refused
+from mmkd.synthesis.replies import Problem, next_try, read_reply
+from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage, digest, request_key
+from mmkd.synthesis.store import Entry, Store
+from mmkd.synthesis.tally import Tally
+
+READY_AHEAD = 2  # answers, in multiples of the back end's concurrency, that may wait to be taken
+
+
+class Asker:
+    """Asks one back end, keeps what comes in one store, and closes both in the end: `with Asker(..) as asker`.
+
+    It runs an event loop in a thread of its own, in which the back end lives.
+
+    Args:
+        reasks: how often a reply that is no answer is asked for again.
+        tally: counts what happens; shown by `mmkd.synthesis.progress`.
+    """
+
+    def __init__(self, backend: Backend, store: Store, reasks: int = 2, tally: Tally | None = None):
+        self.backend, self.store, self.reasks = backend, store, reasks
+        self.tally = tally or Tally()
+        self._asked: dict[str, asyncio.Future[Answer]] = {}  # on their way, so that equal requests are paid once
+        self._loop = asyncio.new_event_loop()
+        # daemon: a second Ctrl-C need not wait for calls on their way
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """One Answer for each request, in the order in which they come.
+
+        What the store has is not asked again. `requests` is read as places become free, in the asker's thread, and may
+        be longer than memory. Whoever stops taking answers stops the asking; calls on their way are awaited and kept.
+
+        Raises: BudgetSpent, ConfigError (no call can succeed), DataError once more than 10 % of at least 50 requests
+            got no reply: each after the calls on their way have ended, with all answers so far kept.
+        """
+        run = _Run(self, iter(requests))
+        working = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
+        try:
+            while (answer := run.ready.get()) is not None:
+                self._loop.call_soon_threadsafe(run.places.release)
+                yield answer
+        finally:
+            self._loop.call_soon_threadsafe(run.stop)
+            working.result()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.backend.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self.store.close()
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def one(self, request: Request) -> Answer:
+        """The answer to one request, from the store or the back end; see `answer` for what it raises."""
+        try:
+            content = await asyncio.to_thread(request.content)
+        except BadRow as error:
+            return _unreadable(request, self.backend.model, error)
+        key = request_key(self.backend.model, content)
+        if key in self._asked:
+            return replace(await asyncio.shield(self._asked[key]), request=request, usage=Usage())
+        final = self.store.final(key)
+        if final is not None:
+            self.tally.stored(final)
+            return answer_of(final, request)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asked[key] = future
+        try:
+            answer = await self._ask(request, key, content)
+            future.set_result(answer)
+            return answer
+        except BaseException as error:
+            future.set_exception(error)
+            future.exception()  # nobody may be waiting for it
+            raise
+        finally:
+            del self._asked[key]
+
+    async def _ask(self, request: Request, key: str, content: dict[str, Any]) -> Answer:
+        described = {"id": request.id, "prompt": request.prompt, "license": request.license, **content}
+        blank = Entry(key, Status.UNANSWERED, self.backend.model, described, license=self.backend.license)
+        paid = [entry for entry in self.store.entries(key) if entry.status is Status.UNUSABLE]
+        spent = sum((entry.usage for entry in paid), Usage())
+        text, problem = _last(request, paid)
+        tries = len(paid)
+        while True:
+            turns, sampling = next_try(request, tries, text, problem)
+            call = Call(f"{key}-{tries}", turns, request.images, sampling, request.schema)
+            try:
+                reply = await self.backend.complete(call)
+            except NoReply as error:
+                return self._keep(replace(blank, kind=error.kind, reason=str(error)), request, spent)
+            except (Refused, BadRow) as error:
+                entry = replace(blank, status=Status.REJECTED, kind=error.kind, reason=str(error))
+                return self._keep(entry, request, spent)
+            value = self._seen_before(key, reply) or read_reply(request, reply)
+            spent += reply.usage
+            entry = replace(
+                blank, text=reply.text, finish=reply.finish, usage=reply.usage, served_by=reply.served_by,
+                response_id=reply.response_id,
+            )  # fmt: skip
+            if not isinstance(value, Problem):
+                return self._keep(replace(entry, status=Status.DONE), request, spent)
+            tries, text, problem = tries + 1, reply.text, value
+            over = problem.final or tries > self.reasks
+            status = Status.REJECTED if over else Status.UNUSABLE
+            answer = self._keep(replace(entry, status=status, kind=value.kind, reason=value.reason), request, spent)
+            if over:
+                return answer
+
+    def _keep(self, entry: Entry, request: Request, spent: Usage) -> Answer:
+        self.store.append(replace(entry, time=time.time()))
+        self.tally.kept(entry)
+        return replace(answer_of(entry, request), usage=spent)
+
+    def _seen_before(self, key: str, reply: Completion) -> Problem | None:
+        """A server or proxy that mixes up its replies gives one twice, under one id."""
+        owner = self.store.owner(reply.response_id) if reply.response_id else None
+        if owner is None:
+            return None
+        other = "this request" if owner == key else f"request {owner[:12]}"
+        return Problem(
+            "duplicated reply",
+            f"its id {reply.response_id} came before, for {other}; if this server gives every reply one id, say "
+            "unique_ids: false",
+        )
+
+
+class _Run:
+    """One `Asker.answer`; all but `ready` belongs to the asker's thread."""
+
+    def __init__(self, asker: Asker, requests: Iterator[Request]):
+        self.asker, self.requests = asker, requests
+        self.ready: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()  # None ends it
+        self.stopped = False
+        self.seen = self.unanswered = 0
+        self.places = asyncio.Semaphore(READY_AHEAD * asker.backend.concurrency)
+
+    async def work(self) -> None:
+        """Raises the first error of a worker, after all of them have ended."""
+        workers = [asyncio.create_task(self._worker()) for _ in range(self.asker.backend.concurrency)]
+        try:
+            ended = await asyncio.gather(*workers, return_exceptions=True)
+        finally:
+            self.ready.put(None)
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
+
+    def stop(self) -> None:
+        """No further request is begun; workers that wait for a place end."""
+        self.stopped = True
+        for _ in range(self.asker.backend.concurrency):
+            self.places.release()
+
+    async def _worker(self) -> None:
+        try:
+            while True:
+                await self.places.acquire()
+                request = None if self.stopped else next(self.requests, None)
+                if request is None:
+                    return
+                answer = await self.asker.one(request)
+                self.ready.put(answer)
+                self._count(answer)
+        except BaseException:
+            self.stop()  # the others end what they have begun
+            raise
+
+    def _count(self, answer: Answer) -> None:
+        self.seen += 1
+        self.unanswered += answer.status is Status.UNANSWERED
+        if self.seen >= FEWEST_SEEN and self.unanswered > MOST_BAD * self.seen:
+            raise DataError(
+                f"{self.unanswered} of {self.seen} requests to {self.asker.backend.model} got no reply, more than "
+                f"{MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to the server and "
+                "run again to go on."
+            )
+
+
+def answer_of(entry: Entry, request: Request) -> Answer:
+    """A kept entry as the answer to `request`, with what was paid for this entry alone."""
+    if entry.status is not Status.DONE:
+        return Answer(request, entry.key, entry.status, entry.model, "", None, entry.kind, entry.reason, entry.usage)
+    value = read_reply(request, Completion(entry.text, entry.usage, entry.finish))
+    if isinstance(value, Problem):
+        raise DataError(f"entry {entry.key} of the store says {entry.text[:80]!r}, which is no answer: {value.reason}.")
+    return Answer(request, entry.key, entry.status, entry.model, entry.text, value, usage=entry.usage)
+
+
+def _last(request: Request, paid: list[Entry]) -> tuple[str, Problem | None]:
+    """The last reply of an earlier run, and what was wrong with it."""
+    if not paid:
+        return "", None
+    entry = paid[-1]
+    value = read_reply(request, Completion(entry.text, entry.usage, entry.finish))
+    return entry.text, value if isinstance(value, Problem) else Problem(entry.kind, entry.reason)
+
+
+def _unreadable(request: Request, model: str, error: BadRow) -> Answer:
+    """Nothing was asked and nothing is kept: an image that is mended gets another key."""
+    key = digest({"model": model, "id": request.id, "problem": str(error)})
+    return Answer(request, key, Status.REJECTED, model, kind=error.kind, reason=str(error))

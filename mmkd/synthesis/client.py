@@ -1,0 +1,197 @@
+"""Any OpenAI-compatible endpoint as a back end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from mmkd.config.synthesis_schema import EndpointSection
+from mmkd.errors import ConfigError
+from mmkd.synthesis.backends import Call, NoReply
+from mmkd.synthesis.messages import to_messages, with_schema
+from mmkd.synthesis.requests import Completion, Usage
+
+try:
+    import httpx2  # openai's own HTTP library
+    import openai
+
+    from mmkd.synthesis.limits import Budget, Pause, Rates, priced
+    from mmkd.synthesis.retrying import Trouble, retried, trouble_of
+except ImportError as error:
+    raise ConfigError(f"asking an endpoint needs {error.name}: pip install 'mmkd[synthesis]'.") from error
+
+MOST_REPLY = 16 * 2**20  # bytes of one reply
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(0, ge=0)
+
+
+class _Reply(BaseModel):
+    """The part of a chat completion that is read."""
+
+    choices: list[_Choice] = Field(min_length=1, max_length=1)
+    id: str | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class Endpoint:
+    """See `Backend`.
+
+    A call goes out within budget and rates; a 429, a 5xx, a cut or slow connection and a reply that is no chat
+    completion send it again, with growing, jittered waits, no sooner than the server's Retry-After, until retry_seconds
+    have passed. A 4xx that speaks of this call refuses it; one that speaks of every call (key, model, path) stops the
+    run.
+
+    Args:
+        spent: what the store paid this model before, for the budget.
+
+    Raises: ConfigError where the key's environment variable is not set.
+    """
+
+    def __init__(self, section: EndpointSection, spent: Usage | None = None):
+        self.section, self.model, self.license = section, section.model, section.license
+        self.concurrency = section.concurrency
+        self.sent = 0  # HTTP requests, retries included
+        self._budget, self._rates, self._pause = Budget(section.budget, spent or Usage()), Rates(section), Pause()
+        self._server_forms = section.structured != "validate"
+        self._random = random.Random()
+        self._client = openai.AsyncOpenAI(
+            base_url=section.url,
+            api_key=_key(section.api_key_env),
+            max_retries=0,
+            timeout=section.timeout,
+            # A redirect would carry the key and the images to another host.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=section.timeout),
+        )
+
+    async def complete(self, call: Call) -> Completion:
+        most = self._most(call)
+        await self._budget.reserve(most)
+        used = Usage()
+        try:
+            completion = await self._retrying(call, most)
+            used = completion.usage
+            return completion
+        finally:
+            await self._budget.settle(most, used)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _retrying(self, call: Call, most: Usage) -> Completion:
+        messages = await asyncio.to_thread(to_messages, call.turns, call.images)  # decoding and base64 take their time
+        try:
+            async for attempt in retried(self.section.retry_seconds, self._random):
+                with attempt:
+                    await self._pause.over()
+                    await self._rates.wait(most)
+                    return await self._once(call, messages, most)
+        except Trouble as trouble:
+            raise NoReply(trouble.kind, f"{trouble} (sent again for {self.section.retry_seconds:.0f} s)") from trouble
+        raise AssertionError("tenacity ends with a return or an exception")
+
+    async def _once(self, call: Call, messages: list[dict[str, Any]], most: Usage) -> Completion:
+        self.sent += 1
+        forms = self._server_forms
+        try:
+            async with asyncio.timeout(self.section.timeout):
+                body = await self._body(call, self._arguments(call, messages, forms))
+            return self._completion(_Reply.model_validate_json(body), most)
+        except openai.APIStatusError as error:
+            if call.schema and forms and self.section.structured == "auto" and _no_forms(error):
+                self._server_forms = False  # the schema is stated in the prompt from now on
+                return await self._once(call, messages, most)
+            raise self._told(error) from error
+        except (
+            openai.OpenAIError,
+            httpx2.HTTPError,
+            TimeoutError,
+            ValueError,
+        ) as error:  # ValidationError is a ValueError
+            raise self._told(error) from error
+
+    def _told(self, error: Exception) -> Exception:
+        told = trouble_of(error, self.section)
+        if isinstance(told, Trouble) and told.retry_after:
+            self._pause.extend(told.retry_after)
+        return told
+
+    async def _body(self, call: Call, arguments: dict[str, Any]) -> bytes:
+        """The reply's bytes; read here, because the client would take in a reply of any length."""
+        create, body = self._client.chat.completions.with_streaming_response.create, bytearray()
+        # A server that knows the header charges a call that is sent again only once.
+        async with create(**arguments, extra_headers={"Idempotency-Key": call.id}) as response:
+            async for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MOST_REPLY:
+                    raise ValueError(f"a reply of more than {MOST_REPLY:,} bytes")
+        return bytes(body)
+
+    def _arguments(self, call: Call, messages: list[dict[str, Any]], forms: bool) -> dict[str, Any]:
+        sampling = call.sampling
+        arguments: dict[str, Any] = {
+            "model": self.section.model,
+            "messages": messages if forms or call.schema is None else with_schema(messages, call.schema),
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+        }
+        if sampling.top_p != 1:
+            arguments["top_p"] = sampling.top_p
+        if call.schema is not None and forms:
+            form = {"name": call.schema.__name__, "schema": call.schema.model_json_schema(), "strict": True}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": form}
+        return arguments
+
+    def _completion(self, reply: _Reply, most: Usage) -> Completion:
+        choice, used = reply.choices[0], reply.usage
+        usage = (
+            priced(self.section.price, used.prompt_tokens, used.completion_tokens)
+            if used
+            else Usage(most.prompt_tokens, most.answer_tokens, most.cost, estimated=True)
+        )
+        if choice.message.refusal and not choice.message.content:
+            return Completion(choice.message.refusal, usage, "refusal", self._id(reply), reply.model)
+        text = choice.message.content or ""
+        return Completion(text, usage, choice.finish_reason or "stop", self._id(reply), reply.model)
+
+    def _id(self, reply: _Reply) -> str | None:
+        return (reply.id or None) if self.section.unique_ids else None
+
+    def _most(self, call: Call) -> Usage:
+        """The most that a call can use: no tokenizer makes more tokens than bytes, and chat templates add a few."""
+        prompt = sum(len(turn.text.encode()) + 16 for turn in call.turns) + self.section.image_tokens * len(call.images)
+        if call.schema is not None:
+            prompt += 2 * len(str(call.schema.model_json_schema()))
+        return priced(self.section.price, prompt, call.sampling.max_tokens)
+
+
+def _no_forms(error: openai.APIStatusError) -> bool:
+    """Whether the server says that it does not offer response_format."""
+    return error.status_code in (400, 422) and any(word in str(error) for word in ("response_format", "json_schema"))
+
+
+def _key(name: str | None) -> str:
+    if name is None:
+        return "none"
+    key = os.environ.get(name)
+    if not key:
+        raise ConfigError(f"api_key_env names {name}, which is not set; export {name}=... before you run.")
+    return key

@@ -1,0 +1,102 @@
+"""What keeps a client within its means: a budget that is never passed, rates, and a pause that all calls share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from aiolimiter import AsyncLimiter
+
+from mmkd.config.synthesis_schema import BudgetSection, EndpointSection, PriceSection
+from mmkd.errors import MmkdError
+from mmkd.synthesis.requests import Usage
+
+MINUTE = 60.0
+
+
+class BudgetSpent(MmkdError):
+    """The next call could go over the budget; all that came before is kept."""
+
+
+class Budget:
+    """Tokens and money. A call reserves the most that it can use before it is sent, and gives back what it did not.
+
+    Where what is left does not cover a call, it waits for calls on their way to give back; with none on their way, the
+    budget is spent.
+
+    Args:
+        spent: what the store paid this model before.
+    """
+
+    def __init__(self, section: BudgetSection, spent: Usage):
+        self.section, self.spent, self.reserved = section, spent, Usage()
+        self._calls = 0
+        self._changed = asyncio.Condition()
+
+    async def reserve(self, most: Usage) -> None:
+        """Raises BudgetSpent."""
+        async with self._changed:
+            while not self._covers(most):
+                if not self._calls:
+                    raise BudgetSpent(self._told(most))
+                await self._changed.wait()
+            self._calls += 1
+            self.reserved += most
+
+    async def settle(self, most: Usage, used: Usage) -> None:
+        async with self._changed:
+            self._calls -= 1
+            self.reserved += Usage(-most.prompt_tokens, -most.answer_tokens, -most.cost)
+            self.spent += used
+            self._changed.notify_all()
+
+    def _covers(self, most: Usage) -> bool:
+        wanted = self.spent + self.reserved + most
+        tokens, cost = self.section.tokens, self.section.cost
+        return (tokens is None or wanted.tokens <= tokens) and (cost is None or wanted.cost <= cost + 1e-9)
+
+    def _told(self, most: Usage) -> str:
+        limits = []
+        if self.section.tokens is not None:
+            limits.append(f"{self.spent.tokens:,} of {self.section.tokens:,} tokens")
+        if self.section.cost is not None:
+            limits.append(f"{self.spent.cost:.4f} of {self.section.cost:.4f}")
+        return (
+            f"budget: {' and '.join(limits)} are spent, and the next call may take {most.tokens:,} tokens "
+            f"({most.cost:.4f}). Every answer so far is kept; raise budget and run again to go on."
+        )
+
+
+def priced(prices: PriceSection, prompt_tokens: int, answer_tokens: int, estimated: bool = False) -> Usage:
+    cost = (prompt_tokens * prices.prompt + answer_tokens * prices.answer) / 1e6
+    return Usage(prompt_tokens, answer_tokens, cost, estimated)
+
+
+class Rates:
+    """Calls and tokens a minute."""
+
+    def __init__(self, section: EndpointSection):
+        calls, tokens = section.requests_per_minute, section.tokens_per_minute
+        # Spread over the minute: a limiter of N a minute would let N through at once.
+        self._calls = AsyncLimiter(1, MINUTE / calls) if calls else None
+        self._tokens = AsyncLimiter(tokens, MINUTE) if tokens else None
+
+    async def wait(self, most: Usage) -> None:
+        if self._calls:
+            await self._calls.acquire()
+        if self._tokens:
+            await self._tokens.acquire(min(most.tokens, self._tokens.max_rate))
+
+
+class Pause:
+    """A server that says when to come back is left alone until then, by every call."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def extend(self, seconds: float) -> None:
+        self._until = max(self._until, time.monotonic() + seconds)
+
+    async def over(self) -> None:
+        while (left := self._until - time.monotonic()) > 0:
+            await asyncio.sleep(left)

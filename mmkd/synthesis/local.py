@@ -1,0 +1,129 @@
+"""Models of this process as back ends: calls that wait are answered in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from mmkd.errors import DataError
+from mmkd.models import VocoCache
+from mmkd.synthesis.backends import Call, Refused
+from mmkd.synthesis.requests import Completion, Usage
+from mmkd.synthesis.sampling import RowSampler
+
+Inputs = dict[str, Any]  # of `generate`, for one chat
+ROWS = ("input_ids", "attention_mask")
+
+
+class LocalModel:
+    """See `Backend`. One thread generates at a time; what comes meanwhile makes the next batch.
+
+    A row's answer does not depend on the rows beside it, but for rounding: a killed run that goes on with other batches
+    ends with the same answers.
+
+    Args:
+        name: identity, weights included.
+        prepare: a call as (arguments of `generate` with a batch of one, tokens that an answer may have); raises
+            DataError for a chat that the model cannot read.
+        generation: further arguments of `generate`; its eos_token_id is a list.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        license: str | None,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prepare: Callable[[Call], tuple[Inputs, int]],
+        generation: dict[str, Any],
+        batch_size: int,
+    ):
+        self.model, self.license, self.batch_size = name, license, batch_size
+        self.concurrency = 2 * batch_size  # one batch waits while the other is answered
+        self._generator, self._tokenizer, self._prepare, self._generation = model, tokenizer, prepare, generation
+        self._waiting: list[tuple[Call, asyncio.Future[Completion]]] = []
+        self._running: asyncio.Task | None = None
+
+    async def complete(self, call: Call) -> Completion:
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, future))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def close(self) -> None:
+        if self._running is not None:
+            await self._running
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(0)  # calls that are on their way here join the batch
+            batch, self._waiting = self._waiting[: self.batch_size], self._waiting[self.batch_size :]
+            try:
+                results = await asyncio.to_thread(self.generate, [call for call, _ in batch])
+            except BaseException as error:
+                results = [error] * len(batch)
+            for (_, future), result in zip(batch, results, strict=True):
+                if isinstance(result, BaseException):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+    @torch.inference_mode()
+    def generate(self, calls: Sequence[Call]) -> list[Completion | BaseException]:
+        """The completion of each call, or why it has none."""
+        results: list[Completion | BaseException | None] = [None] * len(calls)
+        ready: list[tuple[int, Inputs, int]] = []
+        for index, call in enumerate(calls):
+            try:
+                inputs, room = self._prepare(call)
+                ready.append((index, inputs, min(room, call.sampling.max_tokens)))
+            except DataError as error:
+                results[index] = Refused(getattr(error, "kind", "refused by the model"), str(error))
+        if ready:
+            completions = self._batch([(calls[i], inputs, most) for i, inputs, most in ready])
+            for (index, _, _), completion in zip(ready, completions, strict=True):
+                results[index] = completion
+        return [result for result in results if result is not None]
+
+    def _batch(self, rows: list[tuple[Call, Inputs, int]]) -> list[Completion]:
+        inputs = joined([inputs for _, inputs, _ in rows], self._generation["pad_token_id"])
+        sampler = RowSampler([call.sampling for call, _, _ in rows])
+        sequences = self._generator.generate(
+            **inputs,
+            **self._generation,
+            do_sample=False,
+            max_new_tokens=max(most for _, _, most in rows),
+            logits_processor=LogitsProcessorList([sampler]),
+        )
+        new, lengths = sequences[:, inputs["input_ids"].shape[1] :].tolist(), inputs["attention_mask"].sum(1).tolist()
+        return [self._completion(ids[:most], length) for (_, _, most), ids, length in zip(rows, new, lengths)]
+
+    def _completion(self, new: list[int], prompt_tokens: int) -> Completion:
+        ends = set(self._generation["eos_token_id"])
+        stop = next((i for i, token in enumerate(new) if token in ends), None)
+        text = self._tokenizer.decode(new[:stop], skip_special_tokens=True).strip()
+        usage = Usage(prompt_tokens, len(new) if stop is None else stop + 1)
+        return Completion(text, usage, "length" if stop is None else "stop")
+
+
+def joined(chats: list[Inputs], pad: int) -> Inputs:
+    """Arguments of one `generate` for several chats, their prompts padded on the left; images stay in order."""
+    longest = max(chat["input_ids"].shape[1] for chat in chats)
+    batch: Inputs = {}
+    for name in dict.fromkeys(name for chat in chats for name in chat):
+        values = [chat[name] for chat in chats if name in chat]
+        if name in ROWS:
+            fill = pad if name == "input_ids" else 0
+            values = [torch.nn.functional.pad(value, (longest - value.shape[1], 0), value=fill) for value in values]
+        if isinstance(values[0], torch.Tensor):
+            batch[name] = torch.cat(values)
+        elif isinstance(values[0], VocoCache):
+            batch[name] = VocoCache.join(values)
+        else:
+            batch[name] = values[0]  # voco_tokens, the same in all
+    return batch

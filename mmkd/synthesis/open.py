@@ -1,0 +1,37 @@
+"""From a config's model section to an Asker on a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmkd.config.synthesis_schema import ModelSection
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.backends import Backend
+from mmkd.synthesis.store import Store
+
+
+def open_backend(section: ModelSection, store: Store) -> Backend:
+    """The model, with what the store paid it before counted against its budget.
+
+    Raises: ConfigError, AssetError where it cannot be loaded or asked.
+    """
+    if section.endpoint is not None:
+        from mmkd.synthesis.client import Endpoint
+
+        return Endpoint(section.endpoint, store.spent(section.endpoint.model))
+    from mmkd.synthesis import local_models  # torch, only where a model runs here
+
+    if section.language is not None:
+        return local_models.language_model(section.language)
+    assert section.vlm is not None
+    return local_models.vlm(section.vlm)
+
+
+def open_asker(section: ModelSection, folder: str | Path, reasks: int = 2) -> Asker:
+    """An Asker that keeps its answers in `folder`; close it, or use it in a `with`."""
+    store = Store(folder)
+    try:
+        return Asker(open_backend(section, store), store, reasks)
+    except BaseException:
+        store.close()
+        raise

@@ -1,0 +1,52 @@
+"""Zero-shot detection by a transformers model: OWL-ViT, OWLv2, Grounding DINO, and what shares their processors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from mmkd.errors import ConfigError
+from mmkd.synthesis.programs.backends.base import Detection
+
+
+class ZeroShotDetector:
+    """Args:
+        model: folder or hub id, e.g. google/owlv2-base-patch16-ensemble or IDEA-Research/grounding-dino-tiny.
+        threshold: detections with a lower score are dropped.
+
+    Raises: ConfigError where there is no such model, or it is of another kind. No code of a model's own is run.
+    """
+
+    def __init__(self, model: str, threshold: float = 0.25, device: str = "cpu"):
+        self.threshold = threshold
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(model)
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(model, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"detector {model}: {str(error).splitlines()[0]} Give a folder or hub id of a zero-shot detector."
+            ) from error
+        self.model.to(device).eval()
+
+    @torch.inference_mode()
+    def detect(self, image: Image.Image, name: str) -> list[Detection]:
+        """What matches the name, in reading order; its label is the name, since such a model knows no other."""
+        label = name.strip().lower().rstrip(".")
+        inputs = self.processor(images=image, text=[[label]], return_tensors="pt").to(self.model.device)
+        outputs = self.model(**inputs)
+        # Grounding DINO's text tokens are needed to tell which words a box belongs to; here there is one phrase only.
+        extra = {"input_ids": inputs["input_ids"]} if "grounding" in self.model.config.model_type else {}
+        found = self.processor.post_process_grounded_object_detection(
+            outputs, threshold=self.threshold, target_sizes=[(image.height, image.width)], **extra
+        )[0]
+        detections = []
+        for score, box in zip(found["scores"].tolist(), found["boxes"].tolist()):
+            left, top, right, bottom = (round(value) for value in box)
+            # Boxes may reach over the image's edge; one that lies outside, or is empty, is nothing.
+            left, top, right, bottom = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+            if left < right and top < bottom:
+                detections.append(Detection(label, (left, top, right, bottom), score))
+        return sorted(detections, key=lambda one: (one.box[1], one.box[0]))

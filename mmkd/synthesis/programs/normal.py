@@ -1,0 +1,89 @@
+"""The normal form of a program: equal for programs that do the same thing in the same way."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+
+
+def plain_tree(tree: ast.Module) -> ast.Module:
+    """A copy without docstrings, annotations and statements that are a mere constant."""
+    return ast.fix_missing_locations(_Plain().visit(copy.deepcopy(tree)))
+
+
+def key_of(tree: ast.Module) -> str:
+    """SHA-256 (hex) of a plain tree whose own names are numbered in order of appearance and keywords sorted."""
+    named = _Numbered(tree).visit(copy.deepcopy(tree))
+    return hashlib.sha256(ast.dump(named).encode()).hexdigest()
+
+
+class _Plain(ast.NodeTransformer):
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if node.value is None:
+            return ast.Pass()
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        return self._kept(node)
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        return self._kept(node)
+
+    def _kept(self, node: ast.If | ast.For) -> ast.AST:
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
+
+
+class _Numbered(ast.NodeTransformer):
+    def __init__(self, tree: ast.Module):
+        bound: list[str] = []
+        for node in _in_order(tree):
+            if isinstance(node, ast.FunctionDef):
+                bound.append(node.name)
+            elif isinstance(node, ast.arg):
+                bound.append(node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                bound.append(node.id)
+        self.names = {name: f"v{number}" for number, name in enumerate(dict.fromkeys(bound))}
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self.names.get(node.id, node.id)
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.arg = self.names[node.arg]
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.name = self.names[node.name]
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.keywords.sort(key=lambda one: one.arg or "")
+        own = isinstance(node.func, ast.Name) and node.func.id in self.names
+        self.generic_visit(node)
+        if own:  # keywords of the program's own functions are its own names
+            for keyword in node.keywords:
+                keyword.arg = self.names.get(keyword.arg or "", keyword.arg)
+        return node
+
+
+def _in_order(node: ast.AST):
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _in_order(child)

@@ -1,0 +1,153 @@
+"""A trace as short prose. The template writer says only what events hold, so nothing in it can be made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmkd.synthesis.programs.answers import as_text
+from mmkd.synthesis.programs.events import Event
+from mmkd.synthesis.programs.evidence import unsupported
+from mmkd.synthesis.programs.parts import Part, Thing
+from mmkd.synthesis.programs.runner import Outcome
+
+MOST_LISTED = 6  # things of one event that are listed with their boxes
+MOST_LENGTH = 1000  # characters
+
+SIDES = {"left_of": "left of", "right_of": "right of", "above": "above", "below": "below"}
+HOW = {"more": "more than", "fewer": "less than", "equal": "equal to", "at least": "at least", "at most": "at most"}
+
+
+def rationale(outcome: Outcome, draft: str | None = None) -> str:
+    """The draft (of a writer LLM) where every claim in it is covered by the outcome's events, else the template."""
+    if draft is not None and 0 < len(draft.strip()) <= MOST_LENGTH:
+        text = " ".join(draft.split())
+        if not unsupported(text, outcome.events, outcome.question, outcome.answer):
+            return text
+    return tell(outcome.events, outcome.answer)
+
+
+def tell(events: Sequence[Event], answer: Any) -> str:
+    """One sentence an event, and one with the answer. Repeated calls are told once."""
+    sentences = [SENTENCES.get(event.tool, _any)(event) for event in events]
+    return " ".join([*dict.fromkeys(sentences), f"So the answer is {_shown(answer)}."])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 4 and all(type(n) is int for n in value):
+        return str(value)
+    return as_text(value)
+
+
+def _quoted(text: Any) -> str:
+    """In double quotes, out of which the text cannot get."""
+    return '"' + " ".join(str(text).replace('"', "").replace("“", "").replace("”", "").split()) + '"'
+
+
+def _named(part: Part) -> str:
+    box = str(list(part.box))
+    return f"the {part.label} at {box}" if isinstance(part, Thing) else f"the part at {box}"
+
+
+def _place(event: Event) -> str:
+    return _named(event.given[0]) if event.given else "the image"
+
+
+def _within(event: Event) -> str:
+    return f" in {_named(event.given[0])}" if event.given else ""
+
+
+def _find(event: Event) -> str:
+    name, things = _quoted(event.arguments["name"]), event.found
+    if not things:
+        return f"There is no {name}{_within(event)}."
+    listed = ", ".join(_named(one) for one in things) if len(things) <= MOST_LISTED else ""
+    verb = "is" if len(things) == 1 else "are"
+    return f"There {verb} {len(things)} {name}{_within(event)}{': ' + listed if listed else ''}."
+
+
+def _beside(event: Event) -> str:
+    where, of = SIDES[event.tool], _named(event.given[0])
+    if not event.found:
+        return f"Nothing is {where} {of}."
+    label = event.found[0]
+    return f"{_capital(_named(label))} is {where} {of}."
+
+
+def _neighbours(event: Event) -> str:
+    of = _named(event.given[0])
+    if not event.found:
+        return f"Nothing is next to {of}."
+    return f"Next to {of}: {', '.join(_named(one) for one in event.found)}."
+
+
+def _largest(event: Event) -> str:
+    return f"The largest of these is {_named(event.found[0])}." if event.found else "There is no largest one."
+
+
+def _crop(event: Event) -> str:
+    return f"Look at {list(event.found[0].box)} alone."
+
+
+def _distance(event: Event) -> str:
+    ends = [_named(part) for part in event.given]
+    between = f"between {ends[0]} and {ends[1]}" if len(ends) == 2 else "between both"
+    return f"The distance {between} is {as_text(event.result)} pixels."
+
+
+def _depth(event: Event) -> str:
+    return f"The depth of {_place(event)} is {as_text(event.result)}."
+
+
+def _verify_property(event: Event) -> str:
+    return f"{_capital(_place(event))} is {'' if event.result else 'not '}{_quoted(event.arguments['property'])}."
+
+
+def _query(event: Event) -> str:
+    return f"Asked {_quoted(event.arguments['question'])}, {_place(event)} gives {_quoted(event.result)}."
+
+
+def _ocr(event: Event) -> str:
+    lines = ", ".join(map(_quoted, event.result))
+    return f"The text in {_place(event)} reads {lines}." if lines else f"There is no text in {_place(event)}."
+
+
+def _knowledge(event: Event) -> str:
+    return f"Asked {_quoted(event.arguments['question'])}, general knowledge gives {_quoted(event.result)}."
+
+
+def _compare(event: Event) -> str:
+    first, how, second = (event.arguments[key] for key in ("first", "how", "second"))
+    return f"{as_text(first)} is {'' if event.result else 'not '}{HOW[how]} {as_text(second)}."
+
+
+def _calculate(event: Event) -> str:
+    return f"{_quoted(event.arguments['expression'])} is {as_text(event.result)}."
+
+
+def _any(event: Event) -> str:
+    """For tools of other packages."""
+    return f"{event.tool.replace('_', ' ')} gives {_quoted(as_text(event.result))}."
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+SENTENCES: dict[str, Callable[[Event], str]] = {
+    "find": _find,
+    "count": _find,
+    "exists": _find,
+    **dict.fromkeys(SIDES, _beside),
+    "neighbours": _neighbours,
+    "largest": _largest,
+    "crop": _crop,
+    "distance": _distance,
+    "depth": _depth,
+    "verify_property": _verify_property,
+    "query": _query,
+    "ocr": _ocr,
+    "knowledge": _knowledge,
+    "compare": _compare,
+    "calculate": _calculate,
+}

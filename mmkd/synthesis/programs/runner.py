@@ -1,0 +1,107 @@
+"""Runs programs: check, sandbox, trace."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+
+from mmkd.synthesis.programs.backends.base import Backends
+from mmkd.synthesis.programs.backends.classical import classical
+from mmkd.synthesis.programs.checker import Program, ProgramError, check
+from mmkd.synthesis.programs.events import Event
+from mmkd.synthesis.programs.executor import Executor
+from mmkd.synthesis.programs.limits import Limits
+from mmkd.synthesis.programs.monty import MontyExecutor
+from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.server import ToolServer
+from mmkd.synthesis.programs.tools.registry import Toolset
+from mmkd.synthesis.programs.tools.view import WHOLE, View
+
+MOST_SIDE = 2048  # pixels; larger pictures are shrunk before a program sees them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one program on one picture.
+
+    Attributes:
+        answer: plain JSON, or None. A part of the picture is given as its box [left, top, right, bottom].
+        events: the trace, also of a program that failed half-way.
+        verdict: RAN, REFUSED or FAILED; the verifier makes VERIFIED or REJECTED of RAN.
+        reason: None where the verdict is RAN or VERIFIED.
+        message: what happened, for people.
+        key: normal form of the program, "" where it was refused.
+    """
+
+    question: str
+    answer: Any
+    events: tuple[Event, ...]
+    verdict: Verdict
+    reason: Reason | None = None
+    message: str = ""
+    key: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Runner:
+    """Runs programs in a sandbox, over one set of tools and back ends. Safe to use from several threads if the back
+    ends are. Close it, or use it in a `with`.
+
+    Args:
+        executor: the default is a pool of pydantic-monty workers.
+        tools: names of the tools offered; all that the back ends serve by default.
+    """
+
+    def __init__(
+        self,
+        backends: Backends | None = None,
+        limits: Limits | None = None,
+        executor: Executor | None = None,
+        tools: list[str] | None = None,
+    ):
+        self.backends, self.limits = backends or classical(), limits or Limits()
+        self.tools = Toolset(self.backends, tools)
+        self.executor: Executor = executor or MontyExecutor()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.executor.close()
+
+    def run(self, program: str | Program, image: Image.Image, question: str = "") -> Outcome:
+        """Check a program and run it on a picture. Never raises for what the program is or does.
+
+        Args:
+            program: source text, or what `check` made of it.
+            question: goes into the outcome; the program does not see it.
+        """
+        if isinstance(program, str):
+            try:
+                program = check(program, self.tools)
+            except ProgramError as error:
+                return Outcome(question, None, (), Verdict.REFUSED, error.reason, str(error))
+        view = View(shrunk(image), self.backends)
+        server = ToolServer(self.tools, view, self.limits)
+        done = self.executor.execute(program.code, {"image": WHOLE}, server.call, self.limits)
+        answer, verdict = done.answer, Verdict.FAILED if done.reason else Verdict.RAN
+        if isinstance(answer, str) and answer in view.parts:
+            answer = list(view.parts[answer].box)
+        return Outcome(question, answer, tuple(server.events), verdict, done.reason, done.message, program.key)
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """The picture as RGB with sides of at most 2048 pixels: what tools see, and what boxes are measured in."""
+    image = image.convert("RGB")
+    if max(image.size) > MOST_SIDE:
+        scale = MOST_SIDE / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return image

@@ -1,0 +1,92 @@
+"""Which programs are right, and right for a reason: what stands against luck."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from mmkd.synthesis.programs.answers import Truth, as_text, score
+from mmkd.synthesis.programs.checker import Program
+from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.runner import Outcome, Runner
+
+NEEDED = 0.5  # score from which an answer counts as right; for boxes the usual IoU
+
+
+def verify(
+    runner: Runner,
+    programs: Sequence[str | Program],
+    image: Image.Image,
+    question: str,
+    truth: Truth | None = None,
+    controls: Sequence[Image.Image] | None = None,
+    choices: Sequence[str] = ("yes", "no"),
+) -> list[Outcome]:
+    """Run the programs sampled for one question; each comes back VERIFIED, or with the reason why not.
+
+    In this order: it ran; its answer is right; some tool that it called looked at the picture; where the answer is
+    one of `choices` (and so right by luck one time in a few), a second, different program gives the same; and on some
+    control picture it answers otherwise or fails.
+
+    Args:
+        truth: an answer, several human answers, or a box; None where there is no label (nothing counts as wrong).
+        controls: pictures on which the right reason would not give this answer; by default a blank one. Answers such
+            as "no" and 0 are right on a blank picture too and so never pass it: give pictures of other rows for these.
+        choices: the answers that could be guessed; for multiple choice, all that are on offer.
+    """
+    outcomes = _run(runner, programs, image, question)
+    for place, one in enumerate(outcomes):
+        if one.verdict is Verdict.RAN and truth is not None and score(one.answer, truth) < NEEDED:
+            outcomes[place] = _rejected(one, Reason.WRONG, f"{as_text(one.answer)!r} is not {truth!r}.")
+        elif one.verdict is Verdict.RAN and not any(event.grounded for event in one.events):
+            outcomes[place] = _rejected(one, Reason.NOT_GROUNDED, "no tool that it called looked at the picture.")
+
+    guessable = {choice.lower() for choice in choices}
+    by_answer: dict[str, set[str]] = defaultdict(set)
+    for one in outcomes:
+        if one.verdict is Verdict.RAN:
+            by_answer[as_text(one.answer).lower()].add(one.key)
+    for place, one in enumerate(outcomes):
+        text = as_text(one.answer).lower()
+        if one.verdict is not Verdict.RAN:
+            continue
+        if text in guessable and len(by_answer[text]) < 2:
+            outcomes[place] = _rejected(one, Reason.ALONE, f"{text!r} could be luck, and no second program says so.")
+        elif not _moves(runner, programs[place], one, [blank(image)] if controls is None else controls):
+            outcomes[place] = _rejected(one, Reason.UNMOVED, f"{text!r} is its answer without this picture too.")
+        else:
+            outcomes[place] = replace(one, verdict=Verdict.VERIFIED)
+    return outcomes
+
+
+def blank(image: Image.Image) -> Image.Image:
+    """A picture of the same size in the other's mean colour: nothing to see."""
+    red, green, blue = (int(value) for value in np.asarray(image.convert("RGB")).reshape(-1, 3).mean(axis=0))
+    return Image.new("RGB", image.size, (red, green, blue))
+
+
+def _run(runner: Runner, programs: Sequence[str | Program], image: Image.Image, question: str) -> list[Outcome]:
+    done: dict[str, Outcome] = {}
+    outcomes = []
+    for program in programs:
+        text = program if isinstance(program, str) else program.source
+        if text not in done:  # samplers repeat themselves
+            done[text] = runner.run(program, image, question)
+        outcomes.append(done[text])
+    return outcomes
+
+
+def _moves(runner: Runner, program: str | Program, outcome: Outcome, controls: Sequence[Image.Image]) -> bool:
+    for control in controls:
+        other = runner.run(program, control, outcome.question)
+        if other.verdict is not Verdict.RAN or as_text(other.answer).lower() != as_text(outcome.answer).lower():
+            return True
+    return False
+
+
+def _rejected(outcome: Outcome, reason: Reason, message: str) -> Outcome:
+    return replace(outcome, verdict=Verdict.REJECTED, reason=reason, message=message)

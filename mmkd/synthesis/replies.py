@@ -1,0 +1,65 @@
+"""From a reply to an answer, or to what is wrong with it. Nothing is guessed: what does not parse is no answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel, ValidationError
+
+from mmkd.data.records import Turn
+from mmkd.synthesis.prompts import prompt
+from mmkd.synthesis.requests import Completion, Request, Sampling
+
+MOST_QUOTED = 2000  # letters of a wrong reply that are shown to the model again
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a reply is no answer.
+
+    Attributes:
+        final: asking again would not help.
+        told: whether the model is told, because it can do better knowing.
+    """
+
+    kind: str
+    reason: str
+    final: bool = False
+    told: bool = False
+
+
+def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | None:
+    """The value of a JSON answer, None for a good free text, or a Problem."""
+    if reply.finish == "refusal" or reply.finish == "content_filter":
+        return Problem("refused by the model", reply.text[:300] or "filtered", final=True)
+    if not reply.text.strip():
+        return Problem("empty reply", f"no text, finish reason {reply.finish}")
+    if reply.finish == "length" and not (request.may_be_cut and request.schema is None):
+        limit = request.sampling.max_tokens
+        return Problem("cut off", f"the reply ran into max_tokens {limit}; raise it, or allow it with may_be_cut")
+    if request.schema is None:
+        return None
+    try:
+        return request.schema.model_validate_json(unfenced(reply.text))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the reply"
+        return Problem("not the form asked for", f"{place}: {first['msg']}", told=True)
+
+
+def unfenced(text: str) -> str:
+    """The inside of a reply that is one fenced code block; any other text as it is."""
+    found = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
+    return found[1] if found else text
+
+
+def next_try(request: Request, tries: int, text: str, problem: Problem | None) -> tuple[tuple[Turn, ...], Sampling]:
+    """Turns and sampling of a request's try number `tries`, after its last reply `text` failed by `problem`."""
+    if not tries or problem is None:
+        return request.turns, request.sampling
+    sampling = replace(request.sampling, seed=(request.sampling.seed + 7919 * tries) % 2**31)
+    if not problem.told:
+        return request.turns, sampling
+    again = prompt("ask_again").render(problem=problem.reason)
+    return (*request.turns, Turn("assistant", text[:MOST_QUOTED]), *again), sampling

@@ -1,0 +1,189 @@
+"""Every answer that came, kept for good: a journal of lines, and an index over it that can always be made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mmkd.errors import DataError
+from mmkd.synthesis.requests import Status, Usage
+from mmkd.synthesis.store_index import Index
+
+SYNC_SECONDS = 1.0  # between flushes to the disk; a killed process loses nothing, a power cut at most this
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the journal.
+
+    Attributes:
+        key: of the request, see `request_key`.
+        request: id, prompt, license, and its content (turns, hashes of the images, sampling, schema).
+        license: of what the model writes.
+        text: the reply, also where it was no answer.
+        time: seconds since 1970.
+    """
+
+    key: str
+    status: Status
+    model: str
+    request: dict[str, Any]
+    text: str = ""
+    finish: str = ""
+    kind: str = ""
+    reason: str = ""
+    usage: Usage = field(default_factory=Usage)
+    license: str | None = None
+    response_id: str | None = None
+    served_by: str | None = None
+    time: float = field(default_factory=time.time)
+
+    def line(self) -> bytes:
+        return (json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+    @classmethod
+    def read(cls, line: bytes) -> Entry:
+        """Raises ValueError, KeyError or TypeError where the line is no entry."""
+        row = json.loads(line)
+        return cls(**{**row, "status": Status(row["status"]), "usage": Usage(**row["usage"])})
+
+
+class Store:
+    """`journal.jsonl` and `index.sqlite` in a folder, which one process writes at a time.
+
+    The journal is the truth. A line is appended, in one write, before its answer is handed on, so whatever the process
+    had from a model is there after a kill at any moment; what a kill tore off the last line is cut away when the store
+    is opened, and a line that cannot be read is passed over and counted in `broken`. The index is brought up to date
+    from the journal, or made anew where it is missing or wrong. Nothing grows with the number of entries but files.
+
+    Raises: DataError where another process writes the folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._writer = FileLock(self.folder / "writer.lock")
+        try:
+            self._writer.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"{self.folder} is being written by another process; wait for it, or give another folder."
+            ) from None
+        self.journal = self.folder / "journal.jsonl"
+        self._file = os.open(self.journal, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._lock = threading.RLock()
+        self._size, self._synced = _whole_lines(self._file), time.monotonic()
+        self.broken = 0
+        self._index = Index(self.folder / "index.sqlite")
+        self._catch_up()
+
+    def append(self, entry: Entry) -> None:
+        """Raises DataError where the disk takes no more; the journal is then as it was before."""
+        line = entry.line()
+        with self._lock:
+            try:
+                written = os.write(self._file, line)
+                if written < len(line):
+                    raise OSError(f"{written} of {len(line)} bytes written")
+            except OSError as error:
+                os.ftruncate(self._file, self._size)
+                raise DataError(f"{self.journal} cannot be written ({error}). Make room and run again.") from error
+            self._index.add(self._size, len(line), entry)
+            self._size += len(line)
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self._sync()
+
+    def final(self, key: str) -> Entry | None:
+        """The entry that ended a request, done or rejected."""
+        return next((entry for entry in self.entries(key) if entry.status.final), None)
+
+    def entries(self, key: str | None = None, status: Status | None = None) -> Iterator[Entry]:
+        """Entries in the order of the journal: those of a key, of a status, or all."""
+        after = -1
+        while True:
+            with self._lock:  # a page at a time, so that a long reading does not keep writers out
+                page = self._index.places(key, status, after)
+            for place, length in page:
+                yield self._read(place, length)
+                after = place
+            if not page:
+                return
+
+    def owner(self, response_id: str) -> str | None:
+        """The key whose reply came first under this name."""
+        with self._lock:
+            return self._index.owner(response_id)
+
+    def spent(self, model: str | None = None) -> Usage:
+        """All that was ever paid, by one model or by all."""
+        with self._lock:
+            return self._index.spent(model)
+
+    def counts(self) -> dict[tuple[str, Status, str], int]:
+        """Entries by model, status and kind."""
+        with self._lock:
+            return self._index.counts()
+
+    def close(self) -> None:
+        with self._lock:
+            self._sync()
+            self._index.close()
+            os.close(self._file)
+        self._writer.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, place: int, length: int) -> Entry:
+        return Entry.read(os.pread(self._file, length, place))
+
+    def _sync(self) -> None:
+        os.fsync(self._file)
+        self._index.commit()
+        self._synced = time.monotonic()
+
+    def _catch_up(self) -> None:
+        """Index what was appended since; all of it where the index does not belong to this journal."""
+        last = self._index.last()
+        try:
+            belongs = last is None or self._read(last[0], last[1]).key == last[2]
+        except (ValueError, KeyError, TypeError):
+            belongs = False
+        if not belongs:
+            self._index.clear()
+        place = self._index.end()
+        with self.journal.open("rb") as lines:
+            lines.seek(place)
+            for line in lines:
+                try:
+                    self._index.add(place, len(line), Entry.read(line))
+                except (ValueError, KeyError, TypeError):
+                    self.broken += 1
+                place += len(line)
+        self._index.commit()
+
+
+def _whole_lines(file: int) -> int:
+    """Bytes up to the last newline; what stands behind it was torn by a kill, and is cut away."""
+    size = end = os.fstat(file).st_size
+    while end:
+        start = max(0, end - 65536)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(file, end)
+    return end

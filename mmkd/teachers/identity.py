@@ -1,0 +1,109 @@
+"""Whose answers a cache holds: what has to be the same when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmkd.config.schema import DataSection
+from mmkd.errors import ConfigError
+from mmkd.models.processing_mmkd import MmkdProcessor
+from mmkd.teachers.targets import TargetSettings
+from mmkd.teachers.tokenizers import vocabulary_digest
+
+# How differences are named to a user; what is not here has its own name.
+NAMES = {"image_processor": "image processor", "shard_rows": "rows of a shard", "k": "k (top-k or draws)"}
+
+
+class Manifest(BaseModel):
+    """`manifest.json` of a store. Hashes are SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    model: str = Field(description="The teacher, as the config named it; for messages.")
+    teacher: str = Field(description="Of its config.json and weights.")
+    quantize: str | None
+    precision: str
+    image_processor: str
+    tokenizer: str = Field(description="Of the student's: its ids are what the store counts in.")
+    template: str = Field(description="Of the student's chat template.")
+    vocabulary: int = Field(ge=1, description="Ids below this are known to both sides.")
+    targets: Literal["top_k", "sample"]
+    k: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    proposal: float = Field(gt=0)
+    dtype: Literal["float16", "float32"]
+    data: str = Field(description="Of the config's data.mixture and data.max_length.")
+    rows: int = Field(ge=0, description="Of all sources together.")
+    shard_rows: int = Field(ge=1)
+
+    @property
+    def settings(self) -> TargetSettings:
+        return TargetSettings(self.targets, self.k, self.temperature, self.proposal, self.dtype)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+
+def differences(stored: Manifest, here: Mapping[str, Any]) -> list[str]:
+    """What differs between a store and what is wanted `here`, in words."""
+    kept = stored.model_dump()
+    return [
+        f"{NAMES.get(name, name)} ({_short(kept[name])} there, {_short(value)} here)"
+        for name, value in here.items()
+        if name != "model" and kept[name] != value
+    ]
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}.." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def model_files(model: str) -> Path:
+    """The folder of a composed model: as named, or where the hub's cache has it. Raises ConfigError."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"teacher.model {model} is neither a folder nor a model of the hub ({error}).") from error
+
+
+def teacher_identity(model: str) -> dict[str, str]:
+    """Hashes of a teacher's files, none of which is loaded: `teacher` and `image_processor`."""
+    folder = model_files(model)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise ConfigError(f"teacher.model {model} has no config.json or no *.safetensors: it is no model of mmkd.")
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *weights]:
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return {
+        "teacher": digest.hexdigest(),
+        "image_processor": MmkdProcessor.from_pretrained(folder).fingerprint,
+    }
+
+
+def text_identity(processor: MmkdProcessor) -> dict[str, str]:
+    """Hashes of what turns a student's chats into token ids: `tokenizer` and `template`."""
+    template = str(processor.chat_template)
+    return {
+        "tokenizer": vocabulary_digest(processor.tokenizer),
+        "template": hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
+def data_identity(data: DataSection) -> str:
+    """Hash of which rows there are, and of how long they may be."""
+    what = {"mixture": [section.model_dump(mode="json") for section in data.mixture], "max_length": data.max_length}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""The rows of a config's data as batches for a teacher that is asked about each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from mmkd.data.collate import Collator
+from mmkd.data.hub import Stream
+from mmkd.data.images import open_image
+from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.sources import Source
+from mmkd.data.teacher_rows import row_key
+from mmkd.errors import ConfigError, MmkdError
+from mmkd.models.processing_mmkd import MmkdProcessor
+
+
+class TeacherBatches(Dataset[Any]):
+    """Batches of rows by their numbers, counted through all sources. Text is the student's, pixels are the teacher's.
+
+    A batch has `keys`, one for each of its rows, beside the collator's tensors; it is None where no row can be used.
+
+    Args:
+        sources: not streams, whose rows have no numbers.
+        names: of the sources, for messages.
+        student, teacher: processors.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        names: Sequence[str],
+        student: MmkdProcessor,
+        teacher: MmkdProcessor,
+        max_length: int,
+        rejected: Path,
+    ):
+        if any(isinstance(source, Stream) for source in sources):
+            raise ConfigError("mmkd cache needs all rows beforehand; switch streaming off in data.mixture.")
+        self.sources, self.names = list(sources), list(names)
+        self.reader, self.viewer = Collator(student, max_length), Collator(teacher, max_length)
+        self.own_pixels = student.fingerprint != teacher.fingerprint
+        self.rejected = RejectedLog(rejected)
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, rows: list[int]) -> dict[str, Any] | MmkdError | None:
+        try:
+            return self._batch(rows)
+        except MmkdError as error:
+            return error  # see mmkd.data.loader.MicroBatches
+
+    def _batch(self, rows: list[int]) -> dict[str, Any] | None:
+        keys, samples = [], []
+        for number in rows:
+            source, row = self._place(number)
+            record_id = ""
+            try:
+                record = self.sources[source][row]
+                record_id = record.id
+                sample = self.reader.prepare(record)
+                if self.own_pixels and record.images:
+                    pixels, tiles = self.viewer.processor.image_tensors([open_image(image) for image in record.images])
+                    sample = replace(sample, images=pixels, tiles=tiles)
+            except BadRow as error:
+                self.rejected.reject(self.names[source], row, record_id, error)
+                continue
+            self.rejected.good()
+            keys.append(row_key(record.images, sample.ids, sample.answer))
+            samples.append(sample)
+        return self.viewer.collate(samples) | {"keys": keys} if samples else None
+
+    def _place(self, number: int) -> tuple[int, int]:
+        for source, records in enumerate(self.sources):
+            if number < len(records):
+                return source, number
+            number -= len(records)
+        raise IndexError(number)

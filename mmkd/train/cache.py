@@ -1,0 +1,150 @@
+"""`mmkd cache`: a config's teacher is asked about every row of its data, once, and its answers are kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+
+from mmkd.compose import compose_processor
+from mmkd.config.schema import Config, TeacherSection
+from mmkd.data.rejected import summary
+from mmkd.data.sources import open_source
+from mmkd.errors import ConfigError
+from mmkd.models.configuration_mmkd import MmkdConfig
+from mmkd.models.processing_mmkd import MmkdProcessor
+from mmkd.teachers.checks import check_filling
+from mmkd.teachers.fill import Filling
+from mmkd.teachers.identity import Manifest, data_identity, model_files, teacher_identity, text_identity
+from mmkd.teachers.live import LiveTeacher
+from mmkd.teachers.logit_store import LogitStore, missing_shards, open_for_filling, read_manifest
+from mmkd.teachers.rows import TeacherBatches
+from mmkd.teachers.targets import TargetSettings
+from mmkd.teachers.tokenizers import require_one_tokenizer, vocabulary_size
+from mmkd.train.deepspeed import prepare_launch
+from mmkd.train.quiet import quiet
+from mmkd.train.run import with_precision
+from mmkd.train.watch import Watch
+
+
+def cache_teacher(
+    config: Config, batch_size: int, shard_rows: int, estimate_only: bool, say: Callable[[str], None]
+) -> None:
+    """Fill `teacher.store`, alone or under a launcher, each rank its own shards; go on with what a kill left.
+
+    Args:
+        batch_size: rows of one forward; shard_rows: rows of a file, the most that a kill can lose.
+        estimate_only: stop when size and time are known.
+        say: takes what the user is told.
+
+    Raises: ConfigError before the teacher's weights are loaded; DataError and TrainingError where filling has to stop.
+    """
+    settings = check_filling(config)
+    quiet()
+    rank, world = prepare_launch()
+    config = with_precision(config, resume=False)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
+    section: TeacherSection = config.teacher  # pyright: ignore[reportAssignmentType]
+    name, folder = str(section.model), Path(str(section.store))
+    with Watch(rank, world, lambda: "The same command goes on from the shards that are whole."), _alone(folder, rank):
+        student, teacher = compose_processor(config.student), MmkdProcessor.from_pretrained(model_files(name))
+        require_one_tokenizer(section.model_copy(update={"kind": "live"}), student.tokenizer, ["mmkd cache"])
+        sources = [open_source(source, at=f"data.mixture[{i}]") for i, source in enumerate(config.data.mixture)]
+        names = [f"data.mixture[{i}] {source.source}" for i, source in enumerate(config.data.mixture)]
+        batches = TeacherBatches(sources, names, student, teacher, config.data.max_length, folder / "rejected.jsonl")
+        if estimate_only:
+            if rank == 0:
+                manifest = _manifest(config, section, settings, student, teacher, len(batches), shard_rows)
+                filling = Filling(folder, manifest, _asked(config, section), batches, batch_size)
+                say(filling.estimate(missing_shards(folder, manifest), world))
+            return
+        if rank == 0:
+            manifest = _manifest(config, section, settings, student, teacher, len(batches), shard_rows)
+            open_for_filling(folder, manifest)
+        _barrier(world)
+        manifest = read_manifest(folder)
+        missing = missing_shards(folder, manifest)
+        _barrier(world)  # no shard is written before all ranks have seen the same ones missing
+        if missing:
+            filling = Filling(folder, manifest, _asked(config, section), batches, batch_size)
+            if rank == 0:
+                say(filling.estimate(missing, world))
+            filling.fill(missing[rank::world], config.data.workers, quiet=rank != 0)
+            _barrier(world)
+        if rank == 0:
+            say(_told(folder))
+
+
+def _asked(config: Config, section: TeacherSection) -> LiveTeacher:
+    on_gpu = torch.cuda.is_available() and config.training.device != "cpu"
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    return LiveTeacher(str(section.model), dtype, config.student.attention, device, section.quantize)
+
+
+def _told(folder: Path) -> str:
+    store = LogitStore(folder)
+    bad = summary(folder / "rejected.jsonl")
+    aside = f"; set aside: {', '.join(f'{count} {kind}' for kind, count in bad.items())}" if bad else ""
+    return (
+        f"{folder}: {len(store):,} different rows, {store.tokens:,} answer tokens, {store.bytes / 1e6:,.1f} MB, "
+        f"{store.bytes / max(store.tokens, 1):,.0f} bytes a token{aside}"
+    )
+
+
+def _manifest(
+    config: Config,
+    section: TeacherSection,
+    settings: TargetSettings,
+    student: MmkdProcessor,
+    teacher: MmkdProcessor,
+    rows: int,
+    shard_rows: int,
+) -> Manifest:
+    model = str(section.model)
+    width = MmkdConfig.from_pretrained(model_files(model)).text_config.vocab_size
+    vocabulary = min(width, vocabulary_size(teacher.tokenizer), vocabulary_size(student.tokenizer))
+    if settings.targets == "top_k" and settings.k > vocabulary:
+        raise ConfigError(f"teacher.k is {settings.k}; allowed: up to {vocabulary}, the ids that both sides have.")
+    return Manifest(
+        model=model,
+        precision=config.training.precision,
+        vocabulary=vocabulary,
+        data=data_identity(config.data),
+        rows=rows,
+        shard_rows=shard_rows,
+        quantize=section.quantize,
+        **teacher_identity(model),
+        **text_identity(student),
+        **vars(settings),
+    )
+
+
+def _barrier(world: int) -> None:
+    if world > 1:
+        dist.barrier()
+
+
+@contextmanager
+def _alone(folder: Path, rank: int) -> Iterator[None]:
+    """Hold the store against a second command. A kill lets go of it. Raises ConfigError where one holds it."""
+    if rank:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"another mmkd cache is filling {folder}; wait for it, or name another store.") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,190 @@
+"""Asking the real server through a proxy that damages what it says: nothing is lost, nothing is made of garbage."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from pydantic import BaseModel, Field
+
+from mmkd.errors import ConfigError, DataError
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.client import Endpoint
+from mmkd.synthesis.requests import Answer, Request, Status
+from mmkd.synthesis.store import Store
+from tests.synthesis.fault_proxy import FAULTS, FaultProxy
+
+
+class Score(BaseModel):
+    reason: str
+    score: int = Field(ge=1, le=10)
+
+
+def ask_all(section, store_folder, requests, reasks=2) -> list[Answer]:
+    with Asker(Endpoint(section), Store(store_folder), reasks) as asker:
+        return list(asker.answer(requests))
+
+
+def test_a_real_server_answers_each_question_once(served, endpoint, request_of, tmp_path):
+    requests = [request_of(number) for number in range(20)]
+    with FaultProxy(served) as proxy:
+        first = ask_all(endpoint(proxy.url), tmp_path, requests)
+        asked = len(proxy.seen)
+        again = ask_all(endpoint(proxy.url), tmp_path, requests)
+        assert len(proxy.seen) == asked  # the second time the store answers
+    assert Counter(answer.request.id for answer in first) == Counter(request.id for request in requests)
+    assert {a.key: (a.status, a.text) for a in first} == {a.key: (a.status, a.text) for a in again}
+    done = [answer for answer in first if answer.done]
+    assert len(done) > 15  # a random model may end an answer before it began
+    assert all(answer.usage.prompt_tokens > 4 and answer.usage.answer_tokens > 0 for answer in done)
+
+
+def test_equal_requests_are_paid_once_and_both_answered(served, endpoint, request_of, tmp_path):
+    requests = [replace(request_of(3), id=f"copy {number}") for number in range(12)]
+    with FaultProxy(served) as proxy:
+        answers = ask_all(endpoint(proxy.url), tmp_path, requests)
+        assert len({seen.call for seen in proxy.seen if seen.call.endswith("-0")}) == 1
+    assert len(answers) == 12
+    assert len({answer.text for answer in answers}) == 1
+
+
+def test_images_go_out_whole_and_before_the_text(served, endpoint, request_of, picture, tmp_path):
+    with FaultProxy(served) as proxy:
+        ask_all(endpoint(proxy.url), tmp_path, [request_of(0, images=(picture(0, (90, 40)), picture(1)))])
+        parts = proxy.seen[0].body["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url", "image_url", "text"]
+    import base64
+    import io
+
+    from PIL import Image
+
+    head, data = parts[0]["image_url"]["url"].split(",")
+    assert head == "data:image/png;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (90, 40)
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "half json"])
+def test_each_fault_passes_and_the_answer_is_the_servers_own(served, endpoint, request_of, tmp_path, fault):
+    requests = [request_of(number) for number in range(4)]
+    clean = {a.request.id: a.text for a in ask_all(endpoint(served), tmp_path / "clean", requests)}
+    first = {"duplicate": 2}.get(fault, 0)  # something has to come before it can come twice
+    times = 1 if fault in ("hang", "drip") else 2  # these take the whole timeout
+    with FaultProxy(served, fault=lambda number, body: fault if first <= number < first + times else "") as proxy:
+        section = endpoint(proxy.url, timeout=3, concurrency=1)
+        answers = ask_all(section, tmp_path / "faulty", requests, reasks=3)
+        assert [seen.fault for seen in proxy.seen].count(fault) == times
+    assert {answer.request.id: answer.text for answer in answers} == clean
+    with Store(tmp_path / "faulty") as store:
+        kept = Counter(entry.kind for entry in store.entries() if entry.status is Status.UNUSABLE)
+    expected = {"empty": "empty reply", "duplicate": "duplicated reply"}.get(fault)
+    assert not expected or kept[expected] == 2
+
+
+def test_through_all_faults_every_item_ends_and_none_is_scored_from_garbage(served, endpoint, request_of, tmp_path):
+    """Each reply's score is in the question, so a score from anywhere else would show."""
+    draw = random.Random(0)
+
+    def content(body) -> str:
+        said = next(message for message in body["messages"] if message["role"] == "user")["content"]
+        number = int(said[-1]["text"].split()[1].rstrip("?").split("\n")[0].rstrip("?"))
+        return f'{{"reason": "as asked", "score": {number % 10 + 1}}}'
+
+    def fault(number, body) -> str:
+        return draw.choice([f for f in FAULTS if f not in ("hang", "drip")]) if draw.random() < 0.4 else ""
+
+    requests = [request_of(number, schema=Score, may_be_cut=False) for number in range(60)]
+    with FaultProxy(served, fault=fault, content=content) as proxy:
+        section = endpoint(proxy.url, structured="validate")
+        answers = ask_all(section, tmp_path, requests)
+        delivered = sum(seen.whole for seen in proxy.seen)
+        assert len({seen.fault for seen in proxy.seen}) > 8
+    assert sorted(answer.request.id for answer in answers) == sorted(request.id for request in requests)
+    for answer in answers:
+        if answer.done:
+            assert answer.value.score == int(answer.request.id[1:]) % 10 + 1
+        else:
+            assert (answer.value, answer.text) == (None, "")
+            assert answer.kind
+            assert answer.reason
+    assert sum(answer.done for answer in answers) > 50
+    with Store(tmp_path) as store:
+        assert len(list(store.entries())) == delivered  # every reply that came is kept, and nothing else
+        assert sum(store.counts().values()) == delivered
+
+
+def test_json_that_stays_wrong_is_rejected_with_what_was_wrong(served, endpoint, request_of, tmp_path):
+    replies = iter(["nine", '{"reason": "x", "score": 11}', '{"score": 3}'])
+    with FaultProxy(served, content=lambda body: next(replies)) as proxy:
+        section = endpoint(proxy.url, structured="validate")
+        [answer] = ask_all(section, tmp_path, [request_of(1, schema=Score)])
+        bodies = [seen.body for seen in proxy.seen]
+    assert answer.status is Status.REJECTED
+    assert (answer.kind, answer.value) == ("not the form asked for", None)
+    assert "reason: Field required" in answer.reason
+    assert [len(body["messages"]) for body in bodies] == [1, 3, 3]
+    assert "Input should be less than or equal to 10" in str(bodies[2]["messages"][-1])
+    with Store(tmp_path) as store:
+        assert answer.usage == store.spent()  # of all three
+        assert [entry.text for entry in store.entries()] == ["nine", '{"reason": "x", "score": 11}', '{"score": 3}']
+
+
+def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt(
+    served, endpoint, request_of, tmp_path
+):
+    """mmkd serve refuses response_format by name."""
+    with FaultProxy(served, content=lambda body: '{"reason": "r", "score": 5}') as proxy:
+        answers = ask_all(endpoint(proxy.url, concurrency=1), tmp_path, [request_of(n, schema=Score) for n in range(3)])
+        forms = ["response_format" in seen.body for seen in proxy.seen]
+    assert [answer.value.score for answer in answers] == [5, 5, 5]
+    assert forms == [True, False, False, False]
+    assert "JSON schema" in str(proxy.seen[1].body["messages"])
+
+
+def test_a_dead_server_stops_the_run_and_the_next_run_asks_again(served, endpoint, request_of, tmp_path):
+    requests = [request_of(number) for number in range(80)]
+    stop = pytest.raises(DataError, match=r"5\d of 5\d requests to tiny got no reply, more than 10%.*run again")
+    with FaultProxy(served, fault=lambda number, body: "500") as proxy, stop:
+        ask_all(endpoint(proxy.url, retry_seconds=0), tmp_path, requests)
+    few = requests[:10]
+    assert {a.status for a in ask_all(endpoint(served), tmp_path, few)} <= {Status.DONE, Status.REJECTED}
+
+
+def test_a_wrong_key_or_model_stops_the_run_at_once(served, endpoint, request_of, tmp_path):
+    with pytest.raises(ConfigError, match=r"does not answer for model 'other'.*404.*Check url, model"):
+        ask_all(endpoint(served, model="other"), tmp_path, [request_of(number) for number in range(100)])
+    with pytest.raises(ConfigError, match="api_key_env names NO_SUCH_KEY, which is not set"):
+        Endpoint(endpoint(served, api_key_env="NO_SUCH_KEY"))
+
+
+def test_what_the_server_refuses_is_rejected_for_good(served, endpoint, request_of, tmp_path):
+    from mmkd.data.records import Turn
+
+    long = Request("long", (Turn("user", "x" * 500),))
+    for _ in range(2):
+        [answer] = ask_all(endpoint(served), tmp_path, [long])
+        assert answer.status is Status.REJECTED
+        assert "the model reads 160" in answer.reason
+    broken = replace(request_of(0), images=(b"\x89PNG\r\n\x1a\nnothing",))
+    [answer] = ask_all(endpoint(served), tmp_path, [broken])
+    assert (answer.status, answer.kind) == (Status.REJECTED, "image unreadable")
+
+
+def test_all_calls_wait_where_the_server_says_when_to_come_back(endpoint, request_of, tmp_path):
+    with FaultProxy(None, fault=lambda number, body: "429" if number < 8 else "") as proxy:
+        answers = ask_all(endpoint(proxy.url), tmp_path, [request_of(number) for number in range(30)])
+        refused = max(seen.ended for seen in proxy.seen[:8])
+        later = min(seen.began for seen in proxy.seen[8:])
+    assert all(answer.done for answer in answers)
+    assert later - refused > 0.04  # Retry-After: 0.05
+
+
+def test_the_client_keeps_a_server_busy(endpoint, request_of, tmp_path):
+    """The mean number of calls at the server, until there are none left to send, is near the concurrency."""
+    requests = [request_of(number, images=()) for number in range(100)]
+    with FaultProxy(None, delay=0.3) as proxy:
+        ask_all(endpoint(proxy.url, concurrency=10), tmp_path, requests)
+        began, last = proxy.seen[0].began, proxy.seen[-1].began
+        held = sum(min(seen.ended, last) - seen.began for seen in proxy.seen)
+    assert held / (last - began) > 0.9 * 10

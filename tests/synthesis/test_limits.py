@@ -1,0 +1,96 @@
+"""Budget, rates and what a server may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.client import Endpoint
+from mmkd.synthesis.limits import BudgetSpent
+from mmkd.synthesis.requests import Sampling
+from mmkd.synthesis.retrying import LONGEST_RETRY_AFTER, _seconds
+from mmkd.synthesis.store import Store
+from tests.synthesis.fault_proxy import FaultProxy
+
+
+def asked(section, folder, requests) -> list:
+    answers = []
+    with Store(folder) as store:
+        spent = store.spent(section.model)
+    with Asker(Endpoint(section, spent), Store(folder)) as asker:
+        try:
+            for answer in asker.answer(requests):
+                answers.append(answer)
+        except BudgetSpent as error:
+            answers.append(error)
+    return answers
+
+
+def test_the_budget_is_never_passed_and_counts_what_earlier_runs_paid(endpoint, request_of, tmp_path):
+    """A reply of the proxy is 10 + 5 tokens; the most that a call can take is more."""
+    requests = [request_of(number, images=(), sampling=Sampling(max_tokens=5)) for number in range(100)]
+    with FaultProxy(None) as proxy:
+        section = endpoint(proxy.url, budget={"tokens": 300}, price={"prompt": 1.0, "answer": 2.0})
+        *answers, error = asked(section, tmp_path, requests)
+        assert isinstance(error, BudgetSpent)
+        assert "of 300 tokens are spent" in str(error)
+        assert 15 <= len(answers) <= 20
+        sent = len(proxy.seen)
+        assert sent == len(answers)
+        *again, error = asked(section, tmp_path, requests)
+        assert isinstance(error, BudgetSpent)
+        assert len(proxy.seen) == sent  # not one more
+        assert len(again) == len(answers)  # from the store
+        richer = endpoint(proxy.url, budget={"tokens": 600}, price={"prompt": 1.0, "answer": 2.0})
+        asked(richer, tmp_path, requests)
+        assert sent < len(proxy.seen) <= 40
+    with Store(tmp_path) as store:
+        assert store.spent().tokens <= 600
+        assert store.spent().cost == pytest.approx(len(proxy.seen) * (10 * 1.0 + 5 * 2.0) / 1e6)
+
+
+def test_money_is_a_budget_too_and_a_reply_without_usage_counts_in_full(endpoint, request_of, tmp_path, monkeypatch):
+    from mmkd.synthesis import client
+
+    monkeypatch.setattr(client._Reply, "usage", None, raising=False)
+    with FaultProxy(None) as proxy:
+        section = endpoint(proxy.url, budget={"cost": 1.0}, price={"prompt": 1000.0, "answer": 1000.0}, concurrency=3)
+        error = asked(section, tmp_path, [request_of(number, images=()) for number in range(100)])[-1]
+    assert isinstance(error, BudgetSpent)
+    with Store(tmp_path) as store:
+        assert 0.5 < store.spent().cost <= 1.0
+
+
+def test_requests_a_minute_are_spread_over_the_minute(endpoint, request_of, tmp_path):
+    with FaultProxy(None) as proxy:
+        section = endpoint(proxy.url, requests_per_minute=1200)
+        asked(section, tmp_path, [request_of(number, images=()) for number in range(20)])
+        starts = [seen.began for seen in proxy.seen]
+    assert starts[-1] - starts[0] > 0.8  # 19 gaps of 50 ms
+
+
+def test_retry_after_is_seconds_or_a_date_and_never_for_ever():
+    from datetime import UTC, datetime, timedelta
+    from email.utils import format_datetime
+
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 25 < _seconds(soon) <= 30
+    assert [_seconds(text) for text in ("2", "0.5", None, "-3", "nan", "soon", "")] == [2.0, 0.5, 0, 0, 0, 0, 0]
+    assert _seconds("1e12") == LONGEST_RETRY_AFTER
+    assert _seconds("inf") == LONGEST_RETRY_AFTER
+
+
+def test_a_pause_holds_until_the_last_of_its_ends():
+    from mmkd.synthesis.limits import Pause
+
+    async def wait() -> float:
+        pause, began = Pause(), time.monotonic()
+        pause.extend(0.1)
+        pause.extend(0.01)
+        await pause.over()
+        return time.monotonic() - began
+
+    assert asyncio.run(wait()) >= 0.1

@@ -1,0 +1,150 @@
+"""Models of this process: a row's answer does not hang on the rows beside it, and sampling is sampling."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+import torch
+
+from mmkd.config.synthesis_schema import LanguageModelSection, VlmSection
+from mmkd.data.records import Turn
+from mmkd.errors import ConfigError
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.backends import Call, Refused
+from mmkd.synthesis.local_models import language_model, vlm
+from mmkd.synthesis.requests import Request, Sampling, Status
+from mmkd.synthesis.sampling import RowSampler, nucleus
+from mmkd.synthesis.store import Store
+
+
+def drawn(logits: torch.Tensor, sampling: Sampling, times: int) -> torch.Tensor:
+    """Shares of the tokens in `times` steps of one row."""
+    sampler = RowSampler([sampling])
+    counts = Counter(int(sampler(None, logits[None]).argmax()) for _ in range(times))
+    return torch.tensor([counts[token] / times for token in range(len(logits))])
+
+
+def test_draws_follow_the_softmax_at_the_temperature():
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
+    for temperature in (0.5, 1.0, 2.0):
+        shares = drawn(logits, Sampling(temperature=temperature), 4000)
+        torch.testing.assert_close(shares, (logits / temperature).softmax(-1), rtol=0, atol=0.03)
+
+
+def test_top_p_leaves_the_fewest_tokens_that_hold_the_mass():
+    scores = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
+    for top_p, kept in [(0.5, [1]), (0.51, [1, 3]), (0.75, [1, 3]), (0.9, [1, 2, 3]), (1.0, [0, 1, 2, 3]), (0.01, [1])]:
+        assert torch.isfinite(nucleus(scores, top_p)).nonzero().flatten().tolist() == kept
+
+
+def test_a_row_of_temperature_zero_is_left_alone():
+    logits = torch.randn(3, 50)
+    rows = [Sampling(), Sampling(temperature=1.0, seed=1), Sampling(temperature=1.0, seed=1)]
+    scores = RowSampler(rows)(None, logits)
+    assert torch.equal(scores[0], logits[0])
+    assert not torch.equal(scores[1], logits[1])
+    alone = RowSampler(rows[1:2])(None, logits[1:2])
+    assert torch.equal(alone[0], scores[1])
+
+
+@pytest.fixture(scope="module")
+def decoder(language):
+    return language_model(LanguageModelSection(source=f"hf:{language}", batch_size=4))
+
+
+@pytest.fixture(scope="module")
+def reading(model_path):
+    return vlm(VlmSection(model=model_path, tokens=4, batch_size=4))
+
+
+def call(text: str, images=(), **sampling) -> Call:
+    return Call(text, (Turn("user", text),), tuple(images), Sampling(**{"max_tokens": 8} | sampling))
+
+
+def test_rows_of_a_batch_are_answered_as_if_alone(decoder, reading, picture):
+    texts = ["a", "What is this thing?", "b" * 40, "Hello"]
+    for backend, images in ((decoder, ()), (reading, (picture(0), picture(1)))):
+        for temperature in (0.0, 1.3):
+            calls = [
+                call(text, images[: n % 3], temperature=temperature, seed=n, max_tokens=3 + n)
+                for n, text in enumerate(texts)
+            ]
+            together = backend.generate(calls)
+            assert together == [backend.generate([one])[0] for one in calls]
+            assert all(reply.usage.answer_tokens <= 3 + n for n, reply in enumerate(together))
+    calls = [call("What?", [picture(n)], temperature=1.0) for n in range(12)]  # one seed: only the pictures differ
+    together = reading.generate(calls)
+    assert together == [reading.generate([one])[0] for one in calls]
+    assert len({reply.text for reply in together}) > 1
+
+
+def test_a_seed_repeats_and_another_differs(decoder):
+    hot = [decoder.generate([call("Hello", temperature=1.5, seed=seed)])[0].text for seed in (1, 2, 3, 1)]
+    assert hot[0] == hot[3]
+    assert len(set(hot)) > 1
+
+
+def test_what_the_model_cannot_read_is_refused_and_its_neighbours_are_answered(decoder, reading, picture):
+    for backend, wrong in (
+        (decoder, call("What?", [picture(0)])), (decoder, call("x" * 500)), (reading, call("x" * 500, [picture(0)])),
+        (reading, call("What?", [b"\x89PNG\r\n\x1a\nnothing"])),
+    ):  # fmt: skip
+        refused, answered = backend.generate([wrong, call("Hello")])
+        assert isinstance(refused, Refused)
+        assert answered.text is not None
+
+
+def test_calls_that_wait_make_one_batch_and_an_error_reaches_each_of_them(decoder, monkeypatch):
+    batches: list[int] = []
+    generate = decoder.generate
+
+    def counted(calls):
+        batches.append(len(calls))
+        if any(one.id == "bad" for one in calls):
+            raise RuntimeError("out of memory")
+        return generate(calls)
+
+    monkeypatch.setattr(decoder, "generate", counted)
+
+    async def ask(*texts: str):
+        return await asyncio.gather(*(decoder.complete(call(text)) for text in texts), return_exceptions=True)
+
+    assert len(asyncio.run(ask("a", "b", "c", "d", "e", "f"))) == 6
+    assert batches == [4, 2]
+    assert [str(error) for error in asyncio.run(ask("bad", "c"))] == ["out of memory"] * 2
+
+
+def test_both_kinds_go_through_an_asker_as_an_endpoint_does(language, reading, model_path, picture, tmp_path):
+    backend = language_model(LanguageModelSection(source=f"hf:{language}", batch_size=4))
+    requests = [
+        Request(f"q{n}", (Turn("user", f"What {n}?"),), sampling=Sampling(1.0, 0.9, 6, n), may_be_cut=True)
+        for n in range(10)
+    ]
+    with Asker(backend, Store(tmp_path / "a")) as asker:
+        first = {answer.request.id: answer.text for answer in asker.answer(requests)}
+        assert len(first) == 10
+        assert asker.store.spent().answer_tokens > 10
+        assert {answer.request.id: answer.text for answer in asker.answer(requests)} == first
+    other = vlm(VlmSection(model=model_path, tokens=2, license="MIT"))
+    with Asker(other, Store(tmp_path / "b")) as asker:
+        [answer] = asker.answer([Request("q", (Turn("user", "What?"),), (picture(3),), may_be_cut=True)])
+        assert answer.status in (Status.DONE, Status.REJECTED)
+
+
+def test_other_weights_or_another_reading_are_another_model(reading, make_model, model_path):
+    assert vlm(VlmSection(model=model_path)).model == reading.model
+    assert vlm(VlmSection(model=model_path, tokens=2)).model != reading.model
+    with pytest.raises(ConfigError, match="reads an image as 1 to 4"):
+        vlm(VlmSection(model=model_path, tokens=9))
+
+
+@pytest.mark.slow
+def test_smollm2_answers_here():
+    backend = language_model(LanguageModelSection(source="gguf:smollm2-135m", batch_size=2))
+    calls = [call("What is the capital of France?", max_tokens=20), call("Say hello.", max_tokens=20)]
+    capital, _ = backend.generate(calls)
+    assert "Paris" in capital.text
+    assert capital.finish == "stop"
+    assert backend.license == "Apache-2.0"
