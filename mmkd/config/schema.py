@@ -145,6 +145,12 @@ class LoraSection(Section):
     )
 
 
+class OnPolicySection(Section):
+    share: float = Field(0.25, gt=0, le=1, description="Share of the steps at which the student answers itself.")
+    max_new_tokens: int = Field(64, ge=1, description="Most tokens of an answer.")
+    temperature: float = Field(1.0, gt=0, description="Of the sampling.")
+
+
 Part = Literal["vision", "projector", "language", "embeddings", "voco"]
 
 
@@ -182,6 +188,11 @@ class StageSection(Section):
     reads: int = Field(1, ge=1, description="Different counts read in one step, sharing the encode pass.")
     progressive: bool = Field(
         False, description="Start with the largest entries of `read` and add the smaller ones in turn."
+    )
+    on_policy: OnPolicySection | None = Field(
+        None,
+        description="At a share of the steps, put the student's own answers in the place of the data's; only "
+        "objectives that read the teacher on them are then applied.",
     )
     objectives: list[ObjectiveSection] | None = Field(None, description="Overrides the run's objectives in this stage.")
 

@@ -36,8 +36,10 @@ def train(config: Config, resume: bool = False) -> Path:
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
     from mmkd.teachers.checks import check_teacher
+    from mmkd.train.on_policy import check_on_policy
 
     check_teacher(config)
+    check_on_policy(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model_folder = run / "model"
@@ -241,6 +243,7 @@ def train_stage(
         config.run.seed,
         [MetricsFile(run / "metrics.jsonl", stage.name), Progress(stage.steps, rank)],
         config.training.keep_checkpoints,
+        tokenizer.all_special_ids,
     )
     run_trainer(trainer, folder, world, resume)
     export(trainer, composed, target)

@@ -85,8 +85,10 @@ class DistillTask(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro batch in the text-only layout of `mmkd.data.collate`.
 
-        Beyond the collator's keys the batch carries `reads`, the token counts to read with (None is full vision), and
-        `normalizer` (see AnswerBatch). The report of sums and counts is left in `self.report`.
+        Beyond the collator's keys the batch carries `reads`, the token counts to read with (None is full vision),
+        `normalizer` (see AnswerBatch), and `on_policy` where its answers are the student's own: then only objectives
+        that read the teacher on them count, reported as `on_policy/NAME`. The report of sums and counts is left in
+        `self.report`.
         """
         answers = answer_batch(batch, self.shared_ids)
         features = self.student.image_features(batch.get("pixel_values"), batch.get("image_features"))
@@ -99,7 +101,8 @@ class DistillTask(nn.Module):
         for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
             outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention, needs.student_hidden)
             outputs.vocabulary = self.vocabulary
-            losses.append(self._loss(outputs, teacher, answers, "full" if tokens is None else f"k{tokens}"))
+            places = ("on_policy/",) if batch.get("on_policy") else ("", "full/" if tokens is None else f"k{tokens}/")
+            losses.append(self._loss(outputs, teacher, answers, places))
         loss = torch.stack(losses).mean()
         if all(tokens is None for tokens in batch["reads"]) and self.student.voco is not None:
             loss = loss + self._unread(self.student.voco)
@@ -119,9 +122,16 @@ class DistillTask(nn.Module):
         return 0.0 * (total if bias is None else total + bias.sum())
 
     def _loss(
-        self, student: Outputs, teacher: Outputs | SparseTargets | None, answers: AnswerBatch, read: str
+        self,
+        student: Outputs,
+        teacher: Outputs | SparseTargets | None,
+        answers: AnswerBatch,
+        places: tuple[str, ...],
     ) -> Tensor:
+        """The weighted sum of the objectives; each figure is reported at every one of `places`."""
         pairs = list(zip(self.objectives, self.weights, strict=True))
+        if places == ("on_policy/",):
+            pairs = [(objective, weight) for objective, weight in pairs if objective.teacher]
         results = []
         by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
         if by_token:
@@ -130,6 +140,6 @@ class DistillTask(nn.Module):
         results += [(o(student, dense, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
         for result, _ in results:
             for name, ratio in result.report.items():
-                for key in (name, f"{read}/{name}"):
+                for key in (place + name for place in places):
                     self.report[key] = self.report[key].plus(ratio) if key in self.report else ratio
         return torch.stack([result.loss * weight for result, weight in results]).sum()

@@ -6,7 +6,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mmkd.objectives import ULD, Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
 from mmkd.train.callbacks import StepFinished
+from mmkd.train.on_policy import is_on_policy, own_answers
 from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
 from mmkd.train.task import DistillTask
 from mmkd.train.watch import is_lost
@@ -69,6 +70,7 @@ class DistillTrainer(Trainer):
         batches: start_step -> iterable of micro batches of this rank.
         accumulation: micro batches of an optimiser step on a rank.
         keep: whole checkpoints kept.
+        stop_ids: tokens that end an answer of the student; for stages with `on_policy`.
     """
 
     build_optimizer: Callable[..., torch.optim.Optimizer] = staticmethod(build_optimizer)
@@ -84,6 +86,7 @@ class DistillTrainer(Trainer):
         seed: int,
         callbacks: list[Any],
         keep: int = 2,
+        stop_ids: Sequence[int] = (),
     ):
         self.task = task
         super().__init__(model=task, args=args, callbacks=[StepFinished(task), *callbacks])
@@ -94,7 +97,7 @@ class DistillTrainer(Trainer):
         self.tokens = self.padding = self.waited = 0.0
         self.window = time.perf_counter()
         self.start_step = 0
-        self.keep = keep
+        self.keep, self.stop_ids = keep, stop_ids
         self.remove_callback(PrinterCallback)  # Progress says it better
 
     # Under DeepSpeed the Trainer drops an optimiser and schedule handed to it and makes its own defaults; so they are
@@ -116,19 +119,27 @@ class DistillTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         samples = self._take(epoch_iterator, num_batches)
+        step = self.state.global_step
+        reads = draw_reads(self.stage, self.run_seed, step)
+        own = is_on_policy(self.stage.on_policy, self.run_seed, step)
+        if own:
+            samples = [self._own_answers(batch, reads, f"{step}/{number}") for number, batch in enumerate(samples)]
         answers = torch.tensor(float(sum((b["labels"][:, 1:] != -100).sum() for b in samples)), device=device)
         world = dist.get_world_size() if dist.is_initialized() else 1
         if world > 1:
             dist.all_reduce(answers)
-        reads = draw_reads(self.stage, self.run_seed, self.state.global_step)
         for batch in samples:
             # DeepSpeed averages over ranks, the Trainer over accumulation: together, the mean over all answers.
             batch["normalizer"] = answers.clamp_min(1.0) / (world * len(samples))
-            batch["reads"] = reads
+            batch["reads"], batch["on_policy"] = reads, own
             batch["head_calls"] = self._head_calls(batch, world, device)
             self.tokens += float(batch["attention_mask"].sum())
             self.padding += float((1 - batch["attention_mask"]).sum())
         return samples, None
+
+    def _own_answers(self, batch: dict[str, Any], reads: list[int | None], place: str) -> dict[str, Any]:
+        seed = f"{self.run_seed}/{place}/{self.args.process_index}"
+        return own_answers(self.task.student, batch, reads[0], self.stage.on_policy, self.stop_ids, seed)
 
     def _take(self, batches: Iterator, count: int) -> list[dict[str, Any]]:
         """The next micro batches of this rank; the wait for them is counted."""
