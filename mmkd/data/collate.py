@@ -17,7 +17,7 @@ from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
 from mmkd.data.samples import Sample, images_of, spans_of, texts_of
 from mmkd.data.teacher_rows import TeacherRows, row_key, stacked
-from mmkd.data.teacher_text import Encoded, TeacherText
+from mmkd.data.teacher_side import Encoded, TeacherSide
 from mmkd.errors import ConfigError
 
 
@@ -48,7 +48,7 @@ class Collator:
         max_length: most tokens of a row, full-vision image tokens included, on either side.
         packing: put several samples in a row; images_per_row: most images then.
         feature_store: gives tower features by image key, in place of pixels.
-        teacher: how a teacher that reads tokens of its own does so.
+        teacher: how a teacher that sees or reads otherwise than the student does so.
         teacher_rows: a cached teacher, which has to know every record.
     """
 
@@ -59,7 +59,7 @@ class Collator:
         packing: bool = False,
         images_per_row: int = 8,
         feature_store: Features | None = None,
-        teacher: TeacherText | None = None,
+        teacher: TeacherSide | None = None,
         teacher_rows: TeacherRows | None = None,
     ):
         self.processor, self.max_length = processor, max_length
@@ -106,7 +106,8 @@ class Collator:
             Sample(record.id, *text, *seen, length, dropped) for text, seen in zip(texts, images, strict=True)
         )
         if self.teacher is not None:
-            sample.teacher, sample.spans = others[0], self.teacher.spans(*texts)
+            sample.teacher = others[0]
+            sample.spans = self.teacher.spans(*texts) if self.teacher.own_tokens else []
         if self.teacher_rows is not None:
             sample.teacher_rows = self.teacher_rows.find(row_key(record.images, *texts[0]), record.id)
         return sample
@@ -158,7 +159,9 @@ class Collator:
     def _encode(self, turns: Sequence[Turn]) -> list[Encoded]:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         try:
-            return [side.encode_turns(messages) for side in self._sides]
+            if self.teacher is not None and self.teacher.own_tokens:
+                return [side.encode_turns(messages) for side in self._sides]
+            return [self.processor.encode_turns(messages)] * len(self._sides)
         except jinja2.TemplateError as error:  # the template refuses these roles
             raise BadRow(f"the chat template does not take this record: {error}.", "wrong roles") from error
         except ValueError as error:
@@ -174,9 +177,10 @@ class Collator:
             position_ids [R, T] index of a token in its sample; segment_ids [R, T] number of the sample in its row;
             pixel_values [tiles, 3, H, W], or image_features [tiles, n, D] from a feature store;
             image_tiles, image_rows, image_segments [M] of each image; sample_ids, in the order of rows;
-            teacher, for one that reads tokens of its own: the same of the teacher's tokens (images only where they are
-            others), and spans [S, 3], see `samples.spans_of`; teacher_rows, of a cached teacher: its tensors of the N
-            answer tokens in that order, see `teacher_rows.stacked`.
+            teacher, what one reads otherwise: images, where it processes them otherwise; where it reads tokens of its
+            own, the text tensors of those, and spans [S, 3], see `samples.spans_of`;
+            teacher_rows, of a cached teacher: its tensors of the N answer tokens in that order, see
+            `teacher_rows.stacked`.
 
         A batch without any image gets one dummy of zeros on row -1: every rank then runs tower and projector, without
         which ranks under ZeRO wait for each other for ever.
@@ -191,10 +195,11 @@ class Collator:
         batch |= images_of(packed, name, self._blank)
         if self.teacher is not None:
             theirs = [[sample.teacher for sample in row if sample.teacher is not None] for row in packed]
-            other = texts_of(theirs, self.teacher.processor.tokenizer.pad_token_id)
-            if self.teacher.own_images:
-                other |= images_of(theirs, "pixel_values", self._teacher_blank)
-            batch["teacher"] = other | {"spans": spans_of(packed, batch["labels"], other["labels"])}
+            other = images_of(theirs, "pixel_values", self._teacher_blank) if self.teacher.own_images else {}
+            if self.teacher.own_tokens:
+                other |= texts_of(theirs, self.teacher.processor.tokenizer.pad_token_id)
+                other["spans"] = spans_of(packed, batch["labels"], other["labels"])
+            batch["teacher"] = other
         members = [sample for row in packed for sample in row]
         batch["sample_ids"] = [sample.id for sample in members]
         if self.teacher_rows is not None:

@@ -16,7 +16,7 @@ from mmkd.data.mixture import Mixture, StepSampler
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.sources import open_source
 from mmkd.data.teacher_rows import TeacherRows
-from mmkd.data.teacher_text import TeacherText
+from mmkd.data.teacher_side import TeacherSide
 from mmkd.errors import ConfigError, DataError, MmkdError
 
 
@@ -85,7 +85,7 @@ def build_loader(
     start_step: int,
     rejected: Path,
     feature_store: Features | None = None,
-    teacher: TeacherText | None = None,
+    teacher: TeacherSide | None = None,
     teacher_rows: TeacherRows | None = None,
 ) -> BatchLoader:
     """Endless micro batches of one rank, from optimiser step `start_step` on.
@@ -94,7 +94,7 @@ def build_loader(
         seed: of the order; batch_size: samples of a step over all ranks; micro_batch_size: samples of one forward.
         rejected: file to which rows set aside are appended.
         feature_store: filled features of a frozen tower, in place of pixels.
-        teacher: how a teacher that reads tokens of its own does so.
+        teacher: how a teacher that sees or reads otherwise than the student does so.
         teacher_rows: a cached teacher.
 
     Raises: ConfigError for a batch that does not divide, options a source does not know, or weights that are not whole;

@@ -22,7 +22,7 @@ class Sample:
         length: in a full-vision row: the sink, one more for each image, image tokens, text; of both sides, the longer.
         dropped: question-answer pairs left out at the end to fit `max_length`.
         teacher: the record as a teacher with tokens of its own reads it; its images are None where both sides share
-            them. spans: see `TeacherText.spans`.
+            them. spans: see `TeacherSide.spans`.
         teacher_rows: what a cached teacher knows of its answer tokens.
     """
 

@@ -73,8 +73,8 @@ class LiveTeacher:
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
     ) -> Outputs:
+        batch = batch | batch.get("teacher", {})
         if needs.own_tokens:
-            batch = batch | batch["teacher"]
             answers = answer_batch(batch)
         outputs = _full_vision(self.model, batch, answers, needs)
         outputs.vocabulary = self.vocabulary

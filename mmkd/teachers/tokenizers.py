@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmkd.config.schema import TeacherSection
-from mmkd.data.teacher_text import TeacherText
+from mmkd.data.teacher_side import TeacherSide
 from mmkd.errors import ConfigError
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.objectives import Objective
@@ -57,14 +57,20 @@ def require_one_tokenizer(section: TeacherSection | None, tokenizer: Any, object
         )
 
 
-def teacher_text(section: TeacherSection | None, student: MmkdProcessor) -> TeacherText | None:
-    """How the live teacher of a config reads records by itself; None for another kind, which `Teacher.check` refuses.
+def teacher_side(
+    section: TeacherSection | None, student: MmkdProcessor, objectives: Sequence[Objective]
+) -> TeacherSide | None:
+    """How the live teacher of a config reads records for these objectives; None where it is not asked, or sees and
+    reads as the student does. Another kind of teacher has no reading of its own; `Teacher.check` says so.
 
     Raises: ConfigError for a folder without a processor, or a tokenizer that cannot be aligned by bytes.
     """
-    if section is None or section.kind != "live" or section.model is None:
+    own_tokens = any(objective.own_tokens for objective in objectives)
+    asked = own_tokens or any(objective.teacher for objective in objectives)
+    if section is None or section.kind != "live" or section.model is None or not asked:
         return None
-    return TeacherText(student, _processor(section.model))
+    side = TeacherSide(student, _processor(section.model), own_tokens)
+    return side if own_tokens or side.own_images else None
 
 
 def require_one_reading(stage: str, objectives: Sequence[Objective]) -> None:

@@ -99,7 +99,12 @@ def own_answers(
         samples.append(Sample("", text, [0] * len(ids) + [1] * end, None, tiles, len(text)))
     texts = texts_of([[sample] for sample in samples], stop_ids[0])
     rows = [row for row, (_, tiles) in enumerate(questions) for _ in tiles] or [-1]
-    own = {"image_rows": torch.tensor(rows), "image_segments": torch.zeros(len(rows), dtype=torch.long)}
+    own: dict[str, Any] = {
+        "image_rows": torch.tensor(rows),
+        "image_segments": torch.zeros(len(rows), dtype=torch.long),
+    }
+    if "teacher" in batch:  # its pixels of the same images
+        own["teacher"] = batch["teacher"] | own
     return batch | texts | own
 
 

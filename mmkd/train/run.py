@@ -153,7 +153,7 @@ def train_stage(
     from mmkd.objectives import build
     from mmkd.teachers.cached import CachedTeacher, require_same_text
     from mmkd.teachers.live import build_teacher
-    from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer, teacher_text, vocabulary_size
+    from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer, teacher_side, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.features import cached_features, measure_channels
     from mmkd.train.task import DistillTask
@@ -183,11 +183,11 @@ def train_stage(
         require_one_reading(each.name, built)
         reading |= {objective.name for objective in built if objective.teacher}
     require_one_tokenizer(config.teacher, tokenizer, sorted(reading))
-    own_tokens = any(objective.own_tokens for objective, _ in objectives)
-    text = teacher_text(config.teacher, composed.processor) if own_tokens else None
+    side = teacher_side(config.teacher, composed.processor, [objective for objective, _ in objectives])
     require_same_text(config.teacher, composed.processor)
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
-    task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), text.shared_ids() if text else None)
+    shared_ids = side.shared_ids() if side is not None and side.own_tokens else None
+    task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), shared_ids)
     if teacher is None and task.needs.teacher:
         names = ", ".join(s.name for s in sections)
         raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")
@@ -230,7 +230,7 @@ def train_stage(
             start_step=step,
             rejected=run / "rejected.jsonl",
             feature_store=store,
-            teacher=text,
+            teacher=side,
             teacher_rows=teacher.store if isinstance(teacher, CachedTeacher) else None,
         )
 

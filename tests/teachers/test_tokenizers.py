@@ -17,7 +17,7 @@ from mmkd.teachers.tokenizers import (
     difference,
     require_one_reading,
     require_one_tokenizer,
-    teacher_text,
+    teacher_side,
     vocabulary_size,
 )
 from tests.byte_tokenizer import byte_tokenizer
@@ -94,6 +94,6 @@ def test_a_stage_has_the_teacher_read_its_own_tokens_or_the_students():
 
 
 def test_a_teacher_that_is_the_student_has_no_tokens_of_its_own():
-    assert teacher_text(TeacherSection(kind="shared"), None) is None
+    assert teacher_side(TeacherSection(kind="shared"), None, [build(Section("uld"))]) is None
     with pytest.raises(ConfigError, match="use forward_kl"):
         SharedTeacher().check(Needs(True, own_tokens=True))

@@ -129,7 +129,7 @@ def _plain(config: dict[str, Any]) -> list[float]:
     from mmkd.data.loader import build_loader
     from mmkd.objectives import build
     from mmkd.teachers.live import build_teacher
-    from mmkd.teachers.tokenizers import teacher_text
+    from mmkd.teachers.tokenizers import teacher_side
     from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
     from mmkd.train.task import DistillTask
     from mmkd.train.trainer import draw_reads
@@ -141,9 +141,8 @@ def _plain(config: dict[str, Any]) -> list[float]:
     composed = compose(settings.student)
     teacher = build_teacher(settings.teacher, torch.float32, "sdpa", torch.device("cpu"))
     objectives = [(build(o), o.weight) for o in settings.objectives]
-    own_tokens = any(objective.own_tokens for objective, _ in objectives)
-    text = teacher_text(settings.teacher, composed.processor) if own_tokens else None
-    shared = text.shared_ids() if text else None
+    side = teacher_side(settings.teacher, composed.processor, [objective for objective, _ in objectives])
+    shared = side.shared_ids() if side is not None and side.own_tokens else None
     task = DistillTask(composed.model, objectives, teacher, shared_ids=shared)
     for name, parameters in parts(composed.model).items():
         for parameter in parameters:
@@ -166,7 +165,7 @@ def _plain(config: dict[str, Any]) -> list[float]:
             world_size=1,
             start_step=0,
             rejected=Path(settings.run.dir) / "plain-rejected.jsonl",
-            teacher=text,
+            teacher=side,
         )
     )
     found = []

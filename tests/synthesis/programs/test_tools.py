@@ -197,3 +197,9 @@ def test_more_parts_than_a_run_may_have_end_it(tools):
     view.crop((0, 0, 200, 200))  # seen before
     with pytest.raises(Stop, match="more than 2,000 things and crops"):
         view.crop((50, 50, 99, 99))
+
+
+def test_an_installation_older_than_its_tools_says_so(monkeypatch):
+    monkeypatch.setattr("mmkd.synthesis.programs.tools.registry.entry_points", lambda group: [])
+    with pytest.raises(ConfigError, match=r"install it again"):
+        installed()

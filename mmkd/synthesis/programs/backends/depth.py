@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-from mmkd.errors import ConfigError
+from mmkd.synthesis.programs.backends.pretrained import pretrained
 
 INVERSE = ("dpt", "depth_anything", "prompt_depth_anything")  # they give nearness, unless trained on metric depth
 
@@ -22,14 +20,7 @@ class DepthModel:
     """
 
     def __init__(self, model: str, device: str = "cpu"):
-        try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(model)
-            self.model = AutoModelForDepthEstimation.from_pretrained(model, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"depth {model}: {str(error).splitlines()[0]} Give a folder or hub id of a depth model."
-            ) from error
-        self.model.to(device).eval()
+        self.processor, self.model = pretrained("depth", model, AutoImageProcessor, AutoModelForDepthEstimation, device)
         config = self.model.config
         relative = getattr(config, "depth_estimation_type", "relative") == "relative"
         self.inverse = config.model_type in INVERSE and relative

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from mmkd.errors import ConfigError
 from mmkd.synthesis.programs.backends.base import Detection
+from mmkd.synthesis.programs.backends.pretrained import pretrained
 
 
 class ZeroShotDetector:
@@ -22,14 +20,9 @@ class ZeroShotDetector:
 
     def __init__(self, model: str, threshold: float = 0.25, device: str = "cpu"):
         self.threshold = threshold
-        try:
-            self.processor: Any = AutoProcessor.from_pretrained(model)
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(model, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"detector {model}: {str(error).splitlines()[0]} Give a folder or hub id of a zero-shot detector."
-            ) from error
-        self.model.to(device).eval()
+        self.processor, self.model = pretrained(
+            "zero-shot detection", model, AutoProcessor, AutoModelForZeroShotObjectDetection, device
+        )
 
     @torch.inference_mode()
     def detect(self, image: Image.Image, name: str) -> list[Detection]:

@@ -16,7 +16,7 @@ GROUP = "mmkd.tools"
 def installed() -> dict[str, Tool]:
     """Every tool of every installed package, by name, sorted.
 
-    Raises: ConfigError for an entry that is no tool, or is called otherwise than its entry point.
+    Raises: ConfigError for an entry that is no tool, or is called otherwise than its entry point, or where there is none.
     """
     found = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
@@ -27,6 +27,11 @@ def installed() -> dict[str, Tool]:
                 "mmkd.synthesis.programs.tools.tool, or uninstall its package."
             )
         found[one.name] = one
+    if not found:
+        raise ConfigError(
+            f"no tool is installed under the entry point {GROUP}. mmkd brings its own, so its installation is older than "
+            "its files: install it again, in a checkout by `make` or pip install -e ."
+        )
     return found
 
 

@@ -1,4 +1,5 @@
-"""A teacher that reads records by its own template, tokens and pixels, and where its tokens meet the student's."""
+"""A teacher that processes images by itself, or reads records by its own template and tokens too; and where those meet
+the student's."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from mmkd.models.processing_mmkd import MmkdProcessor
 Encoded = tuple[list[int], list[int]]  # ids of a chat's text, and 1 where the assistant speaks
 
 
-class TeacherText:
+class TeacherSide:
     """What joins the two sides' readings of a record.
 
     Args:
-        student, teacher: processors; templates, tokenizers and image processing may all differ.
+        student, teacher: processors; image processing may differ, and with `own_tokens` templates and tokenizers.
+        own_tokens: whether it reads tokens of its own; else it reads the student's.
 
     Attributes:
         processor: the teacher's.
@@ -29,9 +31,11 @@ class TeacherText:
     Raises: ConfigError for a tokenizer whose tokens cannot be read as bytes.
     """
 
-    def __init__(self, student: MmkdProcessor, teacher: MmkdProcessor):
-        self.processor = teacher
+    def __init__(self, student: MmkdProcessor, teacher: MmkdProcessor, own_tokens: bool = True):
+        self.processor, self.own_tokens = teacher, own_tokens
         self.own_images = student.fingerprint != teacher.fingerprint
+        if not own_tokens:
+            return
         self._tables = byte_table(student.tokenizer), byte_table(teacher.tokenizer)
         self._ends = tuple(
             _answer_end(side, table) for side, table in zip((student, teacher), self._tables, strict=True)

@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessor
 
 from mmkd.data.collate import Collator
 from mmkd.data.rejected import BadRow
-from mmkd.data.teacher_text import TeacherText
+from mmkd.data.teacher_side import TeacherSide
 from mmkd.errors import ConfigError
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.templates import chat_template
@@ -40,7 +40,7 @@ def collator(processor):
     """`collator(teacher processor, max_length, packing)`"""
 
     def build(teacher, max_length=256, packing=False):
-        return Collator(processor, max_length, packing, teacher=TeacherText(processor, teacher))
+        return Collator(processor, max_length, packing, teacher=TeacherSide(processor, teacher))
 
     return build
 
@@ -54,7 +54,7 @@ def records(record, picture):
     ]
 
 
-def before(text: TeacherText, side: int, ids: torch.Tensor, labels: torch.Tensor, number: int) -> bytes:
+def before(text: TeacherSide, side: int, ids: torch.Tensor, labels: torch.Tensor, number: int) -> bytes:
     """Bytes of the answer that stand before the answer token of this number of a batch."""
     table = text._tables[side]
     rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
@@ -99,8 +99,8 @@ def test_each_answer_ends_in_a_matched_span_though_the_end_tokens_differ(collato
 
 def test_a_template_without_an_end_token_has_none_to_share(processor):
     bare = reader(template="{{ bos_token }}{% for m in messages %} {{ m.content }}{% endfor %}")
-    with_end = TeacherText(processor, reader()).shared_ids()
-    without = TeacherText(processor, bare).shared_ids()
+    with_end = TeacherSide(processor, reader()).shared_ids()
+    without = TeacherSide(processor, bare).shared_ids()
     assert with_end.shape[1] == without.shape[1] + 1
     assert processor.tokenizer.eos_token_id not in without[0]
     assert with_end.shape[1] == 257  # every byte, and the end
@@ -157,4 +157,4 @@ def test_a_special_token_written_in_an_answer_sets_the_record_aside(collator, re
 def test_a_template_that_cannot_tell_who_speaks_is_refused_at_once(processor):
     last = "{{ bos_token }}{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ConfigError, match="changes earlier turns"):
-        TeacherText(processor, reader(template=last))
+        TeacherSide(processor, reader(template=last))
