@@ -16,7 +16,8 @@ GROUP = "mmkd.tools"
 def installed() -> dict[str, Tool]:
     """Every tool of every installed package, by name, sorted.
 
-    Raises: ConfigError for an entry that is no tool, or is called otherwise than its entry point, or where there is none.
+    Raises: ConfigError for an entry that is no tool, or is called otherwise than its entry point; or where there is
+        none.
     """
     found = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
@@ -29,8 +30,8 @@ def installed() -> dict[str, Tool]:
         found[one.name] = one
     if not found:
         raise ConfigError(
-            f"no tool is installed under the entry point {GROUP}. mmkd brings its own, so its installation is older than "
-            "its files: install it again, in a checkout by `make` or pip install -e ."
+            f"no tool is installed under the entry point {GROUP}. mmkd brings its own, so its installation is older "
+            "than its files: install it again, in a checkout by `make` or pip install -e ."
         )
     return found
 
