@@ -50,8 +50,8 @@ def demo(full: bool = False, seed: int = 0, out: Path | None = None) -> dict[str
     start = [f"student.init={teacher / 'model'}", f"teacher.model={teacher / 'model'}"]
 
     stages.run("assets", _assets)
-    stages.run("teacher", lambda: _launch("train", f"{prefix}teacher", teacher, seed))
-    stages.run("student", lambda: _launch("distill", f"{prefix}distill", student, seed, start))
+    stages.run("teacher", lambda: launch("train", f"{prefix}teacher", teacher, seed))
+    stages.run("student", lambda: launch("distill", f"{prefix}distill", student, seed, start))
     scores = stages.run("scores", lambda: _scores(teacher, student, limit))
     costs = stages.run("costs", lambda: _costs(student))
     stages.run("release", lambda: _release(student, released))
@@ -137,7 +137,11 @@ def _assets() -> list[str]:
     return [str(assets.path(name)) for name in assets.ASSETS]
 
 
-def _launch(job: str, config: str, run: Path, seed: int, overrides: list[str] | None = None) -> None:
+def launch(job: str, config: str, run: Path, seed: int, overrides: list[str] | None = None) -> None:
+    """Run a training job under the DeepSpeed launcher with two ranks; one that was stopped goes on.
+
+    Raises: TrainingError where it stops; its own message stands above.
+    """
     beside = Path(sys.executable).with_name("deepspeed")
     launcher = str(beside) if beside.exists() else shutil.which("deepspeed")
     if launcher is None:
@@ -146,7 +150,9 @@ def _launch(job: str, config: str, run: Path, seed: int, overrides: list[str] | 
     settings = [f"run.dir={run}", f"run.seed={seed}", *(overrides or [])]
     command = [launcher, "--num_gpus", "2", "--module", "mmkd", job, config, *settings, *resume]
     if subprocess.run(command, check=False).returncode:
-        raise TrainingError(f"{job} in {run} stopped; its message stands above. `mmkd demo` again goes on from there.")
+        raise TrainingError(
+            f"{job} in {run} stopped; its message stands above. the same command again goes on from there."
+        )
 
 
 def _scores(teacher: Path, student: Path, limit: int | None) -> dict[str, Any]:
