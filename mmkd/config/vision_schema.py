@@ -6,14 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mmkd.config.schema import (
-    DeepspeedSection,
-    ObjectiveSection,
-    OpenSection,
-    RunSection,
-    Section,
-    TrainingSection,
-)
+from mmkd.config.schema import DeepspeedSection, ObjectiveSection, RunSection, TrainingSection
+from mmkd.config.sections import OpenSection, Section
 
 
 class ClassifierSection(Section):

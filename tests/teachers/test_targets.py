@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from mmkd.config.schema import TeacherSection
-from mmkd.data.teacher_rows import row_key, stacked
+from mmkd.data.teacher_rows import hidden_of, row_key, stacked
 from mmkd.errors import ConfigError
-from mmkd.teachers.targets import TargetSettings, given_settings, keep, uniforms_of
+from mmkd.teachers.targets import TargetSettings, given_settings, keep, keep_hidden, uniforms_of
 
 N, D, V = 9, 6, 50
 
@@ -117,3 +117,40 @@ def test_a_key_changes_with_image_text_and_what_of_it_is_the_answer():
 def test_a_wrong_option_says_what_is_allowed(options, message):
     with pytest.raises(ConfigError, match=message):
         given_settings(TeacherSection(kind="cached", store="x", **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hidden_states_come_back_bit_by_bit(dtype):
+    hidden = {3: torch.randn(5, D).to(dtype) * 1e4, 7: torch.randn(5, D).to(dtype)}
+    token = {"counts": np.ones(5, dtype=np.uint16), "best": np.zeros(5, dtype=np.uint16)}
+    kept = [
+        {name: array[:2] for name, array in (token | keep_hidden(hidden)).items()},
+        {name: array[2:] for name, array in (token | keep_hidden(hidden)).items()},
+    ]
+    assert sum(array.nbytes for name, array in kept[0].items() if "hidden" in name) == 2 * 2 * D * dtype.itemsize
+    found = hidden_of(stacked(kept))
+    assert list(found) == [3, 7]
+    for layer, states in hidden.items():
+        assert found[layer].dtype == dtype
+        assert torch.equal(found[layer], states)
+
+
+def test_layers_are_sorted_once_each_and_counted_from_the_first():
+    assert TargetSettings(hidden_layers=(5, 2, 5)).hidden_layers == (2, 5)
+    section = TeacherSection(kind="cached", store="x", hidden_layers=[5, 2])
+    assert given_settings(section) == {"hidden_layers": (2, 5)}
+    with pytest.raises(ConfigError, match=r"hidden_layers=-1, expected a number >= 0"):
+        TargetSettings(hidden_layers=(-1, 3))
+
+
+def test_rows_of_fewer_ids_and_of_none_are_filled_up_with_what_weighs_nothing():
+    rows = {
+        "ids": np.array([4, 2, 7], dtype=np.uint16),
+        "log_probs": np.log(np.array([0.5, 0.3, 0.9], dtype=np.float32)),
+        "counts": np.array([2, 0, 1], dtype=np.uint16),
+        "tail": np.array([np.log(0.2), -1e9, np.log(0.1)], dtype=np.float32),
+    }
+    found = stacked([rows])
+    assert found["ids"].tolist() == [[4, 2], [0, 0], [7, 7]]
+    torch.testing.assert_close(found["log_probs"].exp(), torch.tensor([[0.5, 0.3], [0.0, 0.0], [0.9, 0.0]]))
+    torch.testing.assert_close(found["tail"].exp(), torch.tensor([0.2, 0.0, 0.1]))
