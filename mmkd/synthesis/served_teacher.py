@@ -20,11 +20,11 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.answering import NO_REPLY, Relabel, ask_all, questions
 from mmkd.synthesis.open import open_asker
-from mmkd.synthesis.requests import Answer, Sampling, Status, digest
+from mmkd.synthesis.requests import Answer, Sampling, Status
 from mmkd.synthesis.rows import open_rows, usable
 from mmkd.synthesis.served_tokens import TokenMap, joined
 from mmkd.teachers.checks import check_filling
-from mmkd.teachers.identity import Manifest, data_identity, text_identity
+from mmkd.teachers.identity import Manifest, data_identity, served_identity, text_identity
 from mmkd.teachers.logit_store import missing_shards, open_for_filling, write_shard
 from mmkd.teachers.targets import TargetSettings
 
@@ -51,7 +51,7 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
     good = usable(records, log, AT)
     manifest = Manifest(
         model=endpoint.model,
-        teacher=digest({"served": endpoint.model}),
+        teacher=served_identity(endpoint),
         quantize=None,
         precision="served",
         image_processor="served",

@@ -14,7 +14,7 @@ from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.objectives import AnswerBatch, Needs, SparseTargets
 from mmkd.teachers.calibration import recalibrated
-from mmkd.teachers.identity import Manifest, teacher_identity, text_identity
+from mmkd.teachers.identity import Manifest, served_identity, teacher_identity, text_identity
 from mmkd.teachers.logit_store import LogitStore, read_manifest, require_same
 from mmkd.teachers.targets import given_settings
 
@@ -81,6 +81,8 @@ def require_same_teacher(section: TeacherSection, folder: Path) -> Manifest:
     here: dict[str, Any] = given_settings(section)
     if section.quantize is not None:
         here["quantize"] = section.quantize
+    if section.endpoint is not None:
+        here["teacher"] = served_identity(section.endpoint)
     if section.model is not None:
         try:
             here |= teacher_identity(section.model)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.schema import DataSection
 from mmkd.errors import ConfigError
 from mmkd.models.processing_mmkd import MmkdProcessor
@@ -100,6 +101,11 @@ def teacher_identity(model: str) -> dict[str, str]:
         "teacher": digest.hexdigest(),
         "image_processor": MmkdProcessor.from_pretrained(folder).fingerprint,
     }
+
+
+def served_identity(endpoint: EndpointSection) -> str:
+    """Hash of who is asked at an endpoint: the name under which its answers are kept."""
+    return hashlib.sha256(f"served {endpoint.model}".encode()).hexdigest()
 
 
 def text_identity(processor: MmkdProcessor) -> dict[str, str]:
