@@ -75,6 +75,8 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
         for number, samples, whole in shards:
             if whole and number in wanted:
                 write_shard(folder, number, samples)
+        if not served.records and not served.pending:
+            raise DataError(f"none of the {len(records)} rows can be used; the reasons are in {log.path}.")
         write_jsonl(folder / "records.jsonl", served.records)
     _say(say, folder, served, manifest)
 

@@ -30,6 +30,7 @@ from mmkd.teachers.live import LiveTeacher
 from mmkd.teachers.logit_store import LogitStore, read_manifest
 from mmkd.teachers.rows import TeacherBatches
 from mmkd.teachers.targets import TargetSettings
+from mmkd.templates import chat_template
 
 K, WORDS = 5, 4
 LETTERS = [ord(letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
@@ -46,6 +47,8 @@ def speaker(full_path, tmp_path_factory) -> str:
         kept = weight[letters].clone()
         weight *= 0.3
         weight[letters] = kept * 3
+    # As chat models do, it begins with a letter; the template plain would have it begin with a space.
+    processor.chat_template = chat_template("plain", processor.tokenizer).replace("' ' + message", "message")
     folder = tmp_path_factory.mktemp("speaker")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
