@@ -1,5 +1,7 @@
 """What is kept of a teacher's distribution, and that it comes back."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import nn
 from mmkd.config.schema import TeacherSection
 from mmkd.data.teacher_rows import hidden_of, row_key, stacked
 from mmkd.errors import ConfigError
+from mmkd.objectives.sparse import forward_kl
+from mmkd.teachers.cached import CachedTeacher
 from mmkd.teachers.targets import TargetSettings, given_settings, keep, keep_hidden, uniforms_of
 
 N, D, V = 9, 6, 50
@@ -154,3 +158,31 @@ def test_rows_of_fewer_ids_and_of_none_are_filled_up_with_what_weighs_nothing():
     assert found["ids"].tolist() == [[4, 2], [0, 0], [7, 7]]
     torch.testing.assert_close(found["log_probs"].exp(), torch.tensor([[0.5, 0.3], [0.0, 0.0], [0.9, 0.0]]))
     torch.testing.assert_close(found["tail"].exp(), torch.tensor([0.2, 0.0, 0.1]))
+
+
+def test_rows_of_few_ids_give_the_kl_of_their_buckets_and_rows_of_none_nothing():
+    rows = {
+        "ids": np.array([4, 2, 7], dtype=np.uint16),
+        "log_probs": np.log(np.array([0.5, 0.3, 0.9], dtype=np.float32)),
+        "counts": np.array([2, 0, 1], dtype=np.uint16),
+        "tail": np.array([np.log(0.2), -3e38, np.log(0.1)], dtype=np.float32),
+        "answers": np.array([-1.0, np.nan, -1.0], dtype=np.float32),
+        "best": np.array([4, 9, 7], dtype=np.uint16),
+    }
+    teacher = CachedTeacher.__new__(CachedTeacher)
+    teacher.c, teacher.store = None, SimpleNamespace(manifest=SimpleNamespace(vocabulary=10))
+    answers = SimpleNamespace(answer_ids=[4, 9, 7])
+    found = teacher.outputs(None, {"teacher_rows": stacked([rows])}, answers, None)
+    logits = torch.randn(3, 10, requires_grad=True)
+    q = logits.softmax(-1)
+    naive = torch.zeros(3)
+    for row, buckets in ((0, {4: 0.5, 2: 0.3}), (2, {7: 0.9})):
+        rest = 1 - sum(buckets.values())
+        others = 1 - sum(q[row, i] for i in buckets)
+        kl = sum(p * (np.log(p) - q[row, i].log()) for i, p in buckets.items()) + rest * (np.log(rest) - others.log())
+        naive = naive + kl * torch.eye(3)[row]
+    loss = forward_kl(found, logits.log_softmax(-1))
+    torch.testing.assert_close(loss, naive, rtol=1e-4, atol=1e-5)
+    got, wanted = (torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (loss, naive))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert (got[1] == 0).all()

@@ -1,4 +1,4 @@
-"""What a cache gives to a training step, against the live teacher it was filled from: loss and gradients, one process."""
+"""What a cache gives to a training step, against the live teacher it was filled from, in one process."""
 
 from __future__ import annotations
 
