@@ -20,8 +20,6 @@ from mmkd.synthesis.progress import shown
 from mmkd.synthesis.requests import Answer, Request, Sampling, Status, digest, request_key
 from mmkd.synthesis.rows import open_rows, usable
 
-NO_REPLY = "no reply"  # the kind of what the next run may still get
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -119,11 +117,12 @@ class Relabel:
                 yield self.relabelled(record, asked, said)
 
     def _said(self, record: Record, depth: int) -> tuple[list[str], BadRow | None]:
-        found, missing = self.answers(record, depth)
+        found, missing, _ = self.answers(record, depth)
         return [answer.text.strip() for answer in found], missing
 
-    def answers(self, record: Record, depth: int) -> tuple[list[Answer], BadRow | None]:
-        """The kept answers to the first `depth` questions, and why there are no more."""
+    def answers(self, record: Record, depth: int) -> tuple[list[Answer], BadRow | None, bool]:
+        """The kept answers to the first `depth` questions, why there are no more, and whether another run may get
+        them, because nothing came back."""
         found: list[Answer] = []
         said: list[str] = []
         asked = questions(record)
@@ -131,13 +130,14 @@ class Relabel:
             request = self._request(record, asked, said)
             entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
             if entry is None or entry.status is Status.UNUSABLE:  # the run was stopped between two tries
-                return found, BadRow(f"question {place + 1} got no reply; run again.", NO_REPLY)
+                return found, BadRow(f"question {place + 1} got no reply; run again.", "no reply"), True
             answer = answer_of(entry, request)
             if not answer.done:
-                return found, BadRow(f"question {place + 1}: {answer.reason}", answer.kind)
+                lost = entry.status is Status.UNANSWERED
+                return found, BadRow(f"question {place + 1}: {answer.reason}", answer.kind), lost
             found.append(answer)
             said.append(answer.text.strip())
-        return found, None if asked else BadRow("it asks no question.", "no question")
+        return found, None if asked else BadRow("it asks no question.", "no question"), False
 
     def _request(self, record: Record, asked: Sequence[Turn], said: Sequence[str]) -> Request:
         turns = (*self._system(record), *_interleaved(asked[: len(said) + 1], said))

@@ -18,7 +18,7 @@ from mmkd.data.teacher_rows import Rows, row_key
 from mmkd.data.teacher_side import answer_runs
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
-from mmkd.synthesis.answering import NO_REPLY, Relabel, ask_all, questions
+from mmkd.synthesis.answering import Relabel, ask_all, questions
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.requests import Answer, Sampling, Status
 from mmkd.synthesis.rows import open_rows, usable
@@ -133,8 +133,8 @@ class Served:
 
     def _row(self, record: Record, index: int) -> tuple[bytes, Rows] | None:
         try:
-            answers, missing = self.relabel.answers(record, len(questions(record)))
-            if missing is not None and missing.kind == NO_REPLY:
+            answers, missing, lost = self.relabel.answers(record, len(questions(record)))
+            if lost:
                 self.pending += 1
                 return None
             if not answers:
