@@ -57,6 +57,8 @@ class Entry:
     def read(cls, line: bytes) -> Entry:
         """Raises ValueError, KeyError or TypeError where the line is no entry."""
         row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("it is no object")
         tokens = row.get("tokens")
         scored = None if tokens is None else tuple(ScoredToken.model_validate(token) for token in tokens)
         return cls(**{**row, "status": Status(row["status"]), "usage": Usage(**row["usage"]), "tokens": scored})

@@ -188,7 +188,7 @@ def test_its_rows_are_those_of_the_same_model_asked_live_about_its_own_answers(m
         assert (found["ids"].reshape(-1, K) == wanted["ids"]).all()
         for name in ("log_probs", "tail", "answers"):
             got = found[name].reshape(-1, K) if name == "log_probs" else found[name][~ends][:, None]
-            assert np.exp(got) == pytest.approx(np.exp(wanted[name]), abs=1e-6), name
+            assert np.exp(got) == pytest.approx(np.exp(wanted[name]), rel=1e-4, abs=1e-5), name
         assert (found["best"][~ends] == expected["best"][~ends]).all()
     check_teacher(config)  # the same config reads it
     assert all(part["type"] != "text" for body in server.asked[:1] for part in body["messages"][0]["content"][:1])
