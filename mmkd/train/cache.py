@@ -55,7 +55,7 @@ def cache_teacher(
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
-    section: TeacherSection = config.teacher  # pyright: ignore[reportArgumentType]
+    section: TeacherSection = config.teacher  # pyright: ignore[reportAssignmentType]
     name, folder = str(section.model), Path(str(section.store))
     with Watch(rank, world, lambda: "The same command goes on from the shards that are whole."), _alone(folder, rank):
         student, teacher = compose_processor(config.student), MmkdProcessor.from_pretrained(model_files(name))
