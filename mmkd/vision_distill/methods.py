@@ -225,4 +225,5 @@ def build_method(name: str, options: dict[str, Any], at: str = "", config: Any =
 
     Raises: ConfigError for an unknown name or option, or a value that the method does not take.
     """
-    return METHODS[name](**method_options(name, options, at, config))
+    checked = method_options(name, options, at, config)
+    return METHODS[name](**checked)
