@@ -93,7 +93,7 @@ class CompeteConfig(Section):
     )
     feedback: Literal["frozen", "mutual"] = Field(
         "frozen",
-        description="frozen, as published: the student's failures choose what is asked next, the teacher stays as it is. "
+        description="frozen, as published: the student's failures choose what is asked next, the teacher stays. "
         "mutual: it learns, too, by `teacher_training`, from answers of the student that both orders prefer.",
     )
     teacher_training: TrainingRunSection | None = Field(
