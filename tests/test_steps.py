@@ -35,7 +35,7 @@ def test_a_run_that_is_there_goes_on_and_a_failed_one_is_an_error(tmp_path, monk
     run.mkdir()
     for resumed in (False, True):
         if code:
-            with pytest.raises(TrainingError, match="train in .*run stopped"):
+            with pytest.raises(TrainingError, match=r"train in .*run stopped"):
                 launch("train", "a.yaml", run, ["run.seed=1"], ranks=3)
         else:
             launch("train", "a.yaml", run, ["run.seed=1"], ranks=3)

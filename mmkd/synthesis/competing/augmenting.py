@@ -53,6 +53,18 @@ def check_augmentor(config: CompeteConfig) -> None:
     check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
 
 
+class Gone:
+    """Counts the drafts that do not stay, by kind, and writes down why."""
+
+    def __init__(self, log: RejectedLog):
+        self.log, self.counts = log, Counter[str]()
+
+    def add(self, item: Item, kind: str, reason: str) -> None:
+        self.counts[kind] += 1
+        number = int(item.id.rpartition(".")[2])
+        self.log.note("draft", number, item.id, BadRow(reason, kind))
+
+
 def grow(
     config: CompeteConfig,
     out: Path,
@@ -70,46 +82,36 @@ def grow(
     for item in pool:
         known.add(item.images, item.question)
     parents = drawn(config, round, {item.id: item for item in pool}, outcomes)
-    name = config.augment.name
+    name, gone = config.augment.name, Gone(log)
     options = check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
     wanted = Wanted(parents, known, out / "asked", config.seed, round, config.reasks)
     drafts = list(augmentor(name)(wanted, **options))
-    gone = Counter[str]()
-
-    def drop(number: int, item_id: str, kind: str, reason: str) -> None:
-        gone[kind] += 1
-        log.note("draft", number, item_id, BadRow(reason, kind))
-
-    items: dict[str, Item] = {}
-    for number, draft in enumerate(drafts):
-        problem, kind = _problem(draft, known)
-        new = _item(draft, f"r{round}.{number}", round, name)
-        if problem:
-            drop(number, new.id, kind, problem)
-        else:
-            known.add(new.images, new.question)
-            items[new.id] = new
-    number_of = {f"r{round}.{number}": number for number in range(len(drafts))}
-
-    def keep(left: Sequence[Item], kind: str) -> list[Item]:
-        """Those still there; the others are counted under `kind` (their reasons stand in the log already)."""
-        gone.update({kind: len(items) - len(left)} if len(items) > len(left) else {})
-        return list(left)
-
+    items = formed(drafts, known, round, name, gone)
     if config.filters.grounding is not None:
-        for item_id, reason in unfit(config, config.filters.grounding, out, list(items.values())).items():
-            drop(number_of[item_id], item_id, "does not fit the picture", reason)
-            del items[item_id]
-    left = answered_well(config, out, list(items.values()), teacher, log)
-    left = keep(left, "no answer worth learning")
-    if config.filters.blind is not None and left:
-        records = [item.record(config.seed) for item in left]
-        rows = Rows(records, range(len(records)), config.seed, out / "asked")
-        blind = image_need(rows, model=config.filters.blind.model_dump(), max_tokens=config.sampling.max_tokens)
-        for place, reason in blind.items():
-            drop(number_of[left[place].id], left[place].id, "needs no picture", reason)
-        left = [item for place, item in enumerate(left) if place not in blind]
-    return Grown(left, len(drafts), dict(sorted(gone.items())))
+        items = fitting(config, config.filters.grounding, out, items, gone)
+    told = answered_well(config, out, items, teacher, log)  # which writes down why
+    if len(told) < len(items):
+        gone.counts["no answer worth learning"] = len(items) - len(told)
+    if config.filters.blind is not None:
+        told = needing_pictures(config, config.filters.blind, out, told, gone)
+    return Grown(told, len(drafts), dict(sorted(gone.counts.items())))
+
+
+def formed(drafts: Sequence[Draft], known: Known, round: int, engine: str, gone: Gone) -> list[Item]:
+    """Drafts as items `rROUND.NUMBER`: well formed, and not asked about the picture before."""
+    items = []
+    for number, draft in enumerate(drafts):
+        item = _item(draft, f"r{round}.{number}", round, engine)
+        if draft.problem:
+            gone.add(item, draft.kind, draft.problem)
+        elif reason := badly_formed(item.question):
+            gone.add(item, "form", reason)
+        elif near := known.near(item.images, item.question):
+            gone.add(item, "near-duplicate", f"{item.question!r} says {near!r} again")
+        else:
+            known.add(item.images, item.question)
+            items.append(item)
+    return items
 
 
 def answered_well(
@@ -138,8 +140,8 @@ def drawn(config: CompeteConfig, round: int, items: dict[str, Item], outcomes: S
     return parents
 
 
-def unfit(config: CompeteConfig, model: ModelSection, out: Path, items: Sequence[Item]) -> dict[str, str]:
-    """Why items do not fit their pictures, by id; those whose answer is known are not asked about."""
+def fitting(config: CompeteConfig, model: ModelSection, out: Path, items: Sequence[Item], gone: Gone) -> list[Item]:
+    """The items that fit their pictures by the word of a model; those whose answer is known do."""
     template = prompt("compete_grounding")
     asked = [item for item in items if item.reference is None]
     requests = (
@@ -149,25 +151,34 @@ def unfit(config: CompeteConfig, model: ModelSection, out: Path, items: Sequence
         )
         for item in asked
     )  # fmt: skip
-    found = {}
     with open_asker(model, out / "asked" / "grounding", config.reasks) as asker:
-        for answer in shown(asker.answer(requests), asker.tally, "does it fit", len(asked)):
-            if not isinstance(answer.value, Fit):
-                found[answer.request.id] = f"nobody could say: {answer.kind}: {answer.reason}"
-            elif not answer.value.fits:
-                found[answer.request.id] = answer.value.reason
-    return dict(sorted(found.items()))
+        answers = {
+            answer.request.id: answer
+            for answer in shown(asker.answer(requests), asker.tally, "does it fit", len(asked))
+        }
+    kept = []
+    for item in items:
+        answer = answers.get(item.id)
+        if answer is not None and not isinstance(answer.value, Fit):
+            gone.add(item, "fit unknown", f"{answer.kind}: {answer.reason}")
+        elif answer is not None and isinstance(answer.value, Fit) and not answer.value.fits:
+            gone.add(item, "does not fit the picture", answer.value.reason)
+        else:
+            kept.append(item)
+    return kept
 
 
-def _problem(draft: Draft, known: Known) -> tuple[str, str]:
-    """(reason, kind), empty where there is none."""
-    if draft.problem:
-        return draft.problem, draft.kind
-    if reason := badly_formed(draft.question):
-        return reason, "form"
-    if near := known.near(draft.parent.item.images, draft.question):
-        return f"{draft.question!r} says {near!r} again", "near-duplicate"
-    return "", ""
+def needing_pictures(
+    config: CompeteConfig, model: ModelSection, out: Path, items: Sequence[Item], gone: Gone
+) -> list[Item]:
+    """The items that a model without the picture does not answer as the teacher does with it."""
+    if not items:
+        return []
+    rows = Rows([item.record(config.seed) for item in items], range(len(items)), config.seed, out / "asked")
+    blind = image_need(rows, model=model.model_dump(), max_tokens=config.sampling.max_tokens)
+    for place, reason in sorted(blind.items()):
+        gone.add(items[place], "needs no picture", reason)
+    return [item for place, item in enumerate(items) if place not in blind]
 
 
 def _item(draft: Draft, name: str, round: int, engine: str) -> Item:

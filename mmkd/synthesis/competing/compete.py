@@ -103,8 +103,8 @@ class Competition:
         """The items of pool and held-out split, no picture in both, nor in what stage 1 trains on."""
         config, log = self.config, self._log("prepare")
         how = (self.out / "images", log, config.labels, config.independent)
-        pool, trained = prepare.items_of(config.pool, "p", *how)
-        held_out, held = prepare.items_of(config.held_out, "h", *how)
+        pool, trained = prepare.items_of(config.pool, "pool", *how)
+        held_out, held = prepare.items_of(config.held_out, "held_out", *how)
         prepare.require_apart(held, trained, "pool")
         if "pretraining" in self.plans:
             mixture = self.plans["pretraining"].data.mixture

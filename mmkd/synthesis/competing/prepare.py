@@ -18,30 +18,30 @@ Pixels = dict[str, str]  # hash of a picture's pixels -> name of a record that s
 
 
 def items_of(
-    sections: Sequence[SourceSection], prefix: str, images: Path, log: RejectedLog, labels: bool, independent: bool
+    sections: Sequence[SourceSection], name: str, images: Path, log: RejectedLog, labels: bool, independent: bool
 ) -> tuple[list[Item], Pixels]:
     """The questions of all rows that can be used, and their pictures.
 
     Args:
-        prefix: of the items' ids.
+        name: pool or held_out; its first letter begins the items' ids.
         images: folder for pictures that records hold inside; those in files stay where they are.
         labels, independent: see CompeteConfig.
 
     Raises: ConfigError, DataError as `open_rows` and `usable` do.
     """
     records, items, pixels, known = open_rows(sections), list[Item](), Pixels(), set[str]()
-    for index in usable(records, log, prefix):
+    for index in usable(records, log, name):
         record = records[index]
         for image in record.images:
             if (key := _key(image)) not in known:
                 known.add(key)
-                pixels.setdefault(pixel_hash(image), f"{record.source or prefix}/{record.id}")
+                pixels.setdefault(pixel_hash(image), f"{record.source or name}/{record.id}")
         files = tuple(_file(image, images) for image in record.images)
         for number, (question, answer) in enumerate(asked(record)):
             if number == 0 or independent:
                 items.append(
                     Item(
-                        f"{prefix}{index}.{number}",
+                        f"{name[0]}{index}.{number}",
                         question,
                         files,
                         record.task,

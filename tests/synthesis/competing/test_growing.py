@@ -116,7 +116,7 @@ def test_a_picture_in_both_is_found_in_another_file_format_and_named(tmp_path):
 
     def read(name: str):
         sources = [SourceSection.model_validate({"source": "jsonl", "path": str(tmp_path / f"{name}.jsonl")})]
-        return items_of(sources, name[0], tmp_path / "images", RejectedLog(tmp_path / "log.jsonl"), True, True)
+        return items_of(sources, name, tmp_path / "images", RejectedLog(tmp_path / "log.jsonl"), True, True)
 
     (items, trained), (_, held) = read("pool"), read("held")
     assert items[0].reference is None
@@ -127,8 +127,8 @@ def test_a_picture_in_both_is_found_in_another_file_format_and_named(tmp_path):
 def test_only_the_first_question_of_a_dialogue_is_taken_where_they_hang_together(tmp_path):
     sources = [SourceSection.model_validate({"source": "scenes", "count": 2, "grid": 2})]
     log = RejectedLog(tmp_path / "log.jsonl")
-    alone, _ = items_of(sources, "p", tmp_path / "images", log, True, True)
-    first, _ = items_of(sources, "p", tmp_path / "images", log, False, False)
+    alone, _ = items_of(sources, "pool", tmp_path / "images", log, True, True)
+    first, _ = items_of(sources, "pool", tmp_path / "images", log, False, False)
     assert [item.id for item in first] == ["p0.0", "p1.0"]
     assert len(alone) == 20
     assert first[0].reference is None
