@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.synthesis.competing import here
 from tests.train.conftest import save_tiny_model
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # `compete_here` has to be importable by its name in forked processes
 
 
 @pytest.fixture(scope="session")
@@ -77,10 +77,12 @@ def competition(tmp_path, oracle, tiny_student) -> Callable[..., Path]:
 @pytest.fixture
 def start() -> Iterator[Callable[[Path], BaseProcess]]:
     """`start(config)`: the competition in a process of its own, forked from one that has imported everything."""
+    import compete_here
+
     begun: list[BaseProcess] = []
 
     def run(config: Path) -> BaseProcess:
-        begun.append(get_context("forkserver").Process(target=here.run, args=(str(config),)))
+        begun.append(get_context("forkserver").Process(target=compete_here.run, args=(str(config),)))
         begun[-1].start()
         return begun[-1]
 
