@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -187,9 +188,11 @@ def standing(outcomes: Sequence[Outcome]) -> Standing:
     )
 
 
-def preferences(outcomes: Sequence[Outcome], items: dict[str, Item], floor: float) -> Iterator[dict[str, Any]]:
+def preferences(
+    outcomes: Sequence[Outcome], items: dict[str, Item], floor: float, folder: Path
+) -> Iterator[dict[str, Any]]:
     """Pairs in the chat form that preference trainers read: the better answer reaches the floor, and both orders of
-    a judge prefer it. `winner` tells the student's wins from the teacher's."""
+    a judge prefer it. `winner` tells the student's wins from the teacher's; image paths are relative to `folder`."""
     for outcome in outcomes:
         if outcome.kind not in (Kind.HARD, Kind.WIN) or not outcome.agree or outcome.scores is None:
             continue
@@ -202,7 +205,7 @@ def preferences(outcomes: Sequence[Outcome], items: dict[str, Item], floor: floa
         item = items[outcome.id]
         yield {
             "id": item.id,
-            "images": list(item.images),
+            "images": [os.path.relpath(image, folder) for image in item.images],
             "prompt": [{"role": "user", "content": item.question}],
             "chosen": [{"role": "assistant", "content": answers[winner]}],
             "rejected": [{"role": "assistant", "content": answers[loser]}],

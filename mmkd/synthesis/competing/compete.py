@@ -150,7 +150,7 @@ class Competition:
         outcomes, found = self._both(items, student, f"assess-{number}")
         folder, by_id = self._folder(number), {item.id: item for item in items}
         write_rows(folder / "verdicts.jsonl", (outcome.row() for outcome in outcomes))
-        write_rows(folder / "preferences.jsonl", preferences(outcomes, by_id, self.config.floor))
+        write_rows(folder / "preferences.jsonl", preferences(outcomes, by_id, self.config.floor, folder))
         return found
 
     def _held_out(self, number: int, student: str) -> dict[str, Any]:

@@ -59,16 +59,16 @@ def test_labels_score_both_sides(config, tmp_path):
     assert found.win_rate == 0.5
     assert found.hard_share == pytest.approx(1 / 3, abs=1e-4)
     assert found.teacher == found.student == 7.0
-    pairs = list(preferences(outcomes, {one.id: one for one in items}, floor=7.0))
+    pairs = list(preferences(outcomes, {one.id: one for one in items}, 7.0, tmp_path))
     assert [(pair["id"], pair["winner"]) for pair in pairs] == [("i0", "teacher"), ("i1", "student")]
     assert pairs[1]["chosen"][0]["content"] == "Red."
     assert pairs[1]["rejected"][0]["content"] == "blue"
 
 
-def test_a_win_below_the_floor_or_decided_by_the_order_makes_no_pair():
+def test_a_win_below_the_floor_or_decided_by_the_order_makes_no_pair(tmp_path):
     below = Outcome("a", Kind.WIN, "t", "s", (2.0, 5.0))
     turned = Outcome("b", Kind.WIN, "t", "s", (7.0, 9.0), agree=False)
-    assert list(preferences([below, turned], {"a": item(0, "t", None), "b": item(1, "t", None)}, 7.0)) == []
+    assert list(preferences([below, turned], {"a": item(0, "t", None), "b": item(1, "t", None)}, 7.0, tmp_path)) == []
 
 
 def test_ten_per_cent_without_a_verdict_stop_the_round(config, tmp_path):
