@@ -88,7 +88,7 @@ class Competition:
                 new = self._step(f"augment-{number}", lambda n=number: self._augment(n))
             rows.append(self._row(number, learned["rows"], pool, held, new))
             write_rows(self.out / "rounds.jsonl", rows)
-            if still:
+            if still and number < self.config.rounds:
                 self.console.print(f"the held-out win rate has stopped moving; no round after {number}")
                 break
         Console().print(table(rows, f"{self.out}: teacher against student, scores from 1 to 10"))

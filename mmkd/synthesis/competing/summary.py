@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
-COLUMNS = ("round", "trained on", "teacher", "student", "hard", "held-out teacher", "student ", "win rate", "order",
-           "no verdict", "new", "yield", "pool")  # fmt: skip
+COLUMNS = ("round", "rows", "T", "S", "hard", "T held", "S held", "win", "order", "none", "new", "pool")  # 80 wide
+CAPTION = (
+    "rows: trained on · T, S: mean scores of teacher and student on the pool, then on the held-out split · hard: share of "
+    "difficult items · win: held-out win rate · order: pairs decided by the order of answers · none: no verdict · new: "
+    "drafts that stayed"
+)
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """`rows` of rounds.jsonl: scores are means from 1 to 10, `order` how often the order of two answers decided."""
-    found = Table(title=title, title_justify="left")
+    """The rows of rounds.jsonl."""
+    found = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left", box=SIMPLE)
     for column in COLUMNS:
-        found.add_column(column.strip(), justify="right")
+        found.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         pool, held, new = row.get("pool_standing"), row["held_out"], row.get("augmented")
         unscored = held["unscored"] + (pool["unscored"] if pool else 0)
@@ -24,14 +29,13 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
             f"{row['trained']:,}" if row["trained"] else "",
             f"{pool['teacher']:.2f}" if pool else "",
             f"{pool['student']:.2f}" if pool else "",
-            f"{pool['hard_share']:.1%}" if pool else "",
+            f"{pool['hard_share']:.0%}" if pool else "",
             f"{held['teacher']:.2f}",
             f"{held['student']:.2f}",
-            f"{held['win_rate']:.1%}",
-            f"{row['disagreed'] / row['compared']:.1%}" if row["compared"] else "",
+            f"{held['win_rate']:.0%}",
+            f"{row['disagreed'] / row['compared']:.0%}" if row["compared"] else "",
             f"{unscored:,}",
-            f"{new['kept']:,} of {new['drafted']:,}" if new else "",
-            f"{new['yield']:.1%}" if new else "",
+            f"{new['kept']}/{new['drafted']}" if new else "",
             f"{row['pool']:,}",
         )
     return found
