@@ -10,15 +10,24 @@ from rich.table import Table
 
 COLUMNS = ("round", "rows", "T", "S", "hard", "T held", "S held", "win", "order", "none", "new", "pool")  # 80 wide
 CAPTION = (
-    "rows: trained on · T, S: mean scores of teacher and student on the pool, then on the held-out split · hard: share of "
-    "difficult items · win: held-out win rate · order: pairs decided by the order of answers · none: no verdict · new: "
+    "rows: trained on · T, S: mean scores of teacher and student on the pool, then on the held-out split · "
+    "hard: share of difficult items · win: held-out win rate · order: pairs decided by the order of answers · none: no verdict · new: "
     "drafts that stayed"
 )
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """The rows of rounds.jsonl."""
-    found = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left", box=SIMPLE)
+    found = Table(
+        title=title,
+        title_justify="left",
+        caption=CAPTION,
+        caption_justify="left",
+        box=SIMPLE,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for column in COLUMNS:
         found.add_column(column, justify="right", no_wrap=True)
     for row in rows:
