@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bench.rows import append
 from bench.scores import by_case, difference, mean, of_run
-from mmkd.demo import launch
 from mmkd.evaluate.suite import evaluate
+from mmkd.launch import launch
 
 CASES: dict[str, list[str]] = {
     "ce": ["objectives=[{name: cross_entropy}]", "teacher=null"],
@@ -34,7 +34,7 @@ METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison
 
 def trained(job: str, config: str, run: Path, seed: int, overrides: list[str]) -> Path:
     if not (run / "model" / "config.json").exists():
-        launch(job, f"scenes/{config}", run, seed, overrides)
+        launch(job, f"scenes/{config}", run, [f"run.seed={seed}", *overrides])
     return run
 
 

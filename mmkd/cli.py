@@ -198,6 +198,16 @@ def select(config: ConfigPath, overrides: Overrides = None) -> None:
     typer.echo(str(select_records(load_as(config, overrides or [], SelectConfig))))
 
 
+@app.command()
+def compete(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Rounds of competitive distillation: learn, assess, ask anew where the student fails; killed, it goes on."""
+    from mmkd.config.compete_schema import CompeteConfig
+    from mmkd.config.load import load_as
+    from mmkd.synthesis.competing.compete import compete as run_competition
+
+    typer.echo(str(run_competition(load_as(config, overrides or [], CompeteConfig))))
+
+
 @app.command("report")
 def report_page(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not; the page is RUN/report.html.")],

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmkd.errors import ConfigError, TrainingError
+from mmkd.errors import ConfigError
+from mmkd.launch import launch
+from mmkd.steps import Steps
 
 QUESTIONS = 1000  # the fixed subset (the first questions of the test split) that the short demo scores
 READINGS: list[Any] = [1, 2, 4, 8, "full"]
@@ -50,8 +49,8 @@ def demo(full: bool = False, seed: int = 0, out: Path | None = None) -> dict[str
     start = [f"student.init={teacher / 'model'}", f"teacher.model={teacher / 'model'}"]
 
     stages.run("assets", _assets)
-    stages.run("teacher", lambda: launch("train", f"{prefix}teacher", teacher, seed))
-    stages.run("student", lambda: launch("distill", f"{prefix}distill", student, seed, start))
+    stages.run("teacher", lambda: launch("train", f"{prefix}teacher", teacher, [f"run.seed={seed}"]))
+    stages.run("student", lambda: launch("distill", f"{prefix}distill", student, [f"run.seed={seed}", *start]))
     scores = stages.run("scores", lambda: _scores(teacher, student, limit))
     costs = stages.run("costs", lambda: _costs(student))
     stages.run("release", lambda: _release(student, released))
@@ -77,10 +76,9 @@ def demo(full: bool = False, seed: int = 0, out: Path | None = None) -> dict[str
 
 
 class Stages:
-    """Runs stages once each: what a stage returned is kept in `<out>/stages/NAME.json` with its seconds."""
+    """Steps of one demo, with a word on what comes and how long it takes."""
 
     def __init__(self, out: Path, settings: dict[str, Any]):
-        self.folder, self.seconds = out / "stages", {}
         self.minutes = {name: pair[bool(settings["full"])] for name, pair in MINUTES.items()}
         record = out / "demo.json"
         if record.exists() and json.loads(record.read_text()) != settings:
@@ -88,25 +86,16 @@ class Stages:
                 f"{out} holds a demo with {record.read_text().strip()}, and {json.dumps(settings)} was asked for; "
                 "remove the folder, or name another one with --out."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.steps = Steps(out / "stages")
+        self.seconds = self.steps.seconds
         record.write_text(json.dumps(settings) + "\n")
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
         """The result of `work`, or what it returned in an earlier call of the demo."""
-        kept = self.folder / f"{name}.json"
-        if not kept.exists():
-            names = list(self.minutes)
-            left = sum(self.minutes[later] for later in names[names.index(name) :])
-            print(f"[{names.index(name) + 1}/{len(names)}] {name} · about {left:.0f} min left in all", flush=True)
-            started = time.perf_counter()
-            result = work()
-            seconds = round(time.perf_counter() - started, 1)
-            partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps({"seconds": seconds, "result": result}, indent=1, default=str))
-            partial.replace(kept)
-        found = json.loads(kept.read_text())
-        self.seconds[name] = found["seconds"]
-        return found["result"]
+        names = list(self.minutes)
+        left = sum(self.minutes[later] for later in names[names.index(name) :])
+        said = f"[{names.index(name) + 1}/{len(names)}] {name} · about {left:.0f} min left in all"
+        return self.steps.run(name, work, begin=lambda: print(said, flush=True))
 
 
 def table(summary: dict[str, Any]) -> Table:
@@ -135,24 +124,6 @@ def _assets() -> list[str]:
     from mmkd import assets
 
     return [str(assets.path(name)) for name in assets.ASSETS]
-
-
-def launch(job: str, config: str, run: Path, seed: int, overrides: list[str] | None = None) -> None:
-    """Run a training job under the DeepSpeed launcher with two ranks; one that was stopped goes on.
-
-    Raises: TrainingError where it stops; its own message stands above.
-    """
-    beside = Path(sys.executable).with_name("deepspeed")
-    launcher = str(beside) if beside.exists() else shutil.which("deepspeed")
-    if launcher is None:
-        raise TrainingError("the deepspeed launcher is not installed; pip install 'mmkd[train]'.")
-    resume = ["--resume"] if (run / "config.yaml").exists() else []
-    settings = [f"run.dir={run}", f"run.seed={seed}", *(overrides or [])]
-    command = [launcher, "--num_gpus", "2", "--module", "mmkd", job, config, *settings, *resume]
-    if subprocess.run(command, check=False).returncode:
-        raise TrainingError(
-            f"{job} in {run} stopped; its message stands above. the same command again goes on from there."
-        )
 
 
 def _scores(teacher: Path, student: Path, limit: int | None) -> dict[str, Any]:

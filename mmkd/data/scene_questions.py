@@ -177,24 +177,32 @@ def ask(things: list[Thing], number: int, rng: random.Random, held_out: bool) ->
     Args:
         held_out: True allows questions that name a held-out pair (test), False forbids them (train, validation).
     """
-    # type -> form -> answer -> questions
-    offers: dict[str, dict[str, dict[str, list[Question]]]] = {}
+    offered = offers(things, held_out)
+    asked: list[Question] = []
+    turns = list(TYPES)
+    rng.shuffle(turns)
+    while len(asked) < number and any(offered.values()):
+        for name in turns:
+            if offered[name] and len(asked) < number:
+                asked.append(_draw(offered[name], rng))
+    return asked
+
+
+def offers(things: list[Thing], held_out: bool) -> dict[str, dict[str, dict[str, list[Question]]]]:
+    """Every question of a scene, by type, form and answer; only forms with at least two different answers.
+
+    Args:
+        held_out: as for `ask`.
+    """
+    found: dict[str, dict[str, dict[str, list[Question]]]] = {}
     for name, drafts in TYPES.items():
         forms: dict[str, dict[str, list[Question]]] = defaultdict(lambda: defaultdict(list))
         for form, text, answer, named in drafts(things):
             unseen = any(words.held_out for words in named)
             if held_out or not unseen:
                 forms[form][answer].append(Question(text, answer, name, form, unseen))
-        offers[name] = {form: answers for form, answers in forms.items() if len(answers) > 1}
-
-    asked: list[Question] = []
-    turns = list(TYPES)
-    rng.shuffle(turns)
-    while len(asked) < number and any(offers.values()):
-        for name in turns:
-            if offers[name] and len(asked) < number:
-                asked.append(_draw(offers[name], rng))
-    return asked
+        found[name] = {form: answers for form, answers in forms.items() if len(answers) > 1}
+    return found
 
 
 def _draw(forms: dict[str, dict[str, list[Question]]], rng: random.Random) -> Question:

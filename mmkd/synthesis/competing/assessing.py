@@ -1,0 +1,214 @@
+"""Both sides' answers against each other: scores, and what follows from them for each item."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmkd.config.compete_schema import CompeteConfig
+from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.judging import judge as judging
+from mmkd.synthesis.judging.judge import Judge, OrderBias, Verdict
+from mmkd.synthesis.judging.labels import LabelScorer
+from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.requests import Sampling
+
+
+class Kind(StrEnum):
+    """What an item is after its assessment. Only the first two are learned from the teacher."""
+
+    HARD = "hard"  # the teacher is good enough, and clearly better
+    EASY = "easy"  # the teacher is good enough, and not clearly better
+    WIN = "win"  # the student is clearly better
+    WEAK = "weak"  # neither: the teacher's own answer is below the floor
+    UNSCORED = "unscored"  # no verdict: an error, and never "equally good"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One item's assessment.
+
+    Attributes:
+        scores: of teacher and student, 1 to 10, each the mean of both orders; None where there is no verdict.
+        agree: whether both orders prefer the same side.
+    """
+
+    id: str
+    kind: Kind
+    teacher: str
+    student: str
+    scores: tuple[float, float] | None
+    agree: bool = True
+    reasons: tuple[str, ...] = ()
+    error: str = ""
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Outcome:
+        scores = tuple(row["scores"]) if row["scores"] is not None else None
+        return cls(**row | {"kind": Kind(row["kind"]), "scores": scores, "reasons": tuple(row["reasons"])})
+
+
+class Scorer(Protocol):
+    def judge(self, items: Any) -> Iterator[Verdict]: ...
+
+
+@contextmanager
+def open_judge(config: CompeteConfig, out: Path) -> Iterator[tuple[Scorer, OrderBias]]:
+    """The config's judge, and what it finds out about the order of answers (nothing where labels judge)."""
+    if config.judge.model is None:
+        yield LabelScorer(), OrderBias()
+        return
+    with open_asker(config.judge.model, out / "asked" / "judge", config.reasks) as asker:
+        judge = Judge(asker, sampling=Sampling(max_tokens=config.judge.max_tokens))
+        yield judge, judge.bias
+
+
+def kind_of(scores: tuple[float, float] | None, gap: float, floor: float) -> Kind:
+    """Of the scores of teacher and student. `gap` and `floor`: tau, and the least score that is worth learning."""
+    if scores is None:
+        return Kind.UNSCORED
+    teacher, student = scores
+    if student - teacher >= gap:
+        return Kind.WIN
+    if teacher < floor:
+        return Kind.WEAK
+    return Kind.HARD if teacher - student >= gap else Kind.EASY
+
+
+def assess(
+    config: CompeteConfig, out: Path, items: Sequence[Item], said: dict[str, str], log: RejectedLog
+) -> tuple[list[Outcome], OrderBias]:
+    """Every item that has the answers of both, assessed, in their order.
+
+    Args:
+        items: with the teacher's answers; said: the student's, by id.
+
+    Raises: DataError once more than 10 % of at least 50 items got no verdict; what the judge raises.
+    """
+    both = [item for item in items if item.id in said]
+    asked = (
+        judging.Item(
+            item.id, item.question, (item.answer, said[item.id]), tuple(item.images), item.reference, item.license
+        )
+        for item in both
+    )
+    with open_judge(config, out) as (judge, bias):
+        verdicts = {verdict.item.id: verdict for verdict in judge.judge(asked)}
+    found = []
+    for index, item in enumerate(both):
+        verdict = verdicts[item.id]
+        scores = (verdict.scores[0], verdict.scores[1]) if verdict.scores is not None else None
+        noted(log, "judge", index, item.id, verdict)
+        kind = kind_of(scores, config.gap, config.floor)
+        answers = (item.answer, said[item.id])
+        found.append(Outcome(item.id, kind, *answers, scores, verdict.agree, verdict.reasons, verdict.error))
+    return found, bias
+
+
+def good_enough(config: CompeteConfig, out: Path, items: Sequence[Item], log: RejectedLog) -> list[Item]:
+    """The items whose teacher answer, judged alone, reaches the floor. Raises as `assess` does."""
+    asked = (
+        judging.Item(item.id, item.question, (item.answer,), tuple(item.images), item.reference, item.license)
+        for item in items
+    )
+    with open_judge(config, out) as (judge, _):
+        verdicts = {verdict.item.id: verdict for verdict in judge.judge(asked)}
+    kept = []
+    for index, item in enumerate(items):
+        verdict = verdicts[item.id]
+        if not noted(log, "judge", index, item.id, verdict):
+            continue
+        assert verdict.scores is not None
+        if verdict.scores[0] < config.floor:
+            reason = (
+                f"the teacher's answer {item.answer[:80]!r} gets {verdict.scores[0]:g}, the floor is {config.floor:g}"
+            )
+            log.note("teacher", index, item.id, BadRow(reason, "teacher below the floor"))
+            continue
+        kept.append(item)
+    return kept
+
+
+def noted(log: RejectedLog, who: str, index: int, name: str, verdict: Verdict) -> bool:
+    """Whether there is a verdict; one that is missing is written down and counts as a bad row."""
+    if verdict.scores is not None:
+        log.good()
+        return True
+    log.reject(who, index, name, BadRow(verdict.error, "no verdict"))
+    return False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Teacher against student over many items.
+
+    Attributes:
+        teacher, student: mean scores, 1 to 10.
+        wins, ties, losses: of the student.
+        win_rate: share of its wins, ties counting half.
+        hard_share: difficult items among those with a verdict.
+    """
+
+    scored: int
+    unscored: int
+    teacher: float
+    student: float
+    wins: int
+    ties: int
+    losses: int
+    win_rate: float
+    hard_share: float
+
+
+def standing(outcomes: Sequence[Outcome]) -> Standing:
+    """With NaN-free zeros where nothing was scored."""
+    scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
+    signs = Counter((student > teacher) - (student < teacher) for teacher, student in scores)
+    most = max(len(scores), 1)
+    return Standing(
+        len(scores),
+        len(outcomes) - len(scores),
+        round(sum(teacher for teacher, _ in scores) / most, 4),
+        round(sum(student for _, student in scores) / most, 4),
+        signs[1],
+        signs[0],
+        signs[-1],
+        round((signs[1] + signs[0] / 2) / most, 4),
+        round(sum(outcome.kind is Kind.HARD for outcome in outcomes) / most, 4),
+    )
+
+
+def preferences(
+    outcomes: Sequence[Outcome], items: dict[str, Item], floor: float, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Pairs in the chat form that preference trainers read: the better answer reaches the floor, and both orders of
+    a judge prefer it. `winner` tells the student's wins from the teacher's; image paths are relative to `folder`."""
+    for outcome in outcomes:
+        if outcome.kind not in (Kind.HARD, Kind.WIN) or not outcome.agree or outcome.scores is None:
+            continue
+        winner = "teacher" if outcome.kind is Kind.HARD else "student"
+        answers = {"teacher": outcome.teacher, "student": outcome.student}
+        scores = dict(zip(("teacher", "student"), outcome.scores, strict=True))
+        loser = "student" if winner == "teacher" else "teacher"
+        if scores[winner] < floor:
+            continue
+        item = items[outcome.id]
+        yield {
+            "id": item.id,
+            "images": [os.path.relpath(image, folder) for image in item.images],
+            "prompt": [{"role": "user", "content": item.question}],
+            "chosen": [{"role": "assistant", "content": answers[winner]}],
+            "rejected": [{"role": "assistant", "content": answers[loser]}],
+            "winner": winner,
+            "scores": [scores[winner], scores[loser]],
+        }

@@ -1,0 +1,197 @@
+"""From difficult and easy items to new ones: drafted, filtered, answered by the teacher."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from mmkd.config.compete_schema import CompeteConfig
+from mmkd.config.load import check_options
+from mmkd.config.synthesis_schema import ModelSection
+from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.synthesis.answering import both
+from mmkd.synthesis.competing.asking import answered
+from mmkd.synthesis.competing.assessing import Kind, Outcome, good_enough
+from mmkd.synthesis.competing.augmentors import Draft, Parent, Wanted
+from mmkd.synthesis.competing.augmentors.registry import augmentor
+from mmkd.synthesis.competing.filters import Known, badly_formed
+from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.progress import shown
+from mmkd.synthesis.prompts import prompt
+from mmkd.synthesis.requests import Request, Sampling
+from mmkd.synthesis.selection.image_need import image_need
+from mmkd.synthesis.selection.registry import Rows
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What came of a round's drafts.
+
+    Attributes:
+        gone: drafts that did not stay, by reason.
+    """
+
+    items: list[Item]
+    drafted: int
+    gone: dict[str, int]
+
+
+class Fit(BaseModel):
+    reason: str = Field(min_length=1, max_length=4000)
+    fits: bool
+
+
+def check_augmentor(config: CompeteConfig) -> None:
+    """Raises ConfigError for an unknown augmentor or option, before anything is asked."""
+    name = config.augment.name
+    check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
+
+
+class Gone:
+    """Counts the drafts that do not stay, by kind, and writes down why."""
+
+    def __init__(self, log: RejectedLog):
+        self.log, self.counts = log, Counter[str]()
+
+    def add(self, item: Item, kind: str, reason: str) -> None:
+        self.counts[kind] += 1
+        number = int(item.id.rpartition(".")[2])
+        self.log.note("draft", number, item.id, BadRow(reason, kind))
+
+
+def grow(
+    config: CompeteConfig,
+    out: Path,
+    round: int,
+    pool: Sequence[Item],
+    outcomes: Sequence[Outcome],
+    teacher: ModelSection,
+    log: RejectedLog,
+) -> Grown:
+    """New items on the pool's pictures, each with an answer of the teacher that is worth learning.
+
+    Raises: what augmentor, judge and teacher raise.
+    """
+    known = Known(config.filters.similarity)
+    for item in pool:
+        known.add(item.images, item.question)
+    parents = drawn(config, round, {item.id: item for item in pool}, outcomes)
+    name, gone = config.augment.name, Gone(log)
+    options = check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
+    wanted = Wanted(parents, known, out / "asked", config.seed, round, config.reasks)
+    drafts = list(augmentor(name)(wanted, **options))
+    items = formed(drafts, known, round, name, gone)
+    if config.filters.grounding is not None:
+        items = fitting(config, config.filters.grounding, out, items, gone)
+    told = answered_well(config, out, items, teacher, log)  # which writes down why
+    if len(told) < len(items):
+        gone.counts["no answer worth learning"] = len(items) - len(told)
+    if config.filters.blind is not None:
+        told = needing_pictures(config, config.filters.blind, out, told, gone)
+    return Grown(told, len(drafts), dict(sorted(gone.counts.items())))
+
+
+def formed(drafts: Sequence[Draft], known: Known, round: int, engine: str, gone: Gone) -> list[Item]:
+    """Drafts as items `rROUND.NUMBER`: well formed, and not asked about the picture before."""
+    items = []
+    for number, draft in enumerate(drafts):
+        item = _item(draft, f"r{round}.{number}", round, engine)
+        if draft.problem:
+            gone.add(item, draft.kind, draft.problem)
+        elif reason := badly_formed(item.question):
+            gone.add(item, "form", reason)
+        elif near := known.near(item.images, item.question):
+            gone.add(item, "near-duplicate", f"{item.question!r} says {near!r} again")
+        else:
+            known.add(item.images, item.question)
+            items.append(item)
+    return items
+
+
+def answered_well(
+    config: CompeteConfig, out: Path, items: Sequence[Item], teacher: ModelSection, log: RejectedLog
+) -> list[Item]:
+    """The items with the teacher's answers, those below the floor left out where the config has them checked."""
+    sampling = Sampling(**config.sampling.model_dump())
+    folder = out / "asked" / "teacher"
+    told = answered(teacher, folder, items, sampling, log, config.reasks, "teacher", config.may_be_cut)
+    return good_enough(config, out, told, log) if config.check_teacher else told
+
+
+def drawn(config: CompeteConfig, round: int, items: dict[str, Item], outcomes: Sequence[Outcome]) -> list[Parent]:
+    """Parents of a round's drafts: the difficult share of this round, then easy ones."""
+    shares = config.augment.hard_share
+    hard = int(config.augment.count * shares[min(round, len(shares)) - 1] + 0.5)
+    parents = []
+    for kind, count in ((Kind.HARD, hard), (Kind.EASY, config.augment.count - hard)):
+        found = [outcome for outcome in outcomes if outcome.kind is kind and outcome.id in items]
+        rng = random.Random(f"{config.seed}/{round}/{kind}")
+        number = 0
+        while found and count > 0:
+            for outcome in rng.sample(found, min(count, len(found))):
+                parents.append(Parent(items[outcome.id], kind is Kind.HARD, number, outcome.student))
+            count, number = count - len(found), number + 1
+    return parents
+
+
+def fitting(config: CompeteConfig, model: ModelSection, out: Path, items: Sequence[Item], gone: Gone) -> list[Item]:
+    """The items that fit their pictures by the word of a model; those whose answer is known do."""
+    template = prompt("compete_grounding")
+    asked = [item for item in items if item.reference is None]
+    requests = (
+        Request(
+            item.id, template.render(question=item.question), item.images, Sampling(max_tokens=300), Fit,
+            prompt=str(template), license=item.license,
+        )
+        for item in asked
+    )  # fmt: skip
+    with open_asker(model, out / "asked" / "grounding", config.reasks) as asker:
+        answers = {
+            answer.request.id: answer
+            for answer in shown(asker.answer(requests), asker.tally, "does it fit", len(asked))
+        }
+    kept = []
+    for item in items:
+        answer = answers.get(item.id)
+        if answer is not None and not isinstance(answer.value, Fit):
+            gone.add(item, "fit unknown", f"{answer.kind}: {answer.reason}")
+        elif answer is not None and isinstance(answer.value, Fit) and not answer.value.fits:
+            gone.add(item, "does not fit the picture", answer.value.reason)
+        else:
+            kept.append(item)
+    return kept
+
+
+def needing_pictures(
+    config: CompeteConfig, model: ModelSection, out: Path, items: Sequence[Item], gone: Gone
+) -> list[Item]:
+    """The items that a model without the picture does not answer as the teacher does with it."""
+    if not items:
+        return []
+    rows = Rows([item.record(config.seed) for item in items], range(len(items)), config.seed, out / "asked")
+    blind = image_need(rows, model=model.model_dump(), max_tokens=config.sampling.max_tokens)
+    for place, reason in sorted(blind.items()):
+        gone.add(items[place], "needs no picture", reason)
+    return [item for place, item in enumerate(items) if place not in blind]
+
+
+def _item(draft: Draft, name: str, round: int, engine: str) -> Item:
+    parent = draft.parent.item
+    return Item(
+        name,
+        draft.question,
+        parent.images,
+        draft.task or parent.task,
+        draft.reference,
+        round,
+        parent.id,
+        f"{engine}/{'hard' if draft.parent.hard else 'easy'}",
+        draft.prompt,
+        both(parent.license, draft.license),
+    )

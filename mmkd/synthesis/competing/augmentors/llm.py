@@ -1,0 +1,72 @@
+"""New questions written by a model that sees the picture, or by one that only reads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from mmkd.config.synthesis_schema import ModelSection
+from mmkd.errors import ConfigError
+from mmkd.synthesis.competing.augmentors.registry import Draft, Parent, Wanted, register
+from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.progress import shown
+from mmkd.synthesis.prompts import prompt
+from mmkd.synthesis.requests import Request, Sampling
+
+HARD = ("same_task", "more_steps", "constraint", "other_form")
+EASY = ("rarer",)
+
+
+class NewQuestion(BaseModel):
+    question: str = Field(min_length=1, max_length=2000)
+
+
+@register("llm")
+def llm(wanted: Wanted, model: dict[str, Any], temperature: float = 1.0, max_tokens: int = 256) -> Iterator[Draft]:
+    """One question for each parent, by the prompt compete_augment: from a difficult item a variant of the task, one
+    with more steps, with another constraint or in another form; from an easy one a rarer one.
+
+    Args:
+        model: as `model` of `mmkd answer`; a language model gets the words without the picture.
+
+    Raises: ConfigError for a model section that is none; what `Asker.answer` raises.
+    """
+    section = section_of(model, "llm")
+    template, sees = prompt("compete_augment"), section.language is None
+    parents = {str(place): parent for place, parent in enumerate(wanted.parents)}
+
+    def request(name: str, parent: Parent) -> Request:
+        rng = random.Random(f"{wanted.seed}/{wanted.round}/{parent.item.id}/{parent.number}")
+        kind = rng.choice(HARD if parent.hard else EASY)
+        item = parent.item
+        turns = template.render(kind=kind, question=item.question, answer=item.answer, sees=sees)
+        sampling = Sampling(temperature, 1.0, max_tokens, rng.randrange(2**31))
+        images = item.images if sees else ()
+        return Request(name, turns, images, sampling, NewQuestion, prompt=str(template), license=item.license)
+
+    with open_asker(section, wanted.folder / "augment", wanted.reasks) as asker:
+        requests = (request(name, parent) for name, parent in parents.items())
+        answers = {
+            answer.request.id: answer
+            for answer in shown(asker.answer(requests), asker.tally, "new questions", len(parents))
+        }
+        license = asker.backend.license
+    for name, parent in parents.items():
+        answer = answers[name]
+        if isinstance(answer.value, NewQuestion):
+            text = answer.value.question.strip()
+            yield Draft(parent, text, None, parent.item.task, answer.request.prompt, license)
+        else:
+            yield Draft(parent, problem=answer.reason, kind=answer.kind)
+
+
+def section_of(model: dict[str, Any], name: str) -> ModelSection:
+    try:
+        return ModelSection.model_validate(model)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(("model", *map(str, first["loc"])))
+        raise ConfigError(f"{name}: {place}: {first['msg']}.") from error

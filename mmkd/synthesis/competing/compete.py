@@ -1,0 +1,236 @@
+"""`mmkd compete`: stage 1, then rounds of learning, assessing and asking anew, each step done once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmkd.config.compete_schema import CompeteConfig
+from mmkd.config.load import load_config
+from mmkd.config.schema import Config
+from mmkd.config.synthesis_schema import ModelSection, VlmSection
+from mmkd.data.rejected import RejectedLog
+from mmkd.launch import launch as launch_training
+from mmkd.steps import Steps
+from mmkd.synthesis.competing import prepare, training
+from mmkd.synthesis.competing.asking import answered
+from mmkd.synthesis.competing.assessing import Kind, Outcome, assess, preferences, standing
+from mmkd.synthesis.competing.augmenting import answered_well, check_augmentor, grow
+from mmkd.synthesis.competing.folder import alone, require_same
+from mmkd.synthesis.competing.items import Item, read_items, read_rows, write_items, write_rows
+from mmkd.synthesis.competing.summary import stopped_moving, table
+from mmkd.synthesis.competing.training import Launch
+from mmkd.synthesis.requests import Sampling
+
+
+def compete(config: CompeteConfig, launch: Launch | None = None) -> Path:
+    """Run or go on with a competition in `config.out`.
+
+    What was done by an earlier run of the same config is not done again: finished steps are kept, a training goes on
+    from its last whole checkpoint, answers come from their stores.
+
+    Args:
+        launch: how a training is started; by default under the DeepSpeed launcher, on `config.ranks` processes.
+
+    Returns: the file of one row a round.
+
+    Raises: ConfigError, before any weight is loaded, for configs that cannot run, a folder with another competition, or
+        held-out pictures that are trained on; DataError, TrainingError, BudgetSpent as the steps do.
+    """
+    out = Path(config.out)
+    check_augmentor(config)
+    plans = {"training": training.round_config(config.training, "training")}
+    if config.pretraining is not None:
+        plans["pretraining"] = load_config(config.pretraining.config, config.pretraining.overrides)
+    if config.teacher_training is not None:
+        plans["teacher_training"] = training.teacher_config(config.teacher_training)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out) as lock:
+        require_same(out, config, plans)
+
+        def under_launcher(job: str, file: str, run: Path) -> None:
+            launch_training(job, file, run, ranks=config.ranks, keep=[lock])
+
+        return Competition(config, plans, out, launch or under_launcher).run()
+
+
+class Competition:
+    """The steps, in order. Files of a round lie in `out`/round-N, pools in `out`/pool/N.jsonl."""
+
+    def __init__(self, config: CompeteConfig, plans: dict[str, Config], out: Path, launch: Launch):
+        self.config, self.plans, self.out, self.launch = config, plans, out, launch
+        self.console = Console(stderr=True)
+        self.steps = Steps(out / "steps")
+        self.teacher = config.teacher  # of the coming round
+        self.sampling = Sampling(**config.sampling.model_dump())
+
+    def run(self) -> Path:
+        self._step("prepare", self._prepare)
+        student = self._step("pretraining", self._pretrain)
+        self._step("teacher", self._ask_teacher)
+        rows = [self._row(0, 0, None, self._step("held-out-0", lambda: self._held_out(0, student)), None)]
+        for number in range(1, self.config.rounds + 1):
+            learned = self._step(f"train-{number}", lambda n=number, s=student: self._train(n, s))
+            student = learned["model"]
+            pool = self._step(f"assess-{number}", lambda n=number, s=student: self._assess(n, s))
+            held = self._step(f"held-out-{number}", lambda n=number, s=student: self._held_out(n, s))
+            rates = [row["held_out"]["win_rate"] for row in rows] + [held["win_rate"]]
+            still = stopped_moving(rates, self.config.stop.least, self.config.stop.patience)
+            new = None
+            if number < self.config.rounds and not still:
+                if self.config.feedback == "mutual":
+                    self._follow(self._step(f"teach-{number}", lambda n=number: self._teach(n)))
+                new = self._step(f"augment-{number}", lambda n=number: self._augment(n))
+            rows.append(self._row(number, learned["rows"], pool, held, new))
+            write_rows(self.out / "rounds.jsonl", rows)
+            if still and number < self.config.rounds:
+                self.console.print(f"the held-out win rate has stopped moving; no round after {number}")
+                break
+        Console().print(table(rows, f"{self.out}: teacher against student, scores from 1 to 10"))
+        return self.out / "rounds.jsonl"
+
+    def _step(self, name: str, work: Any) -> Any:
+        return self.steps.run(name, work, begin=lambda: self.console.print(f"[bold]{name}[/]"))
+
+    # --- before the first round --------------------------------------------------------------------------------------
+
+    def _prepare(self) -> dict[str, int]:
+        """The items of pool and held-out split, no picture in both, nor in what stage 1 trains on."""
+        config, log = self.config, self._log("prepare")
+        how = (self.out / "images", log, config.labels, config.independent)
+        pool, trained = prepare.items_of(config.pool, "pool", *how)
+        held_out, held = prepare.items_of(config.held_out, "held_out", *how)
+        prepare.require_apart(held, trained, "pool")
+        if "pretraining" in self.plans:
+            mixture = self.plans["pretraining"].data.mixture
+            prepare.require_apart(held, prepare.pixels_of(mixture, log), "the data of pretraining")
+        return {
+            "pool": write_items(self.out / "given" / "pool.jsonl", pool),
+            "held_out": write_items(self.out / "given" / "held_out.jsonl", held_out),
+        }
+
+    def _pretrain(self) -> str:
+        if self.config.start is not None:
+            return self.config.start
+        plan, run = self.plans["pretraining"], self.out / "pretraining"
+        settings = plan.run.model_copy(update={"dir": str(run), "seed": self.config.seed})
+        return training.trained(plan.model_copy(update={"run": settings}), self.launch)
+
+    def _ask_teacher(self) -> dict[str, int]:
+        given = read_items(self.out / "given" / "pool.jsonl")
+        pool = answered_well(self.config, self.out, given, self.teacher, self._log("teacher"))
+        return {"pool": write_items(self._pool(0), pool), "given": len(given)}
+
+    # --- a round -----------------------------------------------------------------------------------------------------
+
+    def _train(self, number: int, student: str) -> dict[str, Any]:
+        config, folder = self.config, self._folder(number)
+        history = [self._outcomes(earlier) for earlier in range(1, number)]
+        items = training.rows_of(read_items(self._pool(number - 1)), history, number, config.replay, config.seed)
+        count = training.write_rows(folder / "training.jsonl", items, config.seed)
+        plan, teacher = self.plans["training"], self.teacher.vlm
+        first = config.teacher.vlm
+        if plan.teacher is not None and teacher is not None and first is not None and plan.teacher.model == first.model:
+            plan = plan.model_copy(update={"teacher": plan.teacher.model_copy(update={"model": teacher.model})})
+        seed = config.seed + number
+        plan = training.placed(plan, folder / "student", student, folder / "training.jsonl", config.turns, seed)
+        return {"model": training.trained(plan, self.launch), "rows": count}
+
+    def _assess(self, number: int, student: str) -> dict[str, Any]:
+        """Both on the pool: verdicts.jsonl, and preferences.jsonl with the student's wins."""
+        pool = read_items(self._pool(number - 1))
+        most = min(self.config.assess or len(pool), len(pool))
+        chosen = set(random.Random(f"{self.config.seed}/assess/{number}").sample(range(len(pool)), most))
+        items = [item for place, item in enumerate(pool) if place in chosen]
+        outcomes, found = self._both(items, student, f"assess-{number}")
+        folder, by_id = self._folder(number), {item.id: item for item in items}
+        write_rows(folder / "verdicts.jsonl", (outcome.row() for outcome in outcomes))
+        write_rows(folder / "preferences.jsonl", preferences(outcomes, by_id, self.config.floor, folder))
+        return found
+
+    def _held_out(self, number: int, student: str) -> dict[str, Any]:
+        """Both on the held-out split. The teacher is asked anew where it has learned; else its answers are kept."""
+        name = f"held-out-{number}"
+        given = read_items(self.out / "given" / "held_out.jsonl")
+        folder, config = self.out / "asked" / "teacher", self.config
+        log = self._log(f"{name}-teacher")
+        told = answered(self.teacher, folder, given, self.sampling, log, config.reasks, "teacher", config.may_be_cut)
+        outcomes, found = self._both(told, student, name)
+        write_rows(self._folder(number) / "held_out.jsonl", (outcome.row() for outcome in outcomes))
+        return found
+
+    def _teach(self, number: int) -> str | None:
+        """The teacher learns from the student's wins that are right and that no order of answers decides."""
+        wins = [
+            outcome
+            for outcome in self._outcomes(number)
+            if outcome.kind is Kind.WIN and outcome.agree and outcome.scores and outcome.scores[1] >= self.config.floor
+        ]
+        if not wins or self.teacher.vlm is None:
+            return None
+        folder, items = self._folder(number), {item.id: item for item in read_items(self._pool(number - 1))}
+        rows = [asdict(items[win.id]) | {"answer": win.student, "model": f"student of round {number}"} for win in wins]
+        training.write_rows(folder / "teaching.jsonl", (Item(**row) for row in rows), self.config.seed)
+        plan, seed = self.plans["teacher_training"], self.config.seed + number
+        rows_file = folder / "teaching.jsonl"
+        plan = training.placed(plan, folder / "teacher", self.teacher.vlm.model, rows_file, self.config.turns, seed)
+        return training.trained(plan, self.launch)
+
+    def _follow(self, teacher: str | None) -> None:
+        """From here on that model is the teacher."""
+        if teacher is not None and self.teacher.vlm is not None:
+            self.teacher = ModelSection(vlm=self.teacher.vlm.model_copy(update={"model": teacher}))
+
+    def _augment(self, number: int) -> dict[str, Any]:
+        log, pool = self._log(f"augment-{number}"), read_items(self._pool(number - 1))
+        if self.teacher != self.config.teacher:  # it has learned: its old answers are another model's
+            pool = answered_well(self.config, self.out, pool, self.teacher, log)
+        grown = grow(self.config, self.out, number, pool, self._outcomes(number), self.teacher, log)
+        size = write_items(self._pool(number), [*pool, *grown.items])
+        share = len(grown.items) / max(grown.drafted, 1)
+        return {"drafted": grown.drafted, "kept": len(grown.items), "yield": round(share, 4), "gone": grown.gone,
+                "pool": size}  # fmt: skip
+
+    # --- what they share ---------------------------------------------------------------------------------------------
+
+    def _both(self, items: Sequence[Item], student: str, name: str) -> tuple[list[Outcome], dict[str, Any]]:
+        config, reading = self.config, self.config.student
+        model = ModelSection(vlm=VlmSection(model=student, tokens=reading.tokens, batch_size=reading.batch_size))
+        log, folder = self._log(name), self.out / "asked" / "student"
+        said = answered(model, folder, items, self.sampling, log, config.reasks, "student", True, True)
+        outcomes, bias = assess(config, self.out, items, {item.id: item.answer for item in said}, log)
+        return outcomes, asdict(standing(outcomes)) | {"compared": bias.compared, "disagreed": bias.disagreed}
+
+    def _row(self, number: int, trained: int, pool: Any, held: Any, new: Any) -> dict[str, Any]:
+        judged = [part for part in (pool, held) if part]
+        size = new["pool"] if new else len(read_items(self._pool(max(number - 1, 0))))
+        return {
+            "round": number,
+            "trained": trained,
+            "pool_standing": pool,
+            "held_out": held,
+            "compared": sum(part["compared"] for part in judged),
+            "disagreed": sum(part["disagreed"] for part in judged),
+            "augmented": new,
+            "pool": size,
+        }
+
+    def _outcomes(self, number: int) -> list[Outcome]:
+        return [Outcome.of(row) for row in read_rows(self._folder(number) / "verdicts.jsonl")]
+
+    def _folder(self, number: int) -> Path:
+        return self.out / f"round-{number}"
+
+    def _pool(self, number: int) -> Path:
+        return self.out / "pool" / f"{number}.jsonl"
+
+    def _log(self, step: str) -> RejectedLog:
+        """Of one step, begun anew with it."""
+        path = self.out / "rejected" / f"{step}.jsonl"
+        path.unlink(missing_ok=True)
+        return RejectedLog(path)

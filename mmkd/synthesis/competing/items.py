@@ -1,0 +1,96 @@
+"""An item: one question about a picture, with the teacher's answer. Pools are files of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmkd.data.records import Provenance, Record, Turn
+from mmkd.synthesis.answering import both
+from mmkd.synthesis.requests import Request, Sampling, digest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        images: paths of image files.
+        reference: an answer known to be right, where there is one.
+        round: that it joined the pool in; 0 for what was given.
+        parent: record or item that it was made from; engine: what made it, empty for what was given.
+        answer: the teacher's; model: the teacher's identity. Empty before it was asked.
+        license: of the question, as SPDX id or expression; answer_license: of the teacher's words.
+    """
+
+    id: str
+    question: str
+    images: tuple[str, ...]
+    task: str = ""
+    reference: str | None = None
+    round: int = 0
+    parent: str = ""
+    engine: str = ""
+    prompt: str = ""
+    license: str | None = None
+    answer: str = ""
+    model: str = ""
+    answer_license: str | None = None
+
+    def request(self, sampling: Sampling) -> Request:
+        return Request(self.id, (Turn("user", self.question),), self.images, sampling, license=self.license)
+
+    def record(self, seed: int) -> Record:
+        """What the student learns from."""
+        turns = [Turn("user", self.question), Turn("assistant", self.answer)]
+        provenance = Provenance(
+            parent=self.parent,
+            engine=f"compete/{self.engine}" if self.engine else "compete",
+            round=self.round,
+            model=self.model,
+            prompt_hash=digest([self.question]),
+            seed=seed,
+            license=both(self.license, self.answer_license),
+        )
+        return Record(self.id, turns, list(self.images), self.task, "compete", provenance)
+
+
+def write_items(path: Path, items: Iterable[Item]) -> int:
+    """A JSONL file, whole or not at all, image paths relative to it. Returns how many."""
+
+    def row(item: Item) -> dict[str, Any]:
+        return asdict(item) | {"images": [os.path.relpath(image, path.parent) for image in item.images]}
+
+    return write_rows(path, map(row, items))
+
+
+def read_items(path: Path) -> list[Item]:
+    rows = read_rows(path)
+    return [Item(**row | {"images": tuple(str(path.parent / image) for image in row["images"])}) for row in rows]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """JSON objects, one a line; the file appears when its last line is written. Returns how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, count = path.with_name(f".{path.name}.partial"), 0
+    with partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(partial, path)
+    return count
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def by_image(items: Iterable[Item]) -> list[Item]:
+    """Items of one picture next to each other, so that a row may hold several questions about it."""
+    places: dict[Sequence[str], int] = {}
+    return sorted(items, key=lambda item: places.setdefault(item.images, len(places)))

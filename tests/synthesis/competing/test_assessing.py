@@ -1,0 +1,97 @@
+"""From scores to kinds of items; what has no verdict is never a score."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmkd.config.compete_schema import CompeteConfig
+from mmkd.data.rejected import RejectedLog, summary
+from mmkd.errors import DataError
+from mmkd.synthesis.competing.assessing import Kind, Outcome, assess, good_enough, kind_of, preferences, standing
+from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.competing.summary import stopped_moving
+
+
+@pytest.fixture
+def config(tmp_path) -> CompeteConfig:
+    return CompeteConfig.model_validate(
+        {
+            "out": str(tmp_path),
+            "start": "student",
+            "training": {"config": "training"},
+            "teacher": {"vlm": {"model": "teacher"}},
+            "pool": [{"source": "scenes"}],
+            "held_out": [{"source": "scenes", "split": "validation"}],
+            "augment": {"name": "grounded"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"),
+    [
+        ((9.0, 8.0), Kind.HARD),  # the gap itself is enough
+        ((9.0, 8.5), Kind.EASY),
+        ((7.0, 1.0), Kind.HARD),
+        ((6.5, 1.0), Kind.WEAK),  # far ahead, and still not good enough to learn from
+        ((6.5, 6.5), Kind.WEAK),
+        ((9.0, 10.0), Kind.WIN),
+        ((2.0, 4.0), Kind.WIN),
+        (None, Kind.UNSCORED),
+    ],
+)
+def test_gap_and_floor_decide(scores, kind):
+    assert kind_of(scores, gap=1.0, floor=7.0) is kind
+
+
+def item(number: int, answer: str, reference: str | None) -> Item:
+    return Item(f"i{number}", "what is it?", (), reference=reference, answer=answer)
+
+
+def test_labels_score_both_sides(config, tmp_path):
+    items = [item(0, "red", "red"), item(1, "blue", "red"), item(2, "red", "red"), item(3, "red", None)]
+    said = {"i0": "no", "i1": "Red.", "i2": "red", "i3": "red"}
+    outcomes, _ = assess(config, tmp_path, items, said, RejectedLog(tmp_path / "log.jsonl"))
+    assert [outcome.kind for outcome in outcomes] == [Kind.HARD, Kind.WIN, Kind.EASY, Kind.UNSCORED]
+    assert summary(tmp_path / "log.jsonl") == {"no verdict": 1}
+    found = standing(outcomes)
+    assert (found.scored, found.unscored, found.wins, found.ties, found.losses) == (3, 1, 1, 1, 1)
+    assert found.win_rate == 0.5
+    assert found.hard_share == pytest.approx(1 / 3, abs=1e-4)
+    assert found.teacher == found.student == 7.0
+    pairs = list(preferences(outcomes, {one.id: one for one in items}, 7.0, tmp_path))
+    assert [(pair["id"], pair["winner"]) for pair in pairs] == [("i0", "teacher"), ("i1", "student")]
+    assert pairs[1]["chosen"][0]["content"] == "Red."
+    assert pairs[1]["rejected"][0]["content"] == "blue"
+
+
+def test_a_win_below_the_floor_or_decided_by_the_order_makes_no_pair(tmp_path):
+    below = Outcome("a", Kind.WIN, "t", "s", (2.0, 5.0))
+    turned = Outcome("b", Kind.WIN, "t", "s", (7.0, 9.0), agree=False)
+    assert list(preferences([below, turned], {"a": item(0, "t", None), "b": item(1, "t", None)}, 7.0, tmp_path)) == []
+
+
+def test_ten_per_cent_without_a_verdict_stop_the_round(config, tmp_path):
+    items = [item(n, "red", "red" if n % 5 else None) for n in range(100)]
+    with pytest.raises(DataError, match="more than 10"):
+        assess(config, tmp_path, items, {one.id: "red" for one in items}, RejectedLog(tmp_path / "log.jsonl"))
+
+
+def test_a_wrong_teacher_is_not_learned_from(config, tmp_path):
+    items = [item(0, "red", "red"), item(1, "blue", "red")]
+    assert good_enough(config, tmp_path, items, RejectedLog(tmp_path / "log.jsonl")) == items[:1]
+    assert summary(tmp_path / "log.jsonl") == {"teacher below the floor": 1}
+
+
+@pytest.mark.parametrize(
+    ("rates", "stop"),
+    [
+        ([0.1], False),
+        ([0.1, 0.1], False),
+        ([0.1, 0.1, 0.1], True),
+        ([0.1, 0.2, 0.2], False),
+        ([0.1, 0.2, 0.2, 0.15], True),
+    ],
+)
+def test_it_stops_when_two_rounds_bring_nothing(rates, stop):
+    assert stopped_moving(rates, least=0.01, patience=2) is stop

@@ -1,0 +1,164 @@
+"""New questions about scenes, what a round learns, and pictures that must not meet."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from mmkd.config.compete_schema import CompeteConfig
+from mmkd.config.schema import SourceSection
+from mmkd.data.rejected import RejectedLog
+from mmkd.data.scenes import scene
+from mmkd.errors import ConfigError
+from mmkd.synthesis.competing.assessing import Kind, Outcome
+from mmkd.synthesis.competing.augmenting import check_augmentor, drawn
+from mmkd.synthesis.competing.augmentors import Parent, Wanted
+from mmkd.synthesis.competing.augmentors.registry import augmentor
+from mmkd.synthesis.competing.filters import Known
+from mmkd.synthesis.competing.folder import require_same
+from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.competing.prepare import items_of, require_apart
+from mmkd.synthesis.competing.training import rows_of
+from tests.synthesis.competing.oracle import truth
+
+BASE = {
+    "out": "out",
+    "start": "student",
+    "training": {"config": "training"},
+    "teacher": {"vlm": {"model": "teacher"}},
+    "pool": [{"source": "scenes"}],
+    "held_out": [{"source": "scenes", "split": "validation"}],
+    "augment": {"name": "grounded", "count": 10, "hard_share": [0.5, 0.8]},
+}
+
+
+def config(**changes) -> CompeteConfig:
+    return CompeteConfig.model_validate(BASE | changes)
+
+
+@pytest.fixture
+def parents(tmp_path) -> list[Parent]:
+    found = []
+    for index in range(6):
+        one = scene("train", index, 0, 3)
+        file = tmp_path / f"{index}.png"
+        file.write_bytes(one.png())
+        for number, question in enumerate(one.questions):
+            item = Item(f"{index}.{number}", question.text, (str(file),), "scene", question.answer)
+            found += [Parent(item, number % 2 == 0, repeat, "?") for repeat in range(2)]
+    return found
+
+
+def test_new_questions_are_true_new_and_of_the_kind_asked_for(parents, tmp_path):
+    known = Known(1.0)
+    for parent in parents:
+        known.add(parent.item.images, parent.item.question)
+    drafts = list(augmentor("grounded")(Wanted(parents, known, tmp_path, 0, 1, 2)))
+    assert len(drafts) == len(parents)
+    good = [draft for draft in drafts if not draft.problem]
+    assert len(good) > 0.9 * len(drafts)
+    assert len({(draft.parent.item.images, draft.question) for draft in good}) == len(good)
+    for draft in good:
+        assert truth(Image.open(draft.parent.item.images[0]).convert("RGB"), draft.question) == draft.reference
+        assert not known.near(draft.parent.item.images, draft.question)
+    starts = [(d.question.split()[:2] == d.parent.item.question.split()[:2]) for d in good if d.parent.hard]
+    assert sum(starts) / len(starts) > 0.6  # difficult ones ask in the same way again
+
+
+def test_a_question_that_the_tools_do_not_know_is_said_to_be_none(parents, tmp_path):
+    strange = Parent(Item("x", "who painted this?", parents[0].item.images), True, 0, "?")
+    (draft,) = augmentor("grounded")(Wanted([strange], Known(1.0), tmp_path, 0, 1, 2))
+    assert draft.question == ""
+    assert "do not know the parent's question" in draft.problem
+
+
+def outcome(name: str, kind: Kind) -> Outcome:
+    return Outcome(name, kind, "t", "s", None if kind is Kind.UNSCORED else (9.0, 1.0))
+
+
+def test_the_hard_share_rises_by_round_and_nothing_else_is_a_parent():
+    items = {name: Item(name, "q", ()) for name in "abcde"}
+    outcomes = [outcome("a", Kind.HARD), outcome("b", Kind.EASY), outcome("c", Kind.WIN), outcome("d", Kind.WEAK),
+                outcome("e", Kind.UNSCORED)]  # fmt: skip
+    for round, hard in ((1, 5), (2, 8), (3, 8)):
+        found = drawn(config(), round, items, outcomes)
+        assert [parent.item.id for parent in found] == ["a"] * hard + ["b"] * (10 - hard)
+        assert [parent.number for parent in found[:hard]] == list(range(hard))
+
+
+def test_a_round_learns_the_new_a_share_of_the_old_and_no_answer_that_lost():
+    pool = [Item(f"{round}.{n}", "q", (f"{n % 2}.png",), round=round) for round in range(3) for n in range(10)]
+    history = [
+        [outcome("0.0", Kind.WIN), outcome("0.1", Kind.WEAK), outcome("0.2", Kind.WIN)],
+        [outcome("0.2", Kind.EASY)],
+    ]
+    whole = {item.id for item in rows_of(pool, history, 3, 1.0, 0)}
+    assert whole == {item.id for item in pool} - {"0.0", "0.1"}
+    half = rows_of(pool, history, 3, 0.5, 0)
+    assert {item.id for item in half if item.round == 2} == {f"2.{n}" for n in range(10)}
+    assert sum(item.round < 2 for item in half) == 9
+    assert [item.images for item in half] == sorted((item.images for item in half), key=[i.images for i in half].index)
+
+
+def test_a_picture_in_both_is_found_in_another_file_format_and_named(tmp_path):
+    picture = scene("train", 0, 0, 2).image()
+    for name, kind in (("pool", "PNG"), ("held", "BMP")):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind)
+        (tmp_path / f"{name}.img").write_bytes(buffer.getvalue())
+        (tmp_path / f"{name}.jsonl").write_text(
+            f'{{"id": "{name}7", "images": ["{name}.img"], "turns": [{{"role": "user", "text": "what?"}}]}}\n'
+        )
+
+    def read(name: str):
+        sources = [SourceSection.model_validate({"source": "jsonl", "path": str(tmp_path / f"{name}.jsonl")})]
+        return items_of(sources, name, tmp_path / "images", RejectedLog(tmp_path / "log.jsonl"), True, True)
+
+    (items, trained), (_, held) = read("pool"), read("held")
+    assert items[0].reference is None
+    with pytest.raises(ConfigError, match=r"share 1 pictures \(held/held7 = pool/pool7\)"):
+        require_apart(held, trained, "pool")
+
+
+def test_only_the_first_question_of_a_dialogue_is_taken_where_they_hang_together(tmp_path):
+    sources = [SourceSection.model_validate({"source": "scenes", "count": 2, "grid": 2})]
+    log = RejectedLog(tmp_path / "log.jsonl")
+    alone, _ = items_of(sources, "pool", tmp_path / "images", log, True, True)
+    first, _ = items_of(sources, "pool", tmp_path / "images", log, False, False)
+    assert [item.id for item in first] == ["p0.0", "p1.0"]
+    assert len(alone) == 20
+    assert first[0].reference is None
+    assert len(list((tmp_path / "images").iterdir())) == 2
+    assert Path(alone[0].images[0]).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": None}, "one of pretraining and start"),
+        ({"feedback": "mutual"}, "needs teacher_training"),
+        ({"teacher": {"language": {"source": "gguf:x"}}}, "has to see images"),
+        ({"augment": {"name": "grounded", "hard_share": [1.5]}}, "0 to 1"),
+    ],
+)
+def test_configs_that_cannot_run_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        config(**changes)
+
+
+def test_an_unknown_augmentor_or_option_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="Did you mean grounded"):
+        check_augmentor(config(augment={"name": "groundet"}))
+    with pytest.raises(ConfigError, match=r"augment\.modell is not a field of llm"):
+        check_augmentor(config(augment={"name": "llm", "modell": {}}))
+
+
+def test_a_folder_takes_a_longer_competition_and_no_other(tmp_path):
+    require_same(tmp_path, config(), {})
+    require_same(tmp_path, config(rounds=9), {})
+    with pytest.raises(ConfigError, match=r"other settings: competition\.gap"):
+        require_same(tmp_path, config(gap=2.0), {})
