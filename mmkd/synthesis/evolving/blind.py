@@ -19,8 +19,8 @@ MOST_SAID = 12  # words around a short answer
 class BlindTest:
     """Asks each question `tries` times without the image; blind where all replies are right.
 
-    With one try a guess would do: half of all questions for yes or no would go. A model that says yes always still takes
-    those whose answer is yes, so look at the answers' balance in the data card.
+    With one try a guess would do: half of all questions for yes or no would go. A model that always says yes still
+    takes those whose answer is yes, so look at the answers' balance in the data card.
     """
 
     def __init__(self, asker: Asker, section: BlindSection, seed: int):

@@ -60,8 +60,8 @@ class ParentJudge(Protocol):
 def eliminate(direction: Direction, ruling: Ruling, tolerance: float) -> None:
     """Raises: Rejection for what does not stay.
 
-    A perceptual version stays if it is as hard as its parent, within `tolerance` points, better or not: its objective is
-    equal difficulty, which "better" would contradict. The others have to be better, and no easier.
+    A perceptual version stays if it is as hard as its parent, within `tolerance` points, better or not: its objective
+    is equal difficulty, which "better" would contradict. The others have to be better, and no easier.
     """
     if ruling.difficulty is None or ruling.parent_difficulty is None:
         raise Rejection("no ruling", ruling.error)

@@ -73,6 +73,7 @@ class Journal:
                         yield Outcome.model_validate_json(line)
                     except ValidationError as error:
                         raise DataError(
-                            f"{self.file(round)}:{number + 1} is no outcome of a round ({error.error_count()} problems). "
-                            "Remove this file and those of later rounds, and run again: kept answers are not paid again."
+                            f"{self.file(round)}:{number + 1} is no outcome of a round ({error.error_count()} "
+                            "problems). Remove this file and those of later rounds, and run again: kept answers are "
+                            "not paid again."
                         ) from error

@@ -18,11 +18,11 @@ from mmkd.synthesis.requests import Request, Sampling
 
 FUNCTIONS = {
     "grounding": '"grounding": finds things; argument says what, boxes are all of them (none: []), result is "".',
-    "referring": '"referring": zooms in; argument is "", boxes is the one box that is looked at, result names what is in it.',
+    "referring": '"referring": zooms in; argument is "", boxes is the one box looked at, result names what is in it.',
     "calculate": '"calculate": argument is an expression of numbers, + - * / and brackets, where #1 is the number that '
     "step 1 gave (of grounding: how many); boxes is [], result is the number.",
     "ocr": '"ocr": reads; argument says where, boxes is [] or the one box, result is the text, letter by letter.',
-}  # fmt: skip
+}
 
 
 class ModelEvolver:

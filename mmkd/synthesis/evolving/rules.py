@@ -12,7 +12,7 @@ def check_rules(direction: Direction, parent: Content, child: Content) -> None:
     """The objective of each evolution, as far as fields show it.
 
     Perceptual: as many steps, objects and skills as the parent, other objects (equal difficulty). Cognitive: more steps
-    or more skills, none of both fewer. Interaction: another of the 17 forms. Where the parent, a seed that nobody has
+    or more skills, none of both fewer. Both keep the form; interaction takes another of the 17. Where the parent, a seed that nobody has
     annotated, has no steps, lengths are not compared.
 
     Raises: Rejection.
@@ -26,6 +26,10 @@ def check_rules(direction: Direction, parent: Content, child: Content) -> None:
             raise Rejection(
                 OFF, f"its form is {child.form!r}, the parent's {parent.form!r}; it takes another of the 17"
             )
+    elif child.form != parent.form:
+        raise Rejection(
+            OFF, f"its form is {child.form!r}; that of a {direction} version is its parent's, {parent.form!r}"
+        )
     elif direction == "perceptual":
         if known and was != now:
             raise Rejection(OFF, f"it has (steps, objects, skills) {now}, its parent {was}; they have to be equal")

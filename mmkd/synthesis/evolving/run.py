@@ -158,6 +158,6 @@ def _same_settings(config: EvolveConfig, file: Path) -> None:
     if old["digest"] != new["digest"]:
         changed = sorted(key for key in settings if settings[key] != old["settings"].get(key))
         raise ConfigError(
-            f"{file.parent} was begun with other settings of {', '.join(changed)}. Only {', '.join(RESULTS)} and how an "
-            "endpoint is reached may change; give another folder as out."
+            f"{file.parent} was begun with other settings of {', '.join(changed)}. Only {', '.join(RESULTS)} and how "
+            "an endpoint is reached may change; give another folder as out."
         )

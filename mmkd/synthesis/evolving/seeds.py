@@ -87,7 +87,7 @@ def annotations(path: str | None) -> dict[str, Known]:
             except (ValueError, ValidationError) as error:
                 raise DataError(
                     f"{path}:{number} is no annotation ({str(error).splitlines()[0]}). A line is "
-                    '{"id": .., "caption": .., "objects": [{"label": .., "box": [left, top, right, bottom]}]}, box 0 to 1.'
+                    '{"id": .., "caption": .., "objects": [{"label": .., "box": [left, top, right, bottom]}]}, 0 to 1.'
                 ) from error
             found[one.id] = one
     return found

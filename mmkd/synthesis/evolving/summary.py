@@ -55,8 +55,10 @@ def _round(journal: Journal, number: int) -> dict[str, Any]:
         found["difficulty of their parents"] = round(sums["parent difficulty"] / kept, 3) if kept else None
         found |= {"judged": ruled, "judge turned": turned, "rejected": dict(kinds.most_common())}
     return found | {
-        "forms": dict(forms.most_common()), "skills": dict(skills.most_common()), "answers": dict(answers.most_common(12))
-    }  # fmt: skip
+        "forms": dict(forms.most_common()),
+        "skills": dict(skills.most_common()),
+        "answers": dict(answers.most_common(12)),
+    }
 
 
 def shown(summary: dict[str, Any]) -> Table:

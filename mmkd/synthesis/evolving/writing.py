@@ -88,11 +88,10 @@ class Converter:
     def record(self, index: int, number: int, versions: Sequence[Version]) -> Record:
         seed = self.seeds[index]
         turns = [turn for version in versions for turn in self.turns(version)]
-        license, models = seed.provenance.license, []
-        for version in versions:
-            if version.round:
-                license = both(license, version.license)
-                models.append(version.model)
+        models = [version.model for version in versions]
+        license = seed.provenance.license
+        for name in dict.fromkeys(version.license for version in versions):
+            license = both(license, name) if name != license else license
         newest = max(versions, key=lambda one: one.round)
         provenance = Provenance(
             parent=seed.id,

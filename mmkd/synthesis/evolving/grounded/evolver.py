@@ -63,7 +63,7 @@ class Grounded:
             for one, form in choices:
                 content = told(one, form, sight, rng)
                 if content is not None:
-                    return Proposal(content, NAME, memo=_memo(one, form), license="Apache-2.0")
+                    return Proposal(content, NAME, memo=_memo(one, form))
         except Rejection as rejection:
             return rejection
         return Rejection(NO_PLAN, f"this scene has no {task.direction} evolution of {task.parent.content.question!r}")

@@ -121,7 +121,7 @@ def understood(question: str) -> Plan:
 
 
 def plans(sight: Sight, steps: int) -> Iterator[tuple[Plan, str]]:
-    """All plans of so many steps that have an answer here, with it. None names a pair that scenes hold out for tests."""
+    """All plans of so many steps that have an answer here, with it. None names a pair that is held out for tests."""
     for plan in (*_walks(sight, steps - 1), *_sets(sight, steps)):
         said = answer(plan, sight)
         if said is not None:

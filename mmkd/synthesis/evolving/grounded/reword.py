@@ -53,7 +53,10 @@ class Rewording:
                 self.kept += 1
                 content = one.content.model_copy(update={"question": said})
                 model = f"{one.model}, reworded by {answer.model}"
-                found[place] = replace(one, content=content, model=model, prompt=str(template), request=answer.key)
+                license = self.asker.backend.license
+                found[place] = replace(
+                    one, content=content, model=model, prompt=str(template), request=answer.key, license=license
+                )
         return found
 
 

@@ -87,8 +87,9 @@ def _asked(plan: Plan, form: str, right: str, rng: random.Random) -> tuple[str, 
         return f"{question} choose one: {listed}", LETTERS[options.index(right)]
     if form == "fill-in" and (sentence := _sentence(plan, "___")):
         return f"fill in: {sentence}", right
-    if form == "text-image match" and others and (true := rng.random() < 0.5) is not None:
-        sentence = _sentence(plan, right if true else rng.choice(others))
+    if form == "text-image match":
+        true = right == "yes" if right in ("yes", "no") else rng.random() < 0.5
+        sentence = _claim(plan) or _sentence(plan, right if true else rng.choice(others))
         return (f"does this sentence fit the image? {sentence}", "yes" if true else "no") if sentence else None
     if form == "instruction following":
         if right.isdigit():
@@ -117,3 +118,14 @@ def _sentence(plan: Plan, value: str) -> str | None:
     if plan.kind == "sum of three":
         return f"{names[0]}, {names[1]} and {names[2]} together are {value}."
     return f"there are {value} more {names[0]} than {names[1]}." if plan.kind == "difference" else None
+
+
+def _claim(plan: Plan) -> str | None:
+    """What a question for yes or no asks, as a sentence that is true if its answer is yes."""
+    said = text(plan).rstrip("?")
+    for ask, say in (("is there ", "there is "), ("are there ", "there are ")):
+        if said.startswith(ask):
+            return f"{say}{said.removeprefix(ask)}."
+    if plan.how == "equal":
+        return f"the number of {plan.words[0]}s is equal to the number of {plan.words[1]}s."
+    return None
