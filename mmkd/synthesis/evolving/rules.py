@@ -12,8 +12,8 @@ def check_rules(direction: Direction, parent: Content, child: Content) -> None:
     """The objective of each evolution, as far as fields show it.
 
     Perceptual: as many steps, objects and skills as the parent, other objects (equal difficulty). Cognitive: more steps
-    or more skills, none of both fewer. Both keep the form; interaction takes another of the 17. Where the parent, a seed that nobody has
-    annotated, has no steps, lengths are not compared.
+    or more skills, none of both fewer. Both keep the form; interaction takes another of the 17. Where the parent, a
+    seed that nobody has annotated, has no steps, lengths are not compared.
 
     Raises: Rejection.
     """

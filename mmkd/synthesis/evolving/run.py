@@ -22,7 +22,7 @@ from mmkd.synthesis.evolving.opening import Parts
 from mmkd.synthesis.evolving.outcomes import Outcome, Rejection, Task
 from mmkd.synthesis.evolving.rounds import direction_of
 from mmkd.synthesis.evolving.rules import Questions
-from mmkd.synthesis.evolving.seeds import Known, annotations, check_unchanged, seeds_of
+from mmkd.synthesis.evolving.seeds import Known, check_unchanged, read_known, seeds_of
 from mmkd.synthesis.evolving.writing import Written, write_results
 from mmkd.synthesis.requests import digest
 from mmkd.synthesis.rows import open_rows, usable
@@ -66,7 +66,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.out / "rounds")
-        self.known = annotations(self.config.annotations)
+        self.known = read_known(self.config.annotations)
         self.seed = self.config.evolver.sampling.seed
 
     def seeds(self) -> int:

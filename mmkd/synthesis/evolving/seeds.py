@@ -73,8 +73,8 @@ class Known(BaseModel):
         box: Box
 
 
-def annotations(path: str | None) -> dict[str, Known]:
-    """By record id. Raises DataError with the line that cannot be read."""
+def read_known(path: str | None) -> dict[str, Known]:
+    """The annotations file, by record id. Raises DataError with the line that cannot be read."""
     if path is None:
         return {}
     if not Path(path).is_file():

@@ -72,7 +72,8 @@ class Grounded:
         like = [
             (one, said)
             for one, said in plans(sight, plan.steps)
-            if (len(one.words), one.skills) == (len(plan.words), plan.skills) and set(one.words) != set(plan.words)
+            if (len(set(one.words)), one.skills) == (len(set(plan.words)), plan.skills)
+            and set(one.words) != set(plan.words)
         ]
         # Of three that were drawn, the one about the fewest things first.
         drawn = _balanced(like, rng, 3)

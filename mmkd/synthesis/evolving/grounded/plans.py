@@ -138,7 +138,7 @@ def _walks(sight: Sight, length: int) -> Iterator[Plan]:
         for sides in product(DIRECTIONS, repeat=length):
             if sight.walk(fitting[0], sides) is not None:
                 yield from (Plan("walk", (start,), how, sides) for how in ("color", "shape"))
-                yield from (Plan("walk", (start, name), "exists", sides) for name in names)
+                yield from (Plan("walk", (start, name), "exists", sides) for name in names if name != start)
 
 
 def _sets(sight: Sight, steps: int) -> Iterator[Plan]:
