@@ -6,7 +6,7 @@ import hashlib
 import random
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 Direction = Literal["perceptual", "cognitive", "interaction"]
 Skill = Literal[
@@ -25,7 +25,9 @@ FORMS: tuple[str, ...] = tuple(form for form in get_args(Form) if form != OPEN)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 Unit = Annotated[float, Field(ge=0, le=1)]
-Box = tuple[Unit, Unit, Unit, Unit]  # left, top, right, bottom as shares of the image's width and height
+# Left, top, right, bottom as shares of the image's width and height. Servers know arrays of a length, few know tuples.
+_FOUR = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+Box = Annotated[tuple[Unit, Unit, Unit, Unit], WithJsonSchema(_FOUR)]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 

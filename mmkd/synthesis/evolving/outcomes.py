@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -58,7 +58,7 @@ class Task:
     """An item that this round evolves.
 
     Attributes:
-        view: the image as the tools see it.
+        look: opens the image as the tools see it; not kept open, since a chunk has many.
         objects: (label, box) of detections, brought with the record or found by the tools.
     """
 
@@ -67,7 +67,7 @@ class Task:
     direction: Direction
     parent: Version
     image: str | bytes
-    view: View
+    look: Callable[[], View]
     caption: str = ""
     objects: tuple[tuple[str, Box], ...] = ()
 

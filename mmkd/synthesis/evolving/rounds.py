@@ -66,7 +66,7 @@ class Round:
             check_rules(task.direction, task.parent.content, content)
             asked.check(image, content.question)
             fresh.check(image, content.question)
-            content = execute(content, task.view, self.tools)
+            content = execute(content, task.look(), self.tools)
         except Rejection as rejection:
             return Rejection(rejection.kind, rejection.reason, content)
         fresh.add(image, content.question)

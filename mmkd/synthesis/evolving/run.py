@@ -24,6 +24,7 @@ from mmkd.synthesis.evolving.rounds import direction_of
 from mmkd.synthesis.evolving.rules import Questions
 from mmkd.synthesis.evolving.seeds import Known, check_unchanged, read_known, seeds_of
 from mmkd.synthesis.evolving.writing import Written, write_results
+from mmkd.synthesis.programs.tools import View
 from mmkd.synthesis.requests import digest
 from mmkd.synthesis.rows import open_rows, usable
 
@@ -132,12 +133,16 @@ class _Run:
     def _task(self, number: int, last: Outcome) -> Task:
         record = self.records[last.index]
         check_unchanged(last.image, record.images, last.item, self.out)
-        view = self.parts.view(open_image(record.images[0]))
+        image = record.images[0]
         known = self.known.get(record.id, Known(id=record.id))
+
+        def look() -> View:
+            return self.parts.view(open_image(image))
+
         brought = known.objects
-        objects = self.parts.objects(view) if brought is None else [(one.label, one.box) for one in brought]
+        objects = self.parts.objects(look()) if brought is None else [(one.label, one.box) for one in brought]
         direction = direction_of(last.item, number, self.config.directions, self.seed)
-        return Task(last.item, number, direction, last.current, record.images[0], view, known.caption, tuple(objects))
+        return Task(last.item, number, direction, last.current, image, look, known.caption, tuple(objects))
 
 
 def _same_settings(config: EvolveConfig, file: Path) -> None:

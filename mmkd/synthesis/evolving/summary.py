@@ -34,6 +34,7 @@ def _round(journal: Journal, number: int) -> dict[str, Any]:
         skills.update(content.skills)
         forms[content.form] += 1
         answers[plain(content.answer)[:40]] += 1
+        sums["worded"] += one.current.request is not None
         if one.direction is None:
             continue
         proposed[one.direction] += 1
@@ -48,6 +49,7 @@ def _round(journal: Journal, number: int) -> dict[str, Any]:
             kinds[one.kind] += 1
     found: dict[str, Any] = {"round": number, "items": items}
     found |= {f"{name} per item": round(sums[name] / max(items, 1), 3) for name in ("steps", "skills", "objects")}
+    found["in a model's words"] = sums["worded"]
     if number:
         found |= {"kept": kept, "yield": round(kept / max(items, 1), 4)}
         found["directions"] = {name: {"tried": proposed[name], "kept": good[name]} for name in sorted(proposed)}

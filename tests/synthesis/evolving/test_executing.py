@@ -118,12 +118,6 @@ def test_ocr_compares_what_is_read():
     rejected(CONTRADICTED, "ocr reads", content(step("ocr", "the sign", [], "  ")), view, tools)
 
 
-def test_many_calls_end_the_item(seen, tools):
-    steps = [step("referring", "", [(0.0, 0.0, 0.01 + n / 100, 0.02)], "teal circle") for n in range(12)]
-    with pytest.raises(Rejection):
-        execute(content(*steps), seen[0], tools)
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -64,7 +64,9 @@ def test_each_evolution_keeps_its_rule_and_none_names_a_held_out_pair(make_scene
         for number, question in enumerate(one.questions[:4]):
             seed = evolver.seed(seed_of(question.text, question.answer), view)
             parent = Version(id=f"{index}/{number}/v0", content=seed.content, memo=seed.memo)
-            tasks = [Task(f"{index}/{number}", 1, direction, parent, b"", view) for direction in DIRECTIONS]
+            tasks = [
+                Task(f"{index}/{number}", 1, direction, parent, b"", lambda view=view: view) for direction in DIRECTIONS
+            ]
             for task, child in zip(tasks, evolver.propose(tasks)):
                 if isinstance(child, Rejection):
                     continue
@@ -87,7 +89,7 @@ def test_the_same_task_gives_the_same_version(make_scene, view_of):
     parent = Version(id="a/v0", content=seed.content, memo=seed.memo)
 
     def proposed(number: int) -> list[Proposal | Rejection]:
-        tasks = [Task(f"a{n}", 1, "perceptual", parent, b"", view_of(one)) for n in range(8)]
+        tasks = [Task(f"a{n}", 1, "perceptual", parent, b"", lambda: view_of(one)) for n in range(8)]
         return Grounded(number).propose(tasks)
 
     assert proposed(3) == proposed(3)

@@ -53,7 +53,7 @@ class Grounded:
         plan = Plan(memo["kind"], tuple(memo["words"]), memo["how"], tuple(memo["sides"]))
         rng = draw(self.seed_number, "grounded", task.id)
         try:
-            sight = Sight(task.view)
+            sight = Sight(task.look())
             if task.direction == "interaction":
                 choices = [(plan, form) for form in FORMS if form != memo["form"]]
                 rng.shuffle(choices)

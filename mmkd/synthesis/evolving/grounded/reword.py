@@ -23,15 +23,10 @@ SAME = {"grey": "gray", "colour": "color", "colored": "color", "coloured": "colo
 
 
 class Rewording:
-    """Asks for each open question once; a reply that says something else, or no question, leaves the template's words.
-
-    Attributes:
-        tried, kept: how many; reports show them.
-    """
+    """Asks for each open question once; a reply that says something else, or no question, leaves the template's words."""
 
     def __init__(self, asker: Asker, sampling: Sampling):
         self.asker, self.sampling = asker, sampling
-        self.tried = self.kept = 0
 
     def reword(self, tasks: Sequence[Task], made: Sequence[Proposal | Rejection]) -> list[Proposal | Rejection]:
         template = prompt("evolve_reword")
@@ -44,13 +39,11 @@ class Rewording:
                 turns = template.render(question=one.content.question)
                 requests.append(Request(task.id, turns, (), self.sampling, may_be_cut=False, prompt=str(template)))
         for answer in self.asker.answer(requests):
-            self.tried += 1
             place = places[answer.request.id]
             one = found[place]
             assert isinstance(one, Proposal)
             said = " ".join(answer.text.split())
             if answer.done and survives(one.content.question, said):
-                self.kept += 1
                 content = one.content.model_copy(update={"question": said})
                 model = f"{one.model}, reworded by {answer.model}"
                 license = self.asker.backend.license
