@@ -23,7 +23,7 @@ SAME = {"grey": "gray", "colour": "color", "colored": "color", "coloured": "colo
 
 
 class Rewording:
-    """Asks for each open question once; a reply that says something else, or no question, leaves the template's words."""
+    """Asks for each open question once; a reply that says something else, or is no question, leaves it as it was."""
 
     def __init__(self, asker: Asker, sampling: Sampling):
         self.asker, self.sampling = asker, sampling
