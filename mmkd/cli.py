@@ -208,6 +208,16 @@ def compete(config: ConfigPath, overrides: Overrides = None) -> None:
     typer.echo(str(run_competition(load_as(config, overrides or [], CompeteConfig))))
 
 
+@app.command()
+def evolve(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Let the questions of records grow in rounds (MMEvol), each version checked; killed, the same command goes on."""
+    from mmkd.config.evolve_schema import EvolveConfig
+    from mmkd.config.load import load_as
+    from mmkd.synthesis.evolving.run import evolve as run_evolution
+
+    typer.echo(str(run_evolution(load_as(config, overrides or [], EvolveConfig))))
+
+
 @app.command("report")
 def report_page(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not; the page is RUN/report.html.")],

@@ -12,6 +12,10 @@ from mmkd.synthesis.prompts import FOLDER, prompt
 # A text that changes gets a new version, and its line here: answers are kept under both.
 VERSIONS = {
     "ask_again": (1, "1cd4f327"),
+    "evolve": (1, "4ab2de87"),
+    "evolve_blind": (1, "a6ec523e"),
+    "evolve_judge": (1, "16914350"),
+    "evolve_reword": (1, "0bcbc6e9"),
     "json_answer": (1, "7cb750d3"),
     "judge_one": (1, "f11bf77c"),
     "judge_pair": (1, "d03795bc"),

@@ -1,0 +1,150 @@
+"""Which new versions stay: a judge compares each with its parent, never with the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.evolving.items import OPEN, Content, Direction
+from mmkd.synthesis.evolving.outcomes import Rejection, Task
+from mmkd.synthesis.image_tokens import ImageCheck
+from mmkd.synthesis.prompts import prompt
+from mmkd.synthesis.requests import Answer, Request, Sampling
+
+Points = Annotated[int, Field(ge=1, le=10, strict=True)]
+
+
+class Comparison(BaseModel):
+    """A judge's reply."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, Field(min_length=1, max_length=4000)]
+    first_difficulty: Points
+    second_difficulty: Points
+    first_right: bool
+    second_right: bool
+    better: Literal["first", "second", "neither"]
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a judge says of a version and its parent.
+
+    Attributes:
+        difficulty, parent_difficulty: 1 to 10, the mean of both orders; None without a ruling.
+        right: whether the version's answer is, in both orders; better: whether it beats its parent.
+        turned: whether the better one changed with the order.
+        error: why there is no ruling. Never a score.
+    """
+
+    difficulty: float | None = None
+    parent_difficulty: float | None = None
+    right: bool = False
+    better: bool = False
+    turned: bool = False
+    reason: str = ""
+    error: str = ""
+
+
+class ParentJudge(Protocol):
+    def compare(self, pairs: Sequence[tuple[Task, Content]]) -> list[Ruling]:
+        """A ruling for each (task, new version), in order."""
+        ...
+
+
+def eliminate(direction: Direction, ruling: Ruling, tolerance: float) -> None:
+    """Raises: Rejection for what does not stay.
+
+    A perceptual version stays if it is as hard as its parent, within `tolerance` points, better or not: its objective
+    is equal difficulty, which "better" would contradict. The others have to be better, and no easier.
+    """
+    if ruling.difficulty is None or ruling.parent_difficulty is None:
+        raise Rejection("no ruling", ruling.error)
+    points = f"difficulty {ruling.difficulty:g}, its parent's {ruling.parent_difficulty:g}. {ruling.reason}"
+    if not ruling.right:
+        raise Rejection("judged wrong", ruling.reason)
+    if direction == "perceptual":
+        if abs(ruling.difficulty - ruling.parent_difficulty) > tolerance:
+            raise Rejection("not of equal difficulty", points)
+        return
+    if ruling.turned:
+        raise Rejection("the judge turns with the order", ruling.reason)
+    if ruling.difficulty < ruling.parent_difficulty:
+        raise Rejection("easier than its parent", points)
+    if not ruling.better:
+        raise Rejection("no better than its parent", points)
+
+
+class ModelJudge:
+    """A model that sees the image compares both versions, in both orders."""
+
+    def __init__(self, asker: Asker, sampling: Sampling, check: ImageCheck):
+        self.asker, self.sampling, self.check = asker, sampling, check
+        self._probed = False
+
+    def compare(self, pairs: Sequence[tuple[Task, Content]]) -> list[Ruling]:
+        requests = [self.request(task, content, order) for task, content in pairs for order in (0, 1)]
+        if requests and not self._probed:
+            self.check.probe(self.asker, requests[0])
+            self._probed = True
+        answers: dict[str, Answer] = {}
+        for answer in self.asker.answer(requests):
+            self.check.check(answer)
+            answers[answer.request.id] = answer
+        return [ruling_of(answers[f"{task.id}#0"], answers[f"{task.id}#1"]) for task, _ in pairs]
+
+    def request(self, task: Task, content: Content, order: int) -> Request:
+        """Order 0 shows the parent first."""
+        template = prompt("evolve_judge")
+        shown = [{"question": one.question, "answer": one.answer} for one in (task.parent.content, content)]
+        turns = template.render(first=shown[order], second=shown[1 - order])
+        return Request(
+            f"{task.id}#{order}", turns, (task.image,), self.sampling, Comparison, prompt=str(template),
+            license=task.parent.license,
+        )  # fmt: skip
+
+
+def ruling_of(parent_first: Answer, child_first: Answer) -> Ruling:
+    """Of both orders; none unless both replies could be used."""
+    one, other = parent_first.value, child_first.value
+    if not isinstance(one, Comparison) or not isinstance(other, Comparison):
+        failed = parent_first if not isinstance(one, Comparison) else child_first
+        return Ruling(error=f"{failed.kind}: {failed.reason}")
+    wins = (one.better == "second", other.better == "first")
+    return Ruling(
+        difficulty=(one.second_difficulty + other.first_difficulty) / 2,
+        parent_difficulty=(one.first_difficulty + other.second_difficulty) / 2,
+        right=one.second_right and other.first_right,
+        better=all(wins),
+        turned=wins[0] != wins[1],
+        reason=f"{one.reason} / {other.reason}",
+    )
+
+
+class ToolsJudge:
+    """Judges by what was executed, without a model: for scenes, where the tools see all there is.
+
+    A version with at least one executed step, none of which its tool contradicted, is right; difficulty is
+    `difficulty_of`; better is harder, or as hard in another task form.
+    """
+
+    def compare(self, pairs: Sequence[tuple[Task, Content]]) -> list[Ruling]:
+        return [self._ruling(task.parent.content, content) for task, content in pairs]
+
+    def _ruling(self, parent: Content, child: Content) -> Ruling:
+        was, now = difficulty_of(parent), difficulty_of(child)
+        executed = sum(step.function != "none" for step in child.steps)
+        better = now > was or (now == was and parent.form != child.form)
+        return Ruling(now, was, executed > 0, better, False, f"{executed} of its steps were executed")
+
+
+def difficulty_of(content: Content) -> float:
+    """1 to 10, from the fields alone: a point a step, half a point a skill or object beyond the first, half a point
+    for a form other than the open question."""
+    points = 1 + len(content.steps) + 0.5 * (max(len(content.skills), 1) + max(len(content.objects), 1) - 2)
+    return min(10.0, points + 0.5 * (content.form != OPEN))

@@ -1,0 +1,168 @@
+"""`mmkd evolve`: rounds over all seeds, then the records, the reasons and the card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mmkd.config.evolve_schema import EvolveConfig
+from mmkd.data.images import open_image
+from mmkd.data.records import Record
+from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.errors import ConfigError, DataError
+from mmkd.synthesis.evolving.items import Version
+from mmkd.synthesis.evolving.journal import CHUNK, Journal
+from mmkd.synthesis.evolving.opening import Parts
+from mmkd.synthesis.evolving.outcomes import Outcome, Rejection, Task
+from mmkd.synthesis.evolving.rounds import direction_of
+from mmkd.synthesis.evolving.rules import Questions
+from mmkd.synthesis.evolving.seeds import Known, check_unchanged, read_known, seeds_of
+from mmkd.synthesis.evolving.writing import Written, write_results
+from mmkd.synthesis.programs.tools import View
+from mmkd.synthesis.requests import digest
+from mmkd.synthesis.rows import open_rows, usable
+
+RESULTS = ("out", "rounds", "versions", "chain")  # what may change between runs on one folder
+
+
+def evolve(config: EvolveConfig) -> Written:
+    """Evolve the config's questions round by round and write OUT/records.jsonl, rejected.jsonl, summary.json, card.md.
+
+    Killed at any moment, the same command goes on where it was: answers are kept one by one, rounds by chunks, and all
+    that is drawn hangs on the seed and the item alone, so that the records are those of a run that was never killed.
+
+    Raises: ConfigError for models or tools that cannot be had, or a folder begun with other settings; BudgetSpent;
+        DataError for rows that cannot be used, or more than 10 % of requests without a reply.
+    """
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "evolve.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"{out} is being written by another run; wait for it, or give another folder.") from None
+    with lock, ExitStack() as stack:
+        _same_settings(config, out / "settings.json")
+        records = open_rows(config.data)
+        parts = stack.enter_context(Parts(config, out))
+        run = _Run(config, out, records, parts)
+        items = run.seeds()
+        for number in range(1, config.rounds + 1):
+            run.round(number, items)
+        return write_results(config, run.journal, records, parts.identities())
+
+
+@dataclass
+class _Run:
+    config: EvolveConfig
+    out: Path
+    records: Sequence[Record]
+    parts: Parts
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.out / "rounds")
+        self.known = read_known(self.config.annotations)
+        self.seed = self.config.evolver.sampling.seed
+
+    def seeds(self) -> int:
+        """Write round 0. Returns: how many items there are."""
+        if not self.journal.file(0).exists():
+            (self.out / "set_aside.jsonl").unlink(missing_ok=True)
+            log = RejectedLog(self.out / "set_aside.jsonl")
+            self.journal.write_whole(0, self._seeds(log))
+        items = self.journal.begin(0, None)
+        if not items:
+            raise DataError(f"no question of {len(self.records)} records can evolve; see {self.out}/set_aside.jsonl.")
+        return items
+
+    def _seeds(self, log: RejectedLog) -> Iterator[Outcome]:
+        for index in usable(self.records, log, "data"):
+            record = self.records[index]
+            try:
+                found = list(seeds_of(index, record, self.config.per_image, self.seed))
+            except BadRow as error:
+                log.note("data", index, record.id, error)
+                continue
+            view = self.parts.view(open_image(record.images[0]))
+            for one in found:
+                try:
+                    if isinstance(one, tuple):
+                        raise one[1]
+                    made = self.parts.round.evolver.seed(one.content, view)
+                except Rejection as rejection:
+                    name = one[0] if isinstance(one, tuple) else one.item
+                    log.note(
+                        f"data, question {name.rpartition('#')[2]}",
+                        index,
+                        name,
+                        BadRow(rejection.reason, rejection.kind),
+                    )
+                    continue
+                version = Version(
+                    id=f"{one.item}/v0", content=made.content, license=record.provenance.license, memo=made.memo
+                )
+                yield Outcome(item=one.item, index=index, image=one.image, round=0, current=version, kept=True)
+
+    def round(self, number: int, items: int) -> None:
+        done = self.journal.begin(number, items)
+        if done == items:
+            return
+        asked = self._asked(number, done)
+        before = self.journal.read(number - 1, done)
+        while chunk := list(islice(before, CHUNK)):
+            tasks = [self._task(number, last) for last in chunk]
+            self.journal.append(number, self.parts.round.run(tasks, chunk, asked))
+            done += len(chunk)
+            self.parts.progress(f"round {number} of {self.config.rounds}: {done:,} of {items:,} items")
+
+    def _asked(self, number: int, done: int) -> Questions:
+        """What was kept before: in earlier rounds, and in the first `done` items of this one."""
+        asked = Questions()
+        for earlier in range(number + (done > 0)):
+            for one in self.journal.read(earlier):
+                if one.kept:
+                    asked.add(one.image, one.current.content.question)
+        return asked
+
+    def _task(self, number: int, last: Outcome) -> Task:
+        record = self.records[last.index]
+        check_unchanged(last.image, record.images, last.item, self.out)
+        image = record.images[0]
+        known = self.known.get(record.id, Known(id=record.id))
+
+        def look() -> View:
+            return self.parts.view(open_image(image))
+
+        brought = known.objects
+        objects = self.parts.objects(look()) if brought is None else [(one.label, one.box) for one in brought]
+        direction = direction_of(last.item, number, self.config.directions, self.seed)
+        return Task(last.item, number, direction, last.current, image, look, known.caption, tuple(objects))
+
+
+def _same_settings(config: EvolveConfig, file: Path) -> None:
+    """Raises ConfigError where the folder was begun with settings that make other versions."""
+    settings = config.model_dump(mode="json", exclude=set(RESULTS))
+    for section in (settings["evolver"], settings["judge"], settings["blind"] or {}):
+        if endpoint := (section.get("model") or {}).get("endpoint"):
+            section["model"]["endpoint"] = {
+                "model": endpoint["model"]
+            }  # where it is served, and how fast, is no matter
+    new = {"settings": settings, "digest": digest(settings)}
+    if not file.exists():
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(new, indent=1))
+        partial.replace(file)
+        return
+    old = json.loads(file.read_text())
+    if old["digest"] != new["digest"]:
+        changed = sorted(key for key in settings if settings[key] != old["settings"].get(key))
+        raise ConfigError(
+            f"{file.parent} was begun with other settings of {', '.join(changed)}. Only {', '.join(RESULTS)} and how "
+            "an endpoint is reached may change; give another folder as out."
+        )

@@ -1,0 +1,99 @@
+"""Questions of records as the seeds that evolve, and what is known of their images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from mmkd.data.images import read_image
+from mmkd.data.records import Record
+from mmkd.data.rejected import BadRow
+from mmkd.errors import DataError
+from mmkd.synthesis.evolving.items import OPEN, Box, Content, Name, draw
+from mmkd.synthesis.evolving.outcomes import Rejection
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One question of a record.
+
+    Attributes:
+        item: its name, `record id#place of the question`; two records of one id are told apart by `index`.
+        image: SHA-256 of the record's image.
+    """
+
+    item: str
+    index: int
+    image: str
+    content: Content
+
+
+def seeds_of(index: int, record: Record, most: int | None, seed: int) -> Iterator[Seed | tuple[str, Rejection]]:
+    """The record's questions, at most `most` of them, drawn; (name, why not) of a question that cannot evolve.
+
+    Raises: BadRow for a record without exactly one image, or without questions.
+    """
+    if len(record.images) != 1:
+        raise BadRow(f"it has {len(record.images)} images; a question that evolves is about one.", "not one image")
+    pairs = [
+        (place, turn.text, record.turns[place + 1].text)
+        for place, turn in enumerate(record.turns[:-1])
+        if turn.role == "user" and record.turns[place + 1].role == "assistant"
+    ]
+    if not pairs:
+        raise BadRow("it has no question with an answer.", "no question")
+    if most is not None and len(pairs) > most:
+        pairs = sorted(draw(seed, "seeds", index, record.id).sample(pairs, most))
+    image = hashlib.sha256(read_image(record.images[0])).hexdigest()
+    for place, question, answer in pairs:
+        name = f"{index}:{record.id}#{place}"
+        try:
+            content = Content(objects=[], skills=[], steps=[], form=OPEN, question=question, answer=answer)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            yield name, Rejection("no seed", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+            continue
+        yield Seed(name, index, image, content)
+
+
+class Known(BaseModel):
+    """A line of the annotations file."""
+
+    id: str
+    caption: str = ""
+    objects: list[Known.Found] | None = None
+
+    class Found(BaseModel):
+        label: Name
+        box: Box
+
+
+def read_known(path: str | None) -> dict[str, Known]:
+    """The annotations file, by record id. Raises DataError with the line that cannot be read."""
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise DataError(f"annotations: there is no file {path}.")
+    found: dict[str, Known] = {}
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                one = Known.model_validate(json.loads(line))
+            except (ValueError, ValidationError) as error:
+                raise DataError(
+                    f"{path}:{number} is no annotation ({str(error).splitlines()[0]}). A line is "
+                    '{"id": .., "caption": .., "objects": [{"label": .., "box": [left, top, right, bottom]}]}, 0 to 1.'
+                ) from error
+            found[one.id] = one
+    return found
+
+
+def check_unchanged(image: str, record: Sequence[str | bytes], item: str, out: Path) -> None:
+    """Raises DataError where a record's image is another one than when its seeds were taken."""
+    if hashlib.sha256(read_image(record[0])).hexdigest() != image:
+        raise DataError(f"{item}: its image changed since {out} was begun. Take the old data, or another folder.")

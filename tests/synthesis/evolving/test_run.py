@@ -1,0 +1,256 @@
+"""The whole loop: embedded, served through a proxy that damages replies, and killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mmkd.cli import app
+from mmkd.config.evolve_schema import EvolveConfig
+from mmkd.config.load import load_as
+from mmkd.data.record_files import jsonl
+from mmkd.data.write_records import write_jsonl
+from mmkd.errors import ConfigError, DataError
+from mmkd.synthesis.evolving import journal as journal_file
+from mmkd.synthesis.evolving.run import evolve
+from mmkd.synthesis.requests import Status
+from tests.synthesis.evolving.fake_writer import said
+from tests.synthesis.fault_proxy import FAULTS, FaultProxy
+
+RESULTS = ("records.jsonl", "rejected.jsonl", "summary.json", "rounds/1.jsonl", "rounds/2.jsonl")
+
+
+def config(tmp_path, out: str = "out", scenes: int = 4, **fields) -> Path:
+    path = tmp_path / f"{out}.yaml"
+    data = [{"source": "scenes", "split": "train", "count": scenes, "grid": 2}]
+    path.write_text(yaml.safe_dump({"data": data, "out": str(tmp_path / out), "rounds": 2, "per_image": 2} | fields))
+    return path
+
+
+def served_by(url: str, **endpoint) -> dict:
+    settings = {"url": url, "model": "tiny", "concurrency": 4, "timeout": 20.0, "retry_seconds": 60.0, "license": "MIT"}
+    model = {"endpoint": settings | {"structured": "validate"} | endpoint}
+    sampling = {"max_tokens": 600}
+    return {
+        "evolver": {"kind": "llm", "model": model, "sampling": sampling | {"temperature": 1.0}},
+        "judge": {"kind": "model", "model": model, "sampling": sampling, "tolerance": 9},
+        "blind": {"model": model, "tries": 2},
+    }
+
+
+def run(path: Path, *overrides: str):
+    return evolve(load_as(path, overrides, EvolveConfig))
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_embedded_loop_grows_questions_and_says_why_not(make_scene, tmp_path):
+    written = run(config(tmp_path, rounds=3))
+    out = tmp_path / "out"
+    seeds, last = rows(out / "rounds/0.jsonl"), rows(out / "rounds/3.jsonl")
+    assert len(seeds) == len(last) == written.questions == 8
+    rejected = rows(out / "rejected.jsonl")
+    kept = [row for number in (1, 2, 3) for row in rows(out / f"rounds/{number}.jsonl") if row["kept"]]
+    assert len(kept) + len(rejected) == 3 * 8
+    assert len(kept) > 8
+    assert all(row["kind"] and row["reason"] for row in rejected)
+    for number in (1, 2, 3):  # each is judged against its parent: the item's newest good version, not the seed
+        for before, after in zip(rows(out / f"rounds/{number - 1}.jsonl"), rows(out / f"rounds/{number}.jsonl")):
+            assert (after["current"]["parent"] if after["kept"] else after["current"]["id"]) == before["current"]["id"]
+    grown = [row for row in kept if row["direction"] != "perceptual"]
+    assert all(
+        row["current"]["difficulty"] > row["parent_difficulty"] for row in grown if row["direction"] == "cognitive"
+    )
+    records = jsonl(str(written.file))
+    assert len(records) == 4
+    assert all(record.provenance.engine == "evolve" and record.images for record in records)
+    assert {turn.text for record in records for turn in record.turns if turn.role == "user"} == {
+        row["current"]["content"]["question"] for row in last
+    }
+    card = (out / "card.md").read_text()
+    assert f"with {written.questions} questions" in card
+    assert all(kind in card for kind in {row["kind"] for row in rejected})
+
+
+def test_more_rounds_later_equal_all_at_once_and_other_settings_are_refused(make_scene, tmp_path):
+    path = config(tmp_path)
+    run(path, "rounds=1")
+    run(path, "rounds=2")
+    run(path, "rounds=2", f"out={tmp_path}/once")
+    assert results(tmp_path / "out") == results(tmp_path / "once")
+    with pytest.raises(
+        ConfigError, match=r"begun with other settings of per_image\. Only out, rounds, versions, chain"
+    ):
+        run(path, "per_image=1")
+    everything = run(path, "versions=all", "chain=true")
+    kept = sum(row["kept"] for number in (0, 1, 2) for row in rows(tmp_path / f"out/rounds/{number}.jsonl"))
+    assert everything.questions == kept
+    told = [turn for record in jsonl(str(everything.file)) for turn in record.turns if "answer: " in turn.text]
+    assert told
+    (tmp_path / "out/rounds/2.jsonl").write_text('{"item": 1}\n' * 8)
+    with pytest.raises(DataError, match=r"2\.jsonl:1 is no outcome"):
+        run(path)
+
+
+def test_records_that_cannot_evolve_are_set_aside(make_scene, picture, tmp_path):
+    from mmkd.data.records import Record, Turn
+
+    good = make_scene("train", 0, 0, 2)
+    asked, right = good.questions[0].text, good.questions[0].answer
+    made = [
+        Record("good", [Turn("user", asked), Turn("assistant", right)], [good.png()]),
+        Record("two", [Turn("user", asked), Turn("assistant", right)], [good.png(), good.png()]),
+        Record("other", [Turn("user", "who painted this?"), Turn("assistant", "nobody")], [good.png()]),
+        Record("long", [Turn("user", "x" * 3000), Turn("assistant", "y")], [good.png()]),
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", made)
+    path = config(tmp_path, data=[{"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}])
+    assert run(path).questions == 1
+    assert {row["kind"] for row in rows(tmp_path / "out/set_aside.jsonl")} == {
+        "not one image", "nothing to ask about", "no seed"
+    }  # fmt: skip
+    made[0].images = [make_scene("train", 1, 0, 2).png()]
+    write_jsonl(tmp_path / "rows.jsonl", made)
+    with pytest.raises(DataError, match="its image changed"):
+        run(path, "rounds=3")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"evolver": {"kind": "llm"}}, "needs a model that sees images"),
+        ({"evolver": {"kind": "llm", "model": {"language": {"source": "gguf:x"}}}}, "needs a model that sees images"),
+        ({"judge": {"kind": "model"}}, "kind model needs a model"),
+        ({"judge": {"kind": "model", "model": {"language": {"source": "gguf:x"}}}}, "a judge has to see the image"),
+        ({"directions": {"perceptual": 0, "cognitive": 0, "interaction": 0}}, "at least one of the three"),
+        ({"blind": {"model": {"language": {"source": "gguf:x"}}, "temperature": 0}}, "more than one try"),
+        ({"round": 3}, "rounds"),
+    ],
+)
+def test_configs_that_cannot_run_say_so(tmp_path, fields, words):
+    with pytest.raises(ConfigError, match=words):
+        run(config(tmp_path, **fields))
+
+
+def test_a_real_server_behind_faults_loses_no_item_and_scores_no_garbage(make_scene, served, tmp_path):
+    draw = random.Random(5)
+    faults = [fault for fault in FAULTS if fault not in ("hang", "drip")]
+
+    def fault(number, body) -> str:
+        return draw.choice(faults) if draw.random() < 0.15 else ""
+
+    with FaultProxy(served, fault=fault, content=said) as proxy:
+        written = run(config(tmp_path, **served_by(proxy.url)))
+        assert {seen.fault for seen in proxy.seen} > {""}
+        images = [str(seen.body["messages"]).count("image_url'") for seen in proxy.seen]
+        assert {"Found in the image" in str(seen.body) for seen, count in zip(proxy.seen, images) if count} == {
+            True,
+            False,
+        }
+    out = tmp_path / "out"
+    for number in (1, 2):
+        ended = rows(out / f"rounds/{number}.jsonl")
+        assert len(ended) == written.questions == 8
+        for row in ended:  # kept with a score from both orders, or rejected with a reason; nothing else
+            assert (
+                row["kept"]
+                == (row["current"]["round"] == number)
+                == (row["current"]["difficulty"] is not None and not row["kind"])
+            )
+            assert row["kept"] or (row["kind"] and row["reason"])
+    kinds = {row["kind"] for row in rows(out / "rejected.jsonl")}
+    assert "contradicted by a tool" in kinds
+    assert sum(row["kept"] for row in rows(out / "rounds/1.jsonl")) > 1
+    assert all(record.provenance.license == "MIT" for record in jsonl(str(written.file)))
+
+
+def test_garbage_alone_ends_as_rejections(make_scene, tmp_path):
+    with FaultProxy(None, content=lambda body: '{"question": "x"') as proxy:
+        written = run(config(tmp_path, scenes=2, rounds=1, **served_by(proxy.url, check_images=False)))
+    assert written.rejected == written.questions == 4
+    assert {row["kind"] for row in rows(tmp_path / "out/rejected.jsonl")} == {"not the form asked for"}
+    assert all(record.turns[0].text for record in jsonl(str(written.file)))  # the seeds
+
+
+def test_half_a_chunk_is_done_again(make_scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_file, "CHUNK", 3)
+    monkeypatch.setattr("mmkd.synthesis.evolving.run.CHUNK", 3)
+    path = config(tmp_path)
+    run(path)
+    whole = results(tmp_path / "out")
+    file = tmp_path / "out/rounds/1.jsonl"
+    (tmp_path / "out/rounds/2.jsonl").unlink()
+    for left in (len(file.read_bytes()) - 5, 40, 0):
+        file.write_bytes(file.read_bytes()[:left])
+        run(path)
+        assert results(tmp_path / "out") == whole
+
+
+def test_the_command_line_evolves(make_scene, tmp_path):
+    asked = [str(config(tmp_path)), "rounds=1"]
+    printed = CliRunner().invoke(app, ["evolve", *asked], catch_exceptions=False).output
+    assert "4 records with 8 questions" in printed
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_twice(make_scene, tmp_path):
+    draw = random.Random(2)
+    with FaultProxy(None, content=said, delay=0.02) as proxy:
+        fields = served_by(proxy.url, check_images=False)
+        path, straight = (config(tmp_path, name, scenes=6, **fields) for name in ("killed", "straight"))
+        kills = 0
+        while True:
+            before = len(proxy.seen)
+            kept_before = kept(tmp_path / "killed")
+            process = start(path)
+            more = draw.randint(1, 30) if kills < 4 else 10**9
+            while process.poll() is None and len(proxy.seen) < before + more:
+                time.sleep(0.002)
+            time.sleep(draw.random() * 0.1)
+            process.kill()  # SIGKILL
+            process.wait()
+            assert not kept_before & {seen.call for seen in proxy.seen[before:]}
+            if process.returncode == 0:
+                break
+            kills += 1
+        assert kills >= 3
+        before = len(proxy.seen)
+        assert start(path).wait() == 0  # once more: all is there, nothing is asked
+        assert len(proxy.seen) == before
+        assert start(straight).wait() == 0
+    killed, clean = results(tmp_path / "killed"), results(tmp_path / "straight")
+    assert killed == clean
+    assert sum(row["kept"] for row in rows(tmp_path / "killed/rounds/2.jsonl")) > 1
+
+
+def start(path: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "mmkd", "evolve", str(path)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+
+
+def kept(folder: Path) -> set[str]:
+    """Calls whose reply stands in the journal, as the proxy names them: key and number of the try."""
+    tries: dict[str, int] = {}
+    calls = set()
+    for file in folder.glob("answers/*/journal.jsonl"):
+        for line in file.read_bytes().split(b"\n")[:-1]:
+            entry = json.loads(line)
+            if entry["status"] not in (Status.UNANSWERED, Status.REFUSED):
+                calls.add(f"{entry['key']}-{tries.get(entry['key'], 0)}")
+                tries[entry["key"]] = tries.get(entry["key"], 0) + 1
+    return calls
