@@ -73,6 +73,14 @@ def cache(
     loaded = _load_run(config, overrides)
     if not isinstance(loaded, Config):
         raise ConfigError(f"mmkd cache is for vision-language models; {config} is of kind: vision.")
+    if loaded.teacher is not None and loaded.teacher.endpoint is not None:
+        if estimate:
+            raise ConfigError(
+                "--estimate times a teacher on this machine; limit a served one by teacher.endpoint.budget."
+            )
+        from mmkd.synthesis.served_teacher import cache_served
+
+        return cache_served(loaded, shard_rows, typer.echo)
     from mmkd.train.cache import cache_teacher
 
     cache_teacher(loaded, batch_size, shard_rows, estimate, typer.echo)

@@ -8,6 +8,7 @@ Adapters register under the entry points ``mmkd.vision`` and ``mmkd.language``; 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mmkd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mmkd.models.vision_tower import VisionTower
@@ -65,6 +66,20 @@ class ClassifierParts:
     std: tuple[float, ...]
     interpolation: str
     classes: list[str] | None  # names in the order of the logits, where the weights bring them
+
+
+@dataclass
+class ContrastiveParts:
+    """What a vision adapter gives back for a model of images and texts in one space."""
+
+    model: Any  # an nn.Module with encode_image(pixels [B, 3, H, W]) and encode_text(ids), -> [B, width]
+    tokenize: Callable[[list[str]], Tensor]  # texts -> ids [B, T]
+    width: int
+    scale: float  # of cosines, as it was trained: exp of CLIP's logit_scale
+    size: tuple[int, int]  # (height, width) of its images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
 
 
 @dataclass
@@ -118,6 +133,12 @@ class ClassifierAdapter(Protocol):
             options: further arguments of timm.create_model.
             pretrained: False leaves all weights random.
         """
+        ...
+
+
+class ContrastiveAdapter(Protocol):
+    def load_contrastive(self, spec: Spec, *, pretrained: bool) -> ContrastiveParts:
+        """Build both towers of a CLIP-like model. `pretrained` False leaves all weights random."""
         ...
 
 

@@ -13,7 +13,8 @@ import yaml
 from pydantic import PrivateAttr, TypeAdapter, ValidationError
 
 from mmkd.config.problems import allowed, either, explain, near, near_or_all
-from mmkd.config.schema import Config, Section
+from mmkd.config.schema import Config
+from mmkd.config.sections import Section
 from mmkd.config.vision_schema import VisionConfig
 from mmkd.config.yaml_tree import Node, apply_override, merge, parse_path, read
 from mmkd.errors import ConfigError

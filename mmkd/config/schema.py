@@ -8,23 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
+
+from mmkd.config.endpoint_schema import EndpointSection
+from mmkd.config.sections import OpenSection, Section
 
 # A number keeps the first n layers, a list those named, "every n" layers 0, n, 2n and so on.
 Keep = int | list[int] | Annotated[str, StringConstraints(pattern=r"^every [1-9][0-9]*$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class OpenSection(BaseModel):
-    """A section whose extra keys belong to a registry entry."""
-
-    model_config = ConfigDict(extra="allow", validate_default=True)
-
-    def options(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
 
 
 class RunSection(Section):
@@ -104,6 +94,11 @@ class StudentSection(Section):
         return self
 
 
+class SourceSection(OpenSection):
+    source: str = Field(description="easyvqa, scenes, llava_json, jsonl, parquet or datasets.")
+    weight: float | None = Field(None, gt=0, description="Share in the mixture; by default the source's size.")
+
+
 class TeacherSection(OpenSection):
     kind: str = Field(
         "live",
@@ -115,16 +110,19 @@ class TeacherSection(OpenSection):
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="Bits of a live teacher's decoder layers (bitsandbytes), or of the one that mmkd cache asks."
     )
+    endpoint: EndpointSection | None = Field(
+        None, description="A server whose own answers and log-probs mmkd cache keeps, in the place of `model`."
+    )
+    validation: list[SourceSection] | None = Field(
+        None,
+        description="Of a cached teacher: rows it was not trained on, as data.mixture, on which the sharpness of its "
+        "top k is chosen (FIRST).",
+    )
 
 
 class ObjectiveSection(OpenSection):
     name: str
     weight: float = 1.0
-
-
-class SourceSection(OpenSection):
-    source: str = Field(description="easyvqa, scenes, llava_json, jsonl, parquet or datasets.")
-    weight: float | None = Field(None, gt=0, description="Share in the mixture; by default the source's size.")
 
 
 class DataSection(Section):

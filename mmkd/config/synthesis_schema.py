@@ -6,47 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mmkd.config.schema import OpenSection, Section, SourceSection
-
-
-class PriceSection(Section):
-    """Money for a million tokens; any currency, the same for both and for the budget."""
-
-    prompt: float = Field(0.0, ge=0)
-    answer: float = Field(0.0, ge=0)
-
-
-class BudgetSection(Section):
-    """Limits over all that a store ever paid this model; no call is sent that could go over one."""
-
-    tokens: int | None = Field(None, ge=1, description="Prompt and answer tokens together.")
-    cost: float | None = Field(None, gt=0, description="Money, by `price`.")
-
-
-class EndpointSection(Section):
-    """An OpenAI-compatible server: vLLM, SGLang, llama.cpp, mmkd serve, a vendor."""
-
-    url: str = Field(description="Up to and with /v1, e.g. http://127.0.0.1:8000/v1.")
-    model: str = Field(description="As the server calls it. Answers are kept under this name.")
-    license: str | None = Field(None, description="Of what the model writes, as SPDX id; kept with every answer.")
-    api_key_env: str | None = Field(
-        None, description="Name of the environment variable that holds the key; the key itself stands in no file."
-    )
-    price: PriceSection = Field(default_factory=lambda: PriceSection())
-    budget: BudgetSection = Field(default_factory=lambda: BudgetSection())
-    concurrency: int = Field(16, ge=1, description="Calls at once.")
-    requests_per_minute: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1, description="Counted as the most that a call can use.")
-    timeout: float = Field(120.0, gt=0, description="Seconds for one whole reply, however slowly it drips.")
-    retry_seconds: float = Field(300.0, ge=0, description="How long a call is sent again before it is given up.")
-    structured: Literal["auto", "server", "validate"] = Field(
-        "auto",
-        description="Who sees to the form of JSON answers: the server, by response_format; or validate alone, which "
-        "states the schema in the prompt; auto tries the server first. Answers are validated in all cases.",
-    )
-    image_tokens: int = Field(4096, ge=1, description="Most tokens of one image, for budget and rate.")
-    check_images: bool = Field(True, description="Stop where the prompt tokens show that an image was not read.")
-    unique_ids: bool = Field(True, description="False for servers that give every reply the same id.")
+from mmkd.config.endpoint_schema import EndpointSection
+from mmkd.config.schema import SourceSection
+from mmkd.config.sections import OpenSection, Section
 
 
 class LanguageModelSection(Section):

@@ -6,18 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mmkd.config.schema import (
-    DeepspeedSection,
-    ObjectiveSection,
-    OpenSection,
-    RunSection,
-    Section,
-    TrainingSection,
-)
+from mmkd.config.schema import DeepspeedSection, ObjectiveSection, RunSection, TrainingSection
+from mmkd.config.sections import OpenSection, Section
 
 
 class ClassifierSection(Section):
-    model: str = Field(description="timm:NAME, or the folder of a trained classifier, e.g. runs/vision/teacher/model.")
+    model: str = Field(
+        description="timm:NAME, or the folder of a trained classifier, e.g. runs/vision/teacher/model; of a teacher in "
+        "the spaces contrastive and prompts open_clip:MODEL/TAG."
+    )
     image_size: int | None = Field(None, ge=8, description="Side in pixels; the model's own by default.")
     pretrained: bool = Field(True, description="False starts from random weights.")
     options: dict[str, Any] = Field(
@@ -28,6 +25,14 @@ class ClassifierSection(Section):
 
 class ImagesSection(OpenSection):
     source: str = Field(description="folder, datasets, easyvqa or digits.")
+
+
+class SpaceSection(OpenSection):
+    kind: str = Field(
+        "labels",
+        description="labels; contrastive or prompts (teacher.model is an open_clip model, whose text tower gives the "
+        "rows); or patches (a codebook of the teacher's patch features).",
+    )
 
 
 class CropSection(Section):
@@ -74,6 +79,9 @@ class VisionConfig(Section):
     teacher: ClassifierSection | None = None
     objectives: list[ObjectiveSection] = Field(
         default_factory=lambda: [ObjectiveSection(name="cross_entropy")], min_length=1
+    )
+    space: SpaceSection = Field(
+        default_factory=lambda: SpaceSection(), description="In which logits teacher and student are compared."
     )
     data: LabelledSection
     recipe: RecipeSection

@@ -57,7 +57,7 @@ class TeacherSide:
 
         Raises: BadRow where the answers are not the same text on both sides.
         """
-        turns = [_runs(answer) for _, answer in (student, teacher)]
+        turns = [answer_runs(answer) for _, answer in (student, teacher)]
         if len(turns[0]) != len(turns[1]):
             raise _unaligned(
                 f"the student's template tells {len(turns[0])} answers apart, the teacher's {len(turns[1])}"
@@ -92,7 +92,7 @@ def _answer_end(processor: MmkdProcessor, table: list[bytes]) -> int | None:
     return spoken[-1] if spoken and not table[spoken[-1]] else None
 
 
-def _runs(answer: Sequence[int]) -> list[range]:
+def answer_runs(answer: Sequence[int]) -> list[range]:
     """Places of each answer, one after the other."""
     runs, start = [], 0
     for flag, group in itertools.groupby(answer):

@@ -161,12 +161,14 @@ class Objective(nn.Module):
         teacher: True where it reads the teacher's outputs on the student's tokens.
         own_tokens: True where it reads them on the teacher's own tokens.
         sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
+        hidden_teacher: True where hidden states of the teacher's layers, from a cache, are enough.
     """
 
     name: str = ""  # set by @register
     teacher: bool = False
     own_tokens: bool = False
     sparse_teacher: bool = False
+    hidden_teacher: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

@@ -12,6 +12,7 @@ from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs,
 from mmkd.objectives.checks import choice, number
 from mmkd.objectives.layer_pairs import layer_pairs
 from mmkd.objectives.registry import register
+from mmkd.objectives.sparse import SparseTargets
 
 
 def relative_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -53,6 +54,7 @@ class HiddenStates(Objective):
     """
 
     teacher = True
+    hidden_teacher = True
 
     def __init__(self, layers: Any = "all", distance: str = "mse", linear: str = "auto", temperature: float = 0.1):
         super().__init__()
@@ -74,7 +76,7 @@ class HiddenStates(Objective):
         for s, _ in self.pairs:
             self.heads[str(s)] = nn.Linear(student_width, teacher_width, bias=False)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+    def forward(self, student: Outputs, teacher: Outputs | SparseTargets | None, batch: AnswerBatch) -> Losses:
         if teacher is None or not self.pairs:
             raise ValueError("hidden_states: call needs() and make_heads() first, and give it the teacher's outputs.")
         count = torch.tensor(len(batch.rows), device=batch.rows.device)

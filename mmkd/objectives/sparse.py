@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,7 +15,8 @@ class SparseTargets:
     """The teacher's next-token distribution p at N answer tokens, on m token ids each.
 
     p is softened by the temperature at which it was kept, and runs over the ids below `vocabulary`. The ids of a row
-    differ from each other, but for what fills a row up: id 0 with log-probability 0 and weight 0.
+    differ from each other, but for what fills a row up and weighs nothing: of a sample id 0, of the top k the row's
+    first id again. A row all of which weighs nothing, tail included, is one of which nothing is known.
 
     Attributes:
         ids: [N, m] long; log_probs: [N, m] log p of them, fp32.
@@ -25,6 +26,7 @@ class SparseTargets:
         answers: [N] log p of the answer token at temperature 1, nan where the teacher has no such token.
         best: [N] the teacher's likeliest token.
         vocabulary: token ids below this are known to both sides.
+        hidden: [N, D] output of each decoder layer of the teacher that was kept, at the answer rows; not split.
     """
 
     ids: Tensor
@@ -34,6 +36,7 @@ class SparseTargets:
     answers: Tensor
     best: Tensor
     vocabulary: int
+    hidden: dict[int, Tensor] = field(default_factory=dict)
 
     def split(self, sizes: Sequence[int]) -> list[SparseTargets]:
         """Pieces of so many rows."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.synthesis_schema import AnswerConfig
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
@@ -16,7 +17,7 @@ from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
-from mmkd.synthesis.requests import Request, Sampling, Status, digest, request_key
+from mmkd.synthesis.requests import Answer, Request, Sampling, Status, digest, request_key
 from mmkd.synthesis.rows import open_rows, usable
 
 
@@ -48,28 +49,37 @@ def answer_records(config: AnswerConfig) -> Outcome:
     log = RejectedLog(out / "rejected.jsonl")
     good = usable(records, log, "data")
     with open_asker(config.model, out / "answers", config.reasks) as asker:
-        relabel = Relabel(asker, config)
-        deepest = max(len(questions(records[index])) for index in good)
-        check = ImageCheck(config.model.endpoint)
-        check.probe(asker, relabel.first_with_image(records, good))
-        for depth in range(deepest):
-            asked = relabel.requests(records, good, depth)
-            total = sum(len(questions(records[index])) > depth for index in good)
-            for answer in shown(asker.answer(asked), asker.tally, f"question {depth + 1} of {deepest}", total):
-                check.check(answer)
-        Console(stderr=True).print(asker.tally.table(asker.backend.model))
+        relabel = Relabel(asker, Sampling(**config.sampling.model_dump()), config.may_be_cut, config.system)
+        ask_all(relabel, records, good, config.model.endpoint)
         counts = {"whole": 0, "shortened": 0, "bad": 0}
         rows = relabel.records(records, good, log, counts)
         write_jsonl(out / "records.jsonl", rows)
     return Outcome(out / "records.jsonl", counts["whole"], counts["shortened"], counts["bad"] + log.bad)
 
 
-class Relabel:
-    """The questions of records as requests, and the kept answers as records."""
+def ask_all(relabel: Relabel, records: Sequence[Record], good: Sequence[int], endpoint: EndpointSection | None) -> None:
+    """Ask every question of the `good` records that the store has no answer to, the first ones first."""
+    asker = relabel.asker
+    deepest = max(len(questions(records[index])) for index in good)
+    check = ImageCheck(endpoint)
+    check.probe(asker, relabel.first_with_image(records, good))
+    for depth in range(deepest):
+        asked = relabel.requests(records, good, depth)
+        total = sum(len(questions(records[index])) > depth for index in good)
+        for answer in shown(asker.answer(asked), asker.tally, f"question {depth + 1} of {deepest}", total):
+            check.check(answer)
+    Console(stderr=True).print(asker.tally.table(asker.backend.model))
 
-    def __init__(self, asker: Asker, config: AnswerConfig):
-        self.asker, self.may_be_cut, self.system = asker, config.may_be_cut, config.system
-        self.sampling = Sampling(**config.sampling.model_dump())
+
+class Relabel:
+    """The questions of records as requests, and the kept answers as records.
+
+    Args:
+        system: a system turn in the place of each record's own.
+    """
+
+    def __init__(self, asker: Asker, sampling: Sampling, may_be_cut: bool = False, system: str | None = None):
+        self.asker, self.sampling, self.may_be_cut, self.system = asker, sampling, may_be_cut, system
 
     def requests(self, records: Sequence[Record], good: Sequence[int], depth: int) -> Iterator[Request]:
         """Question number `depth` of each record whose questions before it are answered."""
@@ -80,6 +90,10 @@ class Relabel:
                 said, _ = self._said(record, depth)
                 if len(said) == depth:
                     yield self._request(record, asked, said)
+
+    def first(self, records: Sequence[Record], good: Sequence[int]) -> Request | None:
+        """The first question of all."""
+        return next(self.requests(records, good, 0), None)
 
     def first_with_image(self, records: Sequence[Record], good: Sequence[int]) -> Request | None:
         for index in good:
@@ -100,22 +114,30 @@ class Relabel:
                 log.note("data", index, record.id, missing)
             counts["whole" if not missing else "shortened" if said else "bad"] += 1
             if said:
-                yield self._relabelled(record, asked, said)
+                yield self.relabelled(record, asked, said)
 
     def _said(self, record: Record, depth: int) -> tuple[list[str], BadRow | None]:
-        """The kept answers to the first `depth` questions, and why there are no more."""
+        found, missing, _ = self.answers(record, depth)
+        return [answer.text.strip() for answer in found], missing
+
+    def answers(self, record: Record, depth: int) -> tuple[list[Answer], BadRow | None, bool]:
+        """The kept answers to the first `depth` questions, why there are no more, and whether another run may get
+        them, because nothing came back."""
+        found: list[Answer] = []
         said: list[str] = []
         asked = questions(record)
         for place in range(depth):
             request = self._request(record, asked, said)
             entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
             if entry is None or entry.status is Status.UNUSABLE:  # the run was stopped between two tries
-                return said, BadRow(f"question {place + 1} got no reply; run again.", "no reply")
+                return found, BadRow(f"question {place + 1} got no reply; run again.", "no reply"), True
             answer = answer_of(entry, request)
             if not answer.done:
-                return said, BadRow(f"question {place + 1}: {answer.reason}", answer.kind)
+                lost = entry.status is Status.UNANSWERED
+                return found, BadRow(f"question {place + 1}: {answer.reason}", answer.kind), lost
+            found.append(answer)
             said.append(answer.text.strip())
-        return said, None if asked else BadRow("it asks no question.", "no question")
+        return found, None if asked else BadRow("it asks no question.", "no question"), False
 
     def _request(self, record: Record, asked: Sequence[Turn], said: Sequence[str]) -> Request:
         turns = (*self._system(record), *_interleaved(asked[: len(said) + 1], said))
@@ -128,7 +150,8 @@ class Relabel:
             return (Turn("system", self.system),)
         return tuple(turn for turn in record.turns[:1] if turn.role == "system")
 
-    def _relabelled(self, record: Record, asked: Sequence[Turn], said: Sequence[str]) -> Record:
+    def relabelled(self, record: Record, asked: Sequence[Turn], said: Sequence[str]) -> Record:
+        """The record with what was said to the first of what it asks, and nothing more."""
         turns = [*self._system(record), *_interleaved(asked[: len(said)], said)]
         backend = self.asker.backend
         provenance = Provenance(

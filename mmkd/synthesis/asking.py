@@ -131,7 +131,7 @@ class Asker:
             spent += reply.usage
             entry = replace(
                 blank, text=reply.text, finish=reply.finish, usage=reply.usage, served_by=reply.served_by,
-                response_id=reply.response_id,
+                response_id=reply.response_id, tokens=reply.tokens,
             )  # fmt: skip
             if not isinstance(value, Problem):
                 return self._keep(replace(entry, status=Status.DONE), request, spent)
@@ -219,7 +219,9 @@ def answer_of(entry: Entry, request: Request) -> Answer:
     value = read_reply(request, Completion(entry.text, entry.usage, entry.finish))
     if isinstance(value, Problem):
         raise DataError(f"entry {entry.key} of the store says {entry.text[:80]!r}, which is no answer: {value.reason}.")
-    return Answer(request, entry.key, entry.status, entry.model, entry.text, value, usage=entry.usage)
+    return Answer(
+        request, entry.key, entry.status, entry.model, entry.text, value, usage=entry.usage, tokens=entry.tokens
+    )
 
 
 def _last(request: Request, paid: list[Entry]) -> tuple[str, Problem | None]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from mmkd.config.synthesis_schema import EndpointSection
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.errors import ConfigError
 from mmkd.synthesis.backends import Call, NoReply
 from mmkd.synthesis.messages import to_messages, with_schema
-from mmkd.synthesis.requests import Completion, Usage
+from mmkd.synthesis.requests import Completion, ScoredToken, Usage
 
 try:
     import httpx2  # openai's own HTTP library
@@ -32,8 +32,13 @@ class _Message(BaseModel):
     refusal: str | None = None
 
 
+class _LogProbs(BaseModel):
+    content: list[ScoredToken] | None = None
+
+
 class _Choice(BaseModel):
     message: _Message
+    logprobs: _LogProbs | None = None
     finish_reason: str | None = None
 
 
@@ -148,6 +153,8 @@ class Endpoint:
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed,
         }
+        if sampling.log_probs:
+            arguments |= {"logprobs": True, "top_logprobs": sampling.log_probs}
         if sampling.top_p != 1:
             arguments["top_p"] = sampling.top_p
         if call.schema is not None and forms:
@@ -164,8 +171,15 @@ class Endpoint:
         )
         if choice.message.refusal and not choice.message.content:
             return Completion(choice.message.refusal, usage, "refusal", self._id(reply), reply.model)
-        text = choice.message.content or ""
-        return Completion(text, usage, choice.finish_reason or "stop", self._id(reply), reply.model)
+        scored = choice.logprobs.content if choice.logprobs else None
+        return Completion(
+            choice.message.content or "",
+            usage,
+            choice.finish_reason or "stop",
+            self._id(reply),
+            reply.model,
+            tuple(scored) if scored is not None else None,
+        )
 
     def _id(self, reply: _Reply) -> str | None:
         return (reply.id or None) if self.section.unique_ids else None

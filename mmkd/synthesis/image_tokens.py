@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmkd.config.synthesis_schema import EndpointSection
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.errors import ConfigError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.requests import Answer, Request, Usage

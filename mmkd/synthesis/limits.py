@@ -7,7 +7,7 @@ import time
 
 from aiolimiter import AsyncLimiter
 
-from mmkd.config.synthesis_schema import BudgetSection, EndpointSection, PriceSection
+from mmkd.config.endpoint_schema import BudgetSection, EndpointSection, PriceSection
 from mmkd.errors import MmkdError
 from mmkd.synthesis.requests import Usage
 

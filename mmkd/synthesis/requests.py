@@ -6,9 +6,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from mmkd.data.images import read_image
 from mmkd.data.records import Turn
@@ -21,12 +21,32 @@ class Sampling:
     Attributes:
         temperature: 0 takes the likeliest token each time.
         max_tokens: of an answer; one that is cut off there is no answer, unless the request may be cut.
+        log_probs: how many of the likeliest tokens are wanted with each token of the answer; 0 for none.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 512
     seed: int = 0
+    log_probs: int = 0
+
+    def content(self) -> dict[str, Any]:
+        """As JSON; what is not asked for is left out, so that answers from before it could be are still found."""
+        return {name: value for name, value in asdict(self).items() if name != "log_probs" or value}
+
+
+class TokenScore(BaseModel):
+    """A token in an endpoint's words, the bytes it stands for where they are told, and its natural log-probability."""
+
+    token: str
+    bytes: list[Annotated[int, Field(ge=0, le=255)]] | None = None
+    logprob: float = Field(le=1e-3, allow_inf_nan=False)
+
+
+class ScoredToken(TokenScore):
+    """A token of an answer, and the likeliest at its place."""
+
+    top_logprobs: list[TokenScore] = Field(default_factory=list, max_length=1000)
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class Request:
         return {
             "turns": [asdict(turn) for turn in self.turns],
             "images": [hashlib.sha256(read_image(image)).hexdigest() for image in self.images],
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.content(),
             "schema": self.schema.model_json_schema() if self.schema else None,
             "may_be_cut": self.may_be_cut,
         }
@@ -111,6 +131,7 @@ class Completion:
         finish: stop, length, or the back end's own word.
         response_id: the endpoint's name for it; two requests never share one.
         served_by: the model that the endpoint says it used.
+        tokens: of the text with their log-probabilities, where the endpoint gives them.
     """
 
     text: str
@@ -118,6 +139,7 @@ class Completion:
     finish: str = "stop"
     response_id: str | None = None
     served_by: str | None = None
+    tokens: tuple[ScoredToken, ...] | None = None
 
 
 class Status(StrEnum):
@@ -144,6 +166,7 @@ class Answer:
         kind: a few words by which reports count what was not done, e.g. "not the form asked for".
         reason: why, in full.
         usage: of all calls that were paid for it.
+        tokens: as of its `Completion`.
     """
 
     request: Request
@@ -155,6 +178,7 @@ class Answer:
     kind: str = ""
     reason: str = ""
     usage: Usage = field(default_factory=Usage)
+    tokens: tuple[ScoredToken, ...] | None = None
 
     @property
     def done(self) -> bool:

@@ -10,7 +10,7 @@ import openai
 import tenacity
 from pydantic import ValidationError
 
-from mmkd.config.synthesis_schema import EndpointSection
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.errors import ConfigError
 from mmkd.synthesis.backends import Refused
 

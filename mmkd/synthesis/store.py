@@ -7,14 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mmkd.errors import DataError
-from mmkd.synthesis.requests import Status, Usage
+from mmkd.synthesis.requests import ScoredToken, Status, Usage
 from mmkd.synthesis.store_index import Index
 
 SYNC_SECONDS = 1.0  # between flushes to the disk; a killed process loses nothing, a power cut at most this
@@ -30,6 +30,7 @@ class Entry:
         license: of what the model writes.
         text: the reply, also where it was no answer.
         time: seconds since 1970.
+        tokens: of the text, as `ScoredToken`, where they were asked for.
     """
 
     key: str
@@ -45,15 +46,22 @@ class Entry:
     response_id: str | None = None
     served_by: str | None = None
     time: float = field(default_factory=time.time)
+    tokens: tuple[ScoredToken, ...] | None = None
 
     def line(self) -> bytes:
-        return (json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        row = asdict(replace(self, tokens=None))
+        row["tokens"] = None if self.tokens is None else [token.model_dump() for token in self.tokens]
+        return (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     @classmethod
     def read(cls, line: bytes) -> Entry:
         """Raises ValueError, KeyError or TypeError where the line is no entry."""
         row = json.loads(line)
-        return cls(**{**row, "status": Status(row["status"]), "usage": Usage(**row["usage"])})
+        if not isinstance(row, dict):
+            raise ValueError("it is no object")
+        tokens = row.get("tokens")
+        scored = None if tokens is None else tuple(ScoredToken.model_validate(token) for token in tokens)
+        return cls(**{**row, "status": Status(row["status"]), "usage": Usage(**row["usage"]), "tokens": scored})
 
 
 class Store:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from mmkd.config.schema import TeacherSection
+from mmkd.data.teacher_rows import NOWHERE, hidden_of
 from mmkd.errors import ConfigError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.objectives import AnswerBatch, Needs, SparseTargets
-from mmkd.teachers.identity import Manifest, teacher_identity, text_identity
+from mmkd.teachers.calibration import recalibrated
+from mmkd.teachers.identity import Manifest, served_identity, teacher_identity, text_identity
 from mmkd.teachers.logit_store import LogitStore, read_manifest, require_same
 from mmkd.teachers.targets import given_settings
 
@@ -22,21 +24,30 @@ class CachedTeacher:
 
     Args:
         store: its filled folder. The loader reads it (`Collator.teacher_rows`); batches carry what it holds.
+        c: see `calibration.recalibrated`; None leaves the top k as the teacher gave it.
 
     Raises: ConfigError where the store is not filled.
     """
 
-    def __init__(self, store: str | Path):
-        self.store = LogitStore(store)
+    def __init__(self, store: str | Path, c: float | None = None):
+        self.store, self.c = LogitStore(store), c
 
-    def layers(self, student: MmkdForConditionalGeneration) -> None:
-        return None
+    def layers(self, student: MmkdForConditionalGeneration) -> int | None:
+        return self.store.manifest.layers
 
-    def width(self, student: MmkdForConditionalGeneration) -> None:
-        return None
+    def width(self, student: MmkdForConditionalGeneration) -> int | None:
+        return self.store.manifest.width
 
     def check(self, needs: Needs) -> None:
-        pass  # require_servable did, before anything was loaded
+        """Objectives were checked before anything was loaded, but for the layers, which depend on the student's."""
+        kept = self.store.manifest.hidden_layers
+        if missing := sorted(set(needs.teacher_hidden) - set(kept)):
+            wanted = ", ".join(map(str, needs.teacher_hidden))
+            raise ConfigError(
+                f"hidden_states reads the teacher's layers {wanted}, and {self.store.folder} keeps "
+                f"{', '.join(map(str, kept))}: {', '.join(map(str, missing))} are missing. Fill a store with "
+                f"teacher.hidden_layers: [{wanted}], or name pairs [student, teacher] of layers that it keeps."
+            )
 
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
@@ -47,11 +58,13 @@ class CachedTeacher:
         log_probs, weights, tail = rows["log_probs"], rows.get("weights"), rows.get("tail")
         if tail is not None:  # what rounding to the dtype on disk moved: k + 1 buckets that sum to 1 again
             total = torch.cat([log_probs, tail[:, None]], 1).logsumexp(1)  # [N]
+            total = total.where(total > NOWHERE / 2, 0.0)  # a row of which nothing is known stays without mass
             log_probs, tail = log_probs - total[:, None], tail - total
+            if self.c is not None:
+                log_probs, tail = recalibrated(log_probs, self.c), None
             weights = log_probs.exp()
-        return SparseTargets(
-            rows["ids"], log_probs, weights, tail, rows["answers"], rows["best"], self.store.manifest.vocabulary
-        )
+        answers_found, best, vocabulary = rows["answers"], rows["best"], self.store.manifest.vocabulary
+        return SparseTargets(rows["ids"], log_probs, weights, tail, answers_found, best, vocabulary, hidden_of(rows))
 
 
 def require_same_text(section: TeacherSection | None, processor: MmkdProcessor) -> None:
@@ -68,6 +81,8 @@ def require_same_teacher(section: TeacherSection, folder: Path) -> Manifest:
     here: dict[str, Any] = given_settings(section)
     if section.quantize is not None:
         here["quantize"] = section.quantize
+    if section.endpoint is not None:
+        here["teacher"] = served_identity(section.endpoint)
     if section.model is not None:
         try:
             here |= teacher_identity(section.model)

@@ -10,9 +10,11 @@ from mmkd.errors import ConfigError
 from mmkd.objectives import ForwardKL, build, names
 from mmkd.objectives.registry import sparse_capable
 from mmkd.teachers.cached import require_same_teacher
+from mmkd.teachers.calibration import require_calibrated
 from mmkd.teachers.quantized import require_bitsandbytes
 from mmkd.teachers.targets import TargetSettings, given_settings
 
+MOST_SERVED = 20  # top_logprobs of OpenAI's API
 KINDS = ("live", "cached", "shared")
 
 
@@ -26,15 +28,19 @@ def check_teacher(config: Config) -> None:
         return
     check_section(section)
     if section.kind == "cached":
-        manifest = require_same_teacher(section, Path(section.store or ""))
-        require_servable(config, manifest.targets, manifest.temperature)
+        folder = Path(section.store or "")
+        manifest = require_same_teacher(section, folder)
+        require_servable(config, manifest.targets, manifest.temperature, bool(manifest.hidden_layers))
+        if section.validation:
+            require_recalibratable(config, manifest.settings)
+            require_calibrated(folder, section.validation, config.data.max_length)
 
 
 def check_filling(config: Config) -> TargetSettings:
     """The settings with which a config's cache is filled. Raises ConfigError for a config that cannot fill one, or
     whose objectives could not read it."""
     section = config.teacher
-    if section is None or section.kind != "cached" or section.model is None:
+    if section is None or section.kind != "cached" or (section.model is None and section.endpoint is None):
         found = "none" if section is None else f"kind: {section.kind}" + (", no model" if section.model is None else "")
         raise ConfigError(
             f"mmkd cache asks teacher.model and keeps its answers in teacher.store; this config's teacher has {found}. "
@@ -42,8 +48,45 @@ def check_filling(config: Config) -> TargetSettings:
         )
     check_section(section)
     settings = TargetSettings(**given_settings(section))  # pyright: ignore[reportArgumentType]
-    require_servable(config, settings.targets, settings.temperature)
+    if section.endpoint is not None:
+        require_served(section, settings)
+    require_servable(config, settings.targets, settings.temperature, bool(settings.hidden_layers))
+    require_recalibratable(config, settings)
     return settings
+
+
+def require_served(section: TeacherSection, settings: TargetSettings) -> None:
+    """Raises ConfigError for options that an endpoint cannot fill a cache with."""
+    wrong = {
+        "model": section.model is not None and "the endpoint names its own",
+        "quantize": section.quantize is not None and "the server decides that",
+        "validation": bool(section.validation) and "an endpoint scores its own answers, which are never wrong",
+        "targets": settings.targets != "top_k" and "an endpoint gives the likeliest tokens",
+        "temperature": settings.temperature != 1 and "an endpoint gives log-probs at temperature 1",
+        "hidden_layers": bool(settings.hidden_layers) and "an endpoint shows none",
+        "k": settings.k > MOST_SERVED and f"endpoints give the {MOST_SERVED} likeliest at most",
+    }
+    for name, reason in wrong.items():
+        if reason:
+            raise ConfigError(f"teacher.{name} does not go with teacher.endpoint: {reason}.")
+
+
+def require_recalibratable(config: Config, settings: TargetSettings) -> None:
+    """Raises ConfigError where teacher.validation cannot give a c, or would give it on training rows."""
+    section = config.teacher
+    if section is None or not section.validation:
+        return
+    if settings.targets != "top_k" or settings.temperature != 1:
+        raise ConfigError(
+            f"teacher.validation recalibrates the top k at temperature 1, and the cache keeps {settings.targets} at "
+            f"{settings.temperature:g}; leave validation out, or fill a store with targets: top_k, temperature: 1."
+        )
+    for place, one in enumerate(section.validation):
+        if any(one.model_dump() == other.model_dump() for other in config.data.mixture):
+            raise ConfigError(
+                f"teacher.validation[{place}] is in data.mixture too: how sure a teacher is of what it was trained on "
+                "does not say how sure it should be. Name rows it has not seen, e.g. another split."
+            )
 
 
 def check_section(section: TeacherSection) -> None:
@@ -62,6 +105,9 @@ def check_section(section: TeacherSection) -> None:
             raise ConfigError("teacher.kind: cached needs teacher.store, the folder that mmkd cache fills.")
         given_settings(section)
         return
+    given = [name for name in ("endpoint", "validation") if getattr(section, name) is not None]
+    if given:
+        raise ConfigError(f"teacher.{given[0]} has no place beside kind: {section.kind}; it is for kind: cached.")
     if section.options():
         raise ConfigError(
             f"teacher: unknown fields {', '.join(section.options())}; beside kind: {section.kind} allowed are model "
@@ -75,8 +121,9 @@ def check_section(section: TeacherSection) -> None:
         raise ConfigError("teacher.kind: live needs teacher.model, the folder of a composed model.")
 
 
-def require_servable(config: Config, targets: str, temperature: float) -> None:
-    """Refuse objectives that a cache cannot serve: it knows some ids of each distribution, at one temperature.
+def require_servable(config: Config, targets: str, temperature: float, hidden: bool) -> None:
+    """Refuse objectives that a cache cannot serve: it knows some ids of each distribution, at one temperature, and
+    `hidden` states only where it was asked to keep them.
 
     Raises: ConfigError.
     """
@@ -85,7 +132,13 @@ def require_servable(config: Config, targets: str, temperature: float) -> None:
             objective = build(section)
             if not (objective.teacher or objective.own_tokens):
                 continue
-            if not objective.sparse_teacher:
+            if objective.hidden_teacher:
+                if not hidden:
+                    raise ConfigError(
+                        f"{name}: {section.name} reads hidden states, and this cache keeps none. Fill one with "
+                        "teacher.hidden_layers, e.g. [5, 11], or use teacher.kind: live."
+                    )
+            elif not objective.sparse_teacher:
                 kept = "the top k ids of" if targets == "top_k" else "ids drawn from"
                 able = [each for each in names() if sparse_capable(each)]
                 raise ConfigError(

@@ -22,7 +22,7 @@ from mmkd.teachers.live import LiveTeacher
 from mmkd.teachers.logit_store import BY_ENTRY, write_shard
 from mmkd.teachers.reading import answer_batch
 from mmkd.teachers.rows import TeacherBatches
-from mmkd.teachers.targets import keep, uniforms_of
+from mmkd.teachers.targets import keep, keep_hidden, uniforms_of
 
 TIMED = 4  # batches, spread over the data, from which size and time are estimated
 
@@ -88,13 +88,15 @@ class Filling:
         if space > free:
             raise TrainingError(
                 f"{self.folder} would need about {space / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there. Make "
-                "room, or lower teacher.k."
+                "room, or lower teacher.k or the number of teacher.hidden_layers."
             )
         settings, wait = self.manifest.settings, seconds * share / processes
         what = f"the top {settings.k}" if settings.targets == "top_k" else f"{settings.k} draws"
+        also = f" and {len(settings.hidden_layers)} hidden states of {self.manifest.width}"
         return (
             f"{self.folder}: {left:,} of {self.manifest.rows:,} rows to ask, about {tokens * share:,.0f} answer "
-            f"tokens, {what} of {self.manifest.vocabulary:,} ids each: {size / max(tokens, 1):,.0f} bytes a token, "
+            f"tokens, {what} of {self.manifest.vocabulary:,} ids{also * bool(settings.hidden_layers)} each: "
+            f"{size / max(tokens, 1):,.0f} bytes a token, "
             f"{space / 1e6:,.1f} MB; about {f'{wait:.0f} s' if wait < 100 else f'{wait / 60:,.0f} min'} on {processes} "
             f"process{'es' * (processes > 1)}"
         )
@@ -110,13 +112,17 @@ class Filling:
         device, settings = next(self.teacher.model.parameters()).device, self.manifest.settings
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
         answers = answer_batch(tensors | {"normalizer": 1.0})
-        outputs = self.teacher.outputs(self.teacher.model, tensors, answers, Needs(teacher=True))
+        needs = Needs(teacher=True, teacher_hidden=settings.hidden_layers)
+        outputs = self.teacher.outputs(self.teacher.model, tensors, answers, needs)
         keys = batch["keys"]
         counts = torch.bincount(answers.rows, minlength=len(keys)).tolist()  # rows stand one after the other
         uniforms = uniforms_of(keys, counts, settings.k) if settings.targets == "sample" else None
         kept = keep(
             outputs.answer_hidden, outputs.head, answers.answer_ids, self.manifest.vocabulary, settings, uniforms
         )
+        kept |= keep_hidden(outputs.hidden)
+        if self.manifest.hits:
+            kept["hits"] = (kept["best"] == answers.answer_ids.cpu().numpy()).astype(np.uint8)
         rows = _by_sample(kept, counts)
         for sample, found in zip(batch["sample_ids"], rows, strict=True):
             if not all(np.isfinite(found[name]).all() for name in ("log_probs", "weights") if name in found):

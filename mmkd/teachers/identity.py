@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.schema import DataSection
 from mmkd.errors import ConfigError
 from mmkd.models.processing_mmkd import MmkdProcessor
@@ -17,7 +18,11 @@ from mmkd.teachers.targets import TargetSettings
 from mmkd.teachers.tokenizers import vocabulary_digest
 
 # How differences are named to a user; what is not here has its own name.
-NAMES = {"image_processor": "image processor", "shard_rows": "rows of a shard", "k": "k (top-k or draws)"}
+NAMES = {
+    "image_processor": "image processor",
+    "shard_rows": "rows of a shard",
+    "k": "k (top-k or draws)",
+}
 
 
 class Manifest(BaseModel):
@@ -42,10 +47,14 @@ class Manifest(BaseModel):
     data: str = Field(description="Of the config's data.mixture and data.max_length.")
     rows: int = Field(ge=0, description="Of all sources together.")
     shard_rows: int = Field(ge=1)
+    hidden_layers: tuple[int, ...] = Field((), description="Decoder layers whose hidden states are kept.")
+    layers: int | None = Field(None, description="Decoder layers of a teacher whose hidden states are kept.")
+    width: int | None = Field(None, description="Of those hidden states.")
+    hits: bool = Field(False, description="Whether it holds, too, at which tokens the likeliest one is the answer.")
 
     @property
     def settings(self) -> TargetSettings:
-        return TargetSettings(self.targets, self.k, self.temperature, self.proposal, self.dtype)
+        return TargetSettings(self.targets, self.k, self.temperature, self.proposal, self.dtype, self.hidden_layers)
 
     @property
     def shards(self) -> int:
@@ -92,6 +101,11 @@ def teacher_identity(model: str) -> dict[str, str]:
         "teacher": digest.hexdigest(),
         "image_processor": MmkdProcessor.from_pretrained(folder).fingerprint,
     }
+
+
+def served_identity(endpoint: EndpointSection) -> str:
+    """Hash of who is asked at an endpoint: the name under which its answers are kept."""
+    return hashlib.sha256(f"served {endpoint.model}".encode()).hexdigest()
 
 
 def text_identity(processor: MmkdProcessor) -> dict[str, str]:

@@ -3,6 +3,7 @@ asks for."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from mmkd.models.attention_capture import capture_name
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Outputs, SparseTargets
 from mmkd.teachers.cached import CachedTeacher
+from mmkd.teachers.calibration import read_calibration
 from mmkd.teachers.checks import check_section
 from mmkd.teachers.quantized import load_quantized
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
@@ -133,5 +135,6 @@ def build_teacher(
     if section.kind == "shared":
         return SharedTeacher()
     if section.kind == "cached":
-        return CachedTeacher(str(section.store))
+        folder = Path(str(section.store))
+        return CachedTeacher(folder, read_calibration(folder).c if section.validation else None)
     return LiveTeacher(str(section.model), dtype, attention, device, section.quantize)

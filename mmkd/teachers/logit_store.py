@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mmkd.data.teacher_rows import Rows
+from mmkd.data.teacher_rows import HIDDEN, Rows
 from mmkd.errors import ConfigError, DataError
 from mmkd.teachers.identity import Manifest, differences
 
@@ -47,7 +47,7 @@ def open_for_filling(folder: Path, manifest: Manifest) -> None:
                 "remove this one."
             )
     else:
-        _write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
     for left in folder.glob(f"*{PARTIAL}"):
         left.unlink()
 
@@ -164,7 +164,9 @@ def require_same(store: Manifest, folder: Path, here: Mapping[str, Any]) -> None
 
 
 def _arrays(manifest: Manifest) -> tuple[str, ...]:
-    return ("ids", "log_probs", "counts", "answers", "best", "tail" if manifest.targets == "top_k" else "weights")
+    names = ["ids", "log_probs", "counts", "answers", "best", "tail" if manifest.targets == "top_k" else "weights"]
+    names += [f"{HIDDEN}{layer}" for layer in manifest.hidden_layers] + ["hits"] * manifest.hits
+    return tuple(names)
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
@@ -187,15 +189,17 @@ def _read_index(path: Path, manifest: Manifest) -> tuple[list[bytes], np.ndarray
             if keys.ndim != 2 or keys.shape[1] != 32 or not len(keys) == len(tokens) == len(entries):
                 raise ValueError("its index is not one")
             for name in _arrays(manifest) if len(keys) else ():
-                expected = (entries if name in BY_ENTRY else tokens).sum(dtype=np.int64)
-                if file.get_slice(name).get_shape() != [expected]:
-                    raise ValueError(f"{name} is not of {expected} numbers")
+                expected = [int((entries if name in BY_ENTRY else tokens).sum(dtype=np.int64))]
+                expected += [manifest.width] if name.startswith(HIDDEN) else []
+                if file.get_slice(name).get_shape() != expected:
+                    raise ValueError(f"{name} is not of {' x '.join(map(str, expected))} numbers")
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path} is broken ({error}); delete it and go on with mmkd cache.") from error
     return [row.tobytes() for row in keys], tokens, entries
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that a kill leaves as it was or makes as it should be."""
     partial = path.with_name(path.name + PARTIAL)
     partial.write_bytes(data)
     _make_last(partial, path)

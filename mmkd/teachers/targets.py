@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmkd.config.load import check_options
 from mmkd.config.schema import TeacherSection
-from mmkd.data.teacher_rows import Rows
+from mmkd.data.teacher_rows import HIDDEN, Rows
 from mmkd.objectives.checks import choice, count, number
 from mmkd.objectives.chunked import Head, split_sizes
 
@@ -32,6 +32,7 @@ class TargetSettings:
         temperature: T that softens the teacher; the objective's has to be the same.
         proposal: sample draws from p^proposal, normalised; 1 is the teacher itself.
         dtype: of the numbers on disk.
+        hidden_layers: decoder layers of the teacher, from 0, whose outputs at the answer rows are kept bit by bit.
     """
 
     targets: Literal["top_k", "sample"] = "top_k"
@@ -39,6 +40,7 @@ class TargetSettings:
     temperature: float = 1.0
     proposal: float = 1.0
     dtype: Literal["float16", "float32"] = "float16"
+    hidden_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         choice("teacher", "targets", self.targets, ("top_k", "sample"))
@@ -47,13 +49,16 @@ class TargetSettings:
             number("teacher", "k", self.k, most=65535)
         number("teacher", "temperature", self.temperature, above=0)
         number("teacher", "proposal", self.proposal, above=0)
+        if any(layer < 0 for layer in self.hidden_layers):
+            number("teacher", "hidden_layers", min(self.hidden_layers), least=0)
+        object.__setattr__(self, "hidden_layers", tuple(sorted(set(self.hidden_layers))))
 
 
 def given_settings(section: TeacherSection) -> dict[str, object]:
     """The options of a cached teacher that a config names. Raises ConfigError for unknown ones and wrong values."""
     given = check_options("teacher.kind: cached", section.options(), TargetSettings, at="teacher")
-    TargetSettings(**given)  # pyright: ignore[reportArgumentType]
-    return given
+    settings = TargetSettings(**given)  # pyright: ignore[reportArgumentType]
+    return {name: getattr(settings, name) for name in given}
 
 
 @torch.no_grad()
@@ -83,7 +88,17 @@ def keep(
         kept |= {"answers": torch.where(known, answers, torch.nan), "best": plain.argmax(-1)}
         parts.append(kept)
     together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {name: _stored(name, tensor, vocabulary, DTYPES[settings.dtype]) for name, tensor in together.items()}
+    return {name: stored(name, tensor, vocabulary, DTYPES[settings.dtype]) for name, tensor in together.items()}
+
+
+def keep_hidden(hidden: dict[int, Tensor]) -> Rows:
+    """Hidden states [N, D] of layers as arrays, in their own dtype: see `mmkd.data.teacher_rows.hidden_of`."""
+    found = {}
+    for layer, states in hidden.items():
+        states = states.cpu().contiguous()
+        bits = states.view(torch.uint16) if states.dtype is torch.bfloat16 else states
+        found[f"{HIDDEN}{layer}"] = bits.numpy()
+    return found
 
 
 def uniforms_of(keys: Sequence[bytes], counts: Sequence[int], k: int) -> Tensor:
@@ -122,7 +137,8 @@ def _sample(log_probs: Tensor, proposal: float, uniforms: Tensor) -> dict[str, T
     return {"ids": ids, "log_probs": found, "weights": weights, "counts": first.sum(-1)}
 
 
-def _stored(name: str, tensor: Tensor, vocabulary: int, dtype: torch.dtype) -> np.ndarray:
+def stored(name: str, tensor: Tensor, vocabulary: int, dtype: torch.dtype) -> np.ndarray:
+    """Numbers as the store has them: ids in as few bytes as do, log-probabilities and weights in `dtype`."""
     array = tensor.cpu()
     if name == "counts":
         return array.numpy().astype(np.uint16)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from mmkd.compose import compose_processor
-from mmkd.config.schema import Config, TeacherSection
+from mmkd.config.schema import Config, SourceSection, TeacherSection
 from mmkd.data.rejected import summary
 from mmkd.data.sources import open_source
 from mmkd.errors import ConfigError
 from mmkd.models.configuration_mmkd import MmkdConfig
 from mmkd.models.processing_mmkd import MmkdProcessor
+from mmkd.teachers.calibration import FOLDER, calibrate, validation_identity
 from mmkd.teachers.checks import check_filling
 from mmkd.teachers.fill import Filling
 from mmkd.teachers.identity import Manifest, data_identity, model_files, teacher_identity, text_identity
@@ -56,40 +60,75 @@ def cache_teacher(
     with Watch(rank, world, lambda: "The same command goes on from the shards that are whole."), _alone(folder, rank):
         student, teacher = compose_processor(config.student), MmkdProcessor.from_pretrained(model_files(name))
         require_one_tokenizer(section.model_copy(update={"kind": "live"}), student.tokenizer, ["mmkd cache"])
-        sources = [open_source(source, at=f"data.mixture[{i}]") for i, source in enumerate(config.data.mixture)]
-        names = [f"data.mixture[{i}] {source.source}" for i, source in enumerate(config.data.mixture)]
-        batches = TeacherBatches(sources, names, student, teacher, config.data.max_length, folder / "rejected.jsonl")
-        if estimate_only:
-            if rank == 0:
-                manifest = _manifest(config, section, settings, student, teacher, len(batches), shard_rows)
-                filling = Filling(folder, manifest, _asked(config, section), batches, batch_size)
-                say(filling.estimate(missing_shards(folder, manifest), world))
+        wanted = _manifest(config, section, settings, student, teacher, shard_rows) if rank == 0 else None
+        job = _Job(config, section, student, teacher, batch_size, rank, world, estimate_only, say)
+        job.fill(folder, wanted, "data.mixture", config.data.mixture)
+        if section.validation:
+            if wanted is not None:
+                there = validation_identity(section.validation, config.data.max_length)
+                changes = {"data": there, "dtype": "float32", "hidden_layers": (), "layers": None, "width": None}
+                wanted = wanted.model_copy(update=changes | {"hits": True})
+            job.fill(folder / FOLDER, wanted, "teacher.validation", section.validation)
+            if rank == 0 and not estimate_only:
+                say(f"{folder}: {calibrate(folder)}")
+
+
+@dataclass
+class _Job:
+    """One teacher that fills stores, loaded when it is first needed."""
+
+    config: Config
+    section: TeacherSection
+    student: MmkdProcessor
+    teacher: MmkdProcessor
+    batch_size: int
+    rank: int
+    world: int
+    estimate_only: bool
+    say: Callable[[str], None]
+
+    @cached_property
+    def asked(self) -> LiveTeacher:
+        on_gpu = torch.cuda.is_available() and self.config.training.device != "cpu"
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+        dtype = torch.bfloat16 if self.config.training.precision == "bf16" else torch.float32
+        return LiveTeacher(str(self.section.model), dtype, self.config.student.attention, device, self.section.quantize)
+
+    def fill(self, folder: Path, wanted: Manifest | None, at: str, mixture: Sequence[SourceSection]) -> None:
+        """Fill a store with the answers to the rows of `mixture`, or go on with it; or only say what it would take.
+
+        Args:
+            wanted: its manifest on rank 0, without the number of rows; at: key path of the mixture.
+        """
+        sources = [open_source(source, at=f"{at}[{i}]") for i, source in enumerate(mixture)]
+        names = [f"{at}[{i}] {source.source}" for i, source in enumerate(mixture)]
+        log, length = folder / "rejected.jsonl", self.config.data.max_length
+        batches = TeacherBatches(sources, names, self.student, self.teacher, length, log)
+        if self.estimate_only:
+            if wanted is not None:
+                manifest = wanted.model_copy(update={"rows": len(batches)})
+                folder.mkdir(parents=True, exist_ok=True)
+                filling = Filling(folder, manifest, self.asked, batches, self.batch_size)
+                self.say(filling.estimate(missing_shards(folder, manifest), self.world))
             return
-        if rank == 0:
-            manifest = _manifest(config, section, settings, student, teacher, len(batches), shard_rows)
-            open_for_filling(folder, manifest)
-        _barrier(world)
+        if wanted is not None:
+            open_for_filling(folder, wanted.model_copy(update={"rows": len(batches)}))
+        _barrier(self.world)
         manifest = read_manifest(folder)
         missing = missing_shards(folder, manifest)
-        _barrier(world)  # no shard is written before all ranks have seen the same ones missing
+        _barrier(self.world)  # no shard is written before all ranks have seen the same ones missing
         if missing:
-            filling = Filling(folder, manifest, _asked(config, section), batches, batch_size)
-            if rank == 0:
-                say(filling.estimate(missing, world))
-            filling.fill(missing[rank::world], config.data.workers, quiet=rank != 0)
-            _barrier(world)
-        if rank == 0:
-            say(_told(folder))
+            filling = Filling(folder, manifest, self.asked, batches, self.batch_size)
+            if self.rank == 0:
+                self.say(filling.estimate(missing, self.world))
+            filling.fill(missing[self.rank :: self.world], self.config.data.workers, quiet=self.rank != 0)
+            _barrier(self.world)
+        if self.rank == 0:
+            self.say(told(folder))
 
 
-def _asked(config: Config, section: TeacherSection) -> LiveTeacher:
-    on_gpu = torch.cuda.is_available() and config.training.device != "cpu"
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    return LiveTeacher(str(section.model), dtype, config.student.attention, device, section.quantize)
-
-
-def _told(folder: Path) -> str:
+def told(folder: Path) -> str:
+    """What a filled store holds, in words."""
     store = LogitStore(folder)
     bad = summary(folder / "rejected.jsonl")
     aside = f"; set aside: {', '.join(f'{count} {kind}' for kind, count in bad.items())}" if bad else ""
@@ -105,25 +144,32 @@ def _manifest(
     settings: TargetSettings,
     student: MmkdProcessor,
     teacher: MmkdProcessor,
-    rows: int,
     shard_rows: int,
 ) -> Manifest:
     model = str(section.model)
-    width = MmkdConfig.from_pretrained(model_files(model)).text_config.vocab_size
-    vocabulary = min(width, vocabulary_size(teacher.tokenizer), vocabulary_size(student.tokenizer))
+    text = MmkdConfig.from_pretrained(model_files(model)).text_config
+    vocabulary = min(text.vocab_size, vocabulary_size(teacher.tokenizer), vocabulary_size(student.tokenizer))
     if settings.targets == "top_k" and settings.k > vocabulary:
         raise ConfigError(f"teacher.k is {settings.k}; allowed: up to {vocabulary}, the ids that both sides have.")
+    hidden: dict[str, Any] = {}
+    if settings.hidden_layers:
+        if settings.hidden_layers[-1] >= text.num_hidden_layers:
+            raise ConfigError(
+                f"teacher.hidden_layers names {settings.hidden_layers[-1]}; allowed: 0..{text.num_hidden_layers - 1}."
+            )
+        hidden = {"layers": text.num_hidden_layers, "width": text.hidden_size}
     return Manifest(
         model=model,
         precision=config.training.precision,
         vocabulary=vocabulary,
         data=data_identity(config.data),
-        rows=rows,
+        rows=0,
         shard_rows=shard_rows,
         quantize=section.quantize,
         **teacher_identity(model),
         **text_identity(student),
         **vars(settings),
+        **hidden,
     )
 
 

@@ -136,8 +136,8 @@ class DistillTask(nn.Module):
         by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
         if by_token:
             results.append((token_losses(by_token, student, teacher, answers), 1.0))
-        dense = teacher if isinstance(teacher, Outputs) else None  # a cached one is refused where this is needed
-        results += [(o(student, dense, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
+        # What a cached teacher lacks was refused before anything was loaded.
+        results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
         for result, _ in results:
             for name, ratio in result.report.items():
                 for key in (place + name for place in places):

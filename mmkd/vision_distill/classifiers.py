@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 
 from mmkd.checkpoints import is_complete, mark_complete
 from mmkd.config.vision_schema import ClassifierSection
-from mmkd.contracts import ClassifierParts, Spec, adapter
+from mmkd.contracts import ClassifierParts, ContrastiveParts, Spec, adapter
 from mmkd.errors import ConfigError, TrainingError
 from mmkd.vision_distill.task import classes as class_count
 from mmkd.vision_distill.views import Preprocessing
@@ -68,7 +68,7 @@ def check_classes(parts: ClassifierParts, classes: list[str], at: str) -> None:
         )
 
 
-def preprocessing(parts: ClassifierParts) -> Preprocessing:
+def preprocessing(parts: ClassifierParts | ContrastiveParts) -> Preprocessing:
     """How the model wants its images."""
     return Preprocessing(parts.size, parts.mean, parts.std, parts.interpolation)
 

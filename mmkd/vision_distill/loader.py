@@ -67,14 +67,14 @@ def decoded(found: LabelledImage) -> Image.Image:
 
 def viewed(found: LabelledImage, image: Image.Image, views: Views, box: Any, flip: bool) -> dict[str, Any]:
     pixels = {name: view(image, box, flip) for name, view in views.items()}
-    return {**pixels, "labels": torch.tensor(found.label), "sample_ids": found.id}
+    return {**pixels, "labels": torch.tensor(found.label), "sample_ids": found.id, "captions": found.caption}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensors are stacked, ids listed."""
+    """Tensors are stacked, ids and captions listed."""
+    listed = {name: [sample[name] for sample in samples] for name in samples[0]}
     return {
-        name: [s[name] for s in samples] if name == "sample_ids" else torch.stack([s[name] for s in samples])
-        for name in samples[0]
+        name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in listed.items()
     }
 
 

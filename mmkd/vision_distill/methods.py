@@ -210,6 +210,13 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def method_options(name: str, options: dict[str, Any], at: str = "", config: Any = None) -> dict[str, Any]:
+    """The checked options of a config section; see `build_method`."""
+    if name not in METHODS:
+        raise ConfigError(f"config: {at}.name is {name!r}; allowed: {', '.join(sorted(METHODS))}.{near(name, METHODS)}")
+    return check_options(name, options, METHODS[name], at=at, config=config)
+
+
 def build_method(name: str, options: dict[str, Any], at: str = "", config: Any = None) -> Method:
     """The method of a config section.
 
@@ -218,6 +225,5 @@ def build_method(name: str, options: dict[str, Any], at: str = "", config: Any =
 
     Raises: ConfigError for an unknown name or option, or a value that the method does not take.
     """
-    if name not in METHODS:
-        raise ConfigError(f"config: {at}.name is {name!r}; allowed: {', '.join(sorted(METHODS))}.{near(name, METHODS)}")
-    return METHODS[name](**check_options(name, options, METHODS[name], at=at, config=config))
+    checked = method_options(name, options, at, config)
+    return METHODS[name](**checked)

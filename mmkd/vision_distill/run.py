@@ -43,28 +43,49 @@ def train_student(
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.deepspeed import make_safe
     from mmkd.vision_distill.classifiers import check_classes, load_classifier, preprocessing, save_classifier
+    from mmkd.vision_distill.codebook import fitted
     from mmkd.vision_distill.loader import build_loader
-    from mmkd.vision_distill.methods import build_method
+    from mmkd.vision_distill.methods import METHODS, method_options
     from mmkd.vision_distill.sources import open_images
+    from mmkd.vision_distill.space_ofa import build_space_method
+    from mmkd.vision_distill.spaces import SPACES, Patches, check_space, load_contrastive
     from mmkd.vision_distill.task import VisionTask
     from mmkd.vision_distill.trainer import VisionTrainer
 
     recipe = config.recipe
-    methods = [
-        (build_method(section.name, section.options(), f"objectives[{i}]", config), section.weight)
-        for i, section in enumerate(config.objectives)
-    ]
+    options = check_space(config.space, config)
+    for i, section in enumerate(config.objectives):
+        method_options(section.name, section.options(), f"objectives[{i}]", config)
     images = open_images(config.data.train, at="data.train", config=config)
     unset_hf_deepspeed_config()  # that of a run before would partition what is loaded here
     torch.manual_seed(config.run.seed)
     student = load_classifier(config.student, images.classes, "student")
     views = {"student_pixels": preprocessing(student)}
-    teacher = None
-    if config.teacher is not None and any(method.teacher for method, _ in methods):
-        teacher = load_classifier(config.teacher, None, "teacher")
-        check_classes(teacher, images.classes, "teacher")
-        views["teacher_pixels"] = preprocessing(teacher)
     on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+    teacher, space = None, None
+    asked = any(METHODS[section.name].teacher for section in config.objectives)
+    if config.teacher is not None and asked:
+        if config.space.kind in ("contrastive", "prompts"):
+            teacher = load_contrastive(config.teacher, config.space.kind)
+            space = SPACES[config.space.kind](teacher, images.classes, **options)
+        else:
+            teacher = load_classifier(config.teacher, None, "teacher")
+        views["teacher_pixels"] = preprocessing(teacher)
+        teacher.model.eval().requires_grad_(False)
+        if not on_cpu:
+            teacher.model.to(torch.device("cuda", int(os.environ["LOCAL_RANK"])))
+        if config.space.kind == "labels":
+            check_classes(teacher, images.classes, "teacher")
+        elif config.space.kind == "patches":
+            space = Patches(teacher.model, teacher.size, **options)
+            if rank == 0:
+                fitted(space, images, views["teacher_pixels"], config.run.seed, run)
+            dist.barrier()
+            space.rows = fitted(space, images, views["teacher_pixels"], config.run.seed, run)
+    methods = [
+        (build_space_method(space, section.name, section.options(), f"objectives[{i}]", config), section.weight)
+        for i, section in enumerate(config.objectives)
+    ]
     bf16 = config.training.precision == "bf16"
     task = VisionTask(
         student.model,
@@ -73,9 +94,8 @@ def train_student(
         teacher.model if teacher else None,
         teacher.size if teacher else None,
         bf16=bf16,
+        space=space,
     )
-    if teacher is not None and not on_cpu:
-        teacher.model.to(torch.device("cuda", int(os.environ["LOCAL_RANK"])))
     make_safe(task)
     if rank == 0:
         print(table(task, teacher), flush=True)
@@ -128,12 +148,13 @@ def table(task: Any, teacher: Any) -> str:
 
 
 def score(config: VisionConfig, run: Path, model: Path) -> dict[str, Any]:
-    """Top-1 of the saved student, opened again, and of its teacher on `data.test`; written to `scores.json`."""
+    """Top-1 on `data.test` of the saved student, opened again, and of its teacher, where that has these classes;
+    written to `scores.json`."""
     from mmkd.vision_distill.classifiers import load_classifier
     from mmkd.vision_distill.scores import top1
 
     sections = {"student": ClassifierSection(model=str(model), image_size=config.student.image_size)}
-    if config.teacher is not None:
+    if config.teacher is not None and config.space.kind == "labels":
         sections["teacher"] = config.teacher
     scores = {name: top1(config, load_classifier(section, None, name), name) for name, section in sections.items()}
     partial = run / "scores.json.partial"

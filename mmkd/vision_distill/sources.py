@@ -26,11 +26,12 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image: a path, encoded bytes or an opened image, and the index of its class."""
+    """One image: a path, encoded bytes or an opened image, the index of its class, and its own caption, if any."""
 
     id: str
     image: str | bytes | Image.Image
     label: int
+    caption: str | None = None
 
 
 class LabelledImages(Sequence[LabelledImage]):
@@ -70,8 +71,9 @@ def folder(path: str, split: str | None = None) -> LabelledImages:
 class HubImages(LabelledImages):
     """Rows of a data set; images stay encoded until one is used."""
 
-    def __init__(self, rows: Any, classes: list[str], image: str, label: str, name: str):
+    def __init__(self, rows: Any, classes: list[str], image: str, label: str, caption: str | None, name: str):
         self.rows, self.classes, self.image, self.label, self.name = rows, classes, image, label, name
+        self.caption = caption
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,7 +84,10 @@ class HubImages(LabelledImages):
         source = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
         if not source or not isinstance(label, int) or not 0 <= label < len(self.classes):
             raise BadRow(f"{self.name}, row {index}: no image, or label {label!r} is no class.", "no image or label")
-        return LabelledImage(f"{self.name}/{index}", source, label)
+        caption = row[self.caption] if self.caption is not None else None
+        if self.caption is not None and (not isinstance(caption, str) or not caption.strip()):
+            raise BadRow(f"{self.name}, row {index}: {self.caption} is {caption!r}, no caption.", "no caption")
+        return LabelledImage(f"{self.name}/{index}", source, label, caption)
 
 
 def hub(
@@ -92,26 +97,28 @@ def hub(
     revision: str | None = None,
     image: str = "image",
     label: str = "label",
+    caption: str | None = None,
 ) -> LabelledImages:
     """A data set of the `datasets` library.
 
     Args:
         path: hub name or local folder; name: of its configuration; revision: of the hub repository.
         image, label: columns; the label's is of the type ClassLabel, which names the classes.
+        caption: column of each image's own text, for space: contrastive.
     """
     datasets = import_datasets("datasets")
     rows = undecoded(load_rows(datasets, path, name, split, revision, False), image, datasets)
-    lacking = [column for column in (image, label) if column not in rows.column_names]
+    lacking = [column for column in (image, label, caption) if column and column not in rows.column_names]
     if lacking:
         raise ConfigError(
             f"datasets: {path} has no column {', '.join(lacking)}; it has {', '.join(rows.column_names)}. Name the "
-            "right ones with image and label."
+            "right ones with image, label and caption."
         )
     if not isinstance(rows.features[label], datasets.ClassLabel):
         raise ConfigError(
             f"datasets: column {label} of {path} is no ClassLabel and names no classes; choose another with label."
         )
-    return HubImages(rows, list(rows.features[label].names), image, label, Path(path).name)
+    return HubImages(rows, list(rows.features[label].names), image, label, caption, Path(path).name)
 
 
 def easyvqa(split: str = "train") -> LabelledImages:

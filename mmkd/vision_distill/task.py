@@ -12,6 +12,7 @@ from mmkd.errors import ConfigError
 from mmkd.objectives.base import Ratio
 from mmkd.vision_distill.exits import Staged, classifier_name, find_exits, read_staged
 from mmkd.vision_distill.methods import Method, Side
+from mmkd.vision_distill.spaces import Space, SpaceTargets
 
 
 class VisionTask(nn.Module):
@@ -23,6 +24,7 @@ class VisionTask(nn.Module):
         methods: (method, weight) pairs.
         teacher, teacher_size: None where no method needs one.
         bf16: multiply in bf16; weights, batch-norm statistics and losses stay fp32.
+        space: in which the teacher speaks where that is not the classes; `teacher` is then its model.
 
     Raises: ConfigError where a method needs a teacher and there is none, or stages that a side does not have.
     """
@@ -35,6 +37,7 @@ class VisionTask(nn.Module):
         teacher: nn.Module | None = None,
         teacher_size: tuple[int, int] | None = None,
         bf16: bool = False,
+        space: Space | None = None,
     ):
         super().__init__()
         self.student = student
@@ -48,10 +51,12 @@ class VisionTask(nn.Module):
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False) if needy and teacher else None)
         wanted = any(method.student_stages for method, _ in methods)
         self.student_exits = find_exits(student, student_size, "student") if wanted else []
-        wanted = any(method.teacher_stages for method, _ in methods)
+        object.__setattr__(self, "space", space)  # its model is the teacher
+        wanted = space is None and any(method.teacher_stages for method, _ in methods)
         self.teacher_exits = find_exits(teacher, teacher_size or student_size, "teacher") if wanted else []
         if self.teacher is not None:
-            ours, theirs = Side(self.student_exits, width(student)), Side(self.teacher_exits, width(self.teacher))
+            ours = Side(self.student_exits, width(student))
+            theirs = Side(self.teacher_exits, width(self.teacher) if space is None else space.width)
             for method, _ in methods:
                 method.build_heads(ours, theirs, classes(student))
         self.report: dict[str, Ratio] = {}
@@ -79,17 +84,23 @@ class VisionTask(nn.Module):
         return torch.stack([loss * weight for loss, weight in zip(losses, self.weights, strict=True)]).sum()
 
     @torch.no_grad()
-    def _teach(self, batch: dict[str, Any]) -> Staged:
+    def _teach(self, batch: dict[str, Any]) -> Staged | SpaceTargets:
+        if self.space is not None:
+            return self.space.teach(batch["teacher_pixels"], batch["labels"], batch["captions"])
         return read_staged(self.teacher, self.teacher_exits, batch["teacher_pixels"])
 
 
 @torch.no_grad()
-def report(student: Staged, teacher: Staged | None, labels: Tensor) -> dict[str, Ratio]:
-    """accuracy (top-1), and with a teacher teacher_accuracy and agree (both sides' top-1 is the same class)."""
+def report(student: Staged, teacher: Staged | SpaceTargets | None, labels: Tensor) -> dict[str, Ratio]:
+    """accuracy (top-1), and with a teacher teacher_accuracy and agree (both sides' top-1 is the same class); of one in
+    another space teacher_accuracy alone, where the true row is known."""
     count = labels.new_tensor(len(labels))
     best = student.logits.argmax(-1)
     found = {"accuracy": Ratio((best == labels).sum(), count)}
-    if teacher is not None:
+    if isinstance(teacher, SpaceTargets):
+        if teacher.targets is not None:
+            found["teacher_accuracy"] = Ratio((teacher.logits.argmax(-1) == teacher.targets).sum(), count)
+    elif teacher is not None:
         theirs = teacher.logits.argmax(-1)
         found["teacher_accuracy"] = Ratio((theirs == labels).sum(), count)
         found["agree"] = Ratio((theirs == best).sum(), count)

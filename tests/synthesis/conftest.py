@@ -11,7 +11,7 @@ import httpx2
 import pytest
 import uvicorn
 
-from mmkd.config.synthesis_schema import EndpointSection
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.data.records import Turn
 from mmkd.inference.reader import Reader
 from mmkd.inference.request_images import ImageSources

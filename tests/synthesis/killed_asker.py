@@ -2,7 +2,7 @@
 
 import sys
 
-from mmkd.config.synthesis_schema import EndpointSection
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.data.records import Turn
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.client import Endpoint

@@ -167,3 +167,23 @@ def test_a_shard_of_bad_rows_only_is_an_empty_one(tmp_path):
     write_shard(folder, 2, [])
     assert missing_shards(folder, manifest()) == []
     assert len(LogitStore(folder)) == 4
+
+
+def test_hidden_states_lie_beside_the_answers_and_are_read_row_by_row(tmp_path):
+    kind = manifest(hidden_layers=(1, 3), layers=4, width=6)
+    open_for_filling(tmp_path / "s", kind)
+
+    def rows(number):
+        states = {f"hidden.{layer}": np.full((number + 1, 6), 10 * layer + number, np.float32) for layer in (1, 3)}
+        return answers(number, number + 1) | states
+
+    for shard, numbers in enumerate([(0, 1), (2, 3), (4,)]):
+        write_shard(tmp_path / "s", shard, [(key(n), rows(n)) for n in numbers])
+    assert missing_shards(tmp_path / "s", kind) == []
+    found = LogitStore(tmp_path / "s").find(key(3), "")
+    assert found["hidden.1"].shape == (4, 6)
+    assert (found["hidden.3"] == 33).all()
+    narrow = load_file(shard_path(tmp_path / "s", 1))
+    narrow["hidden.3"] = narrow["hidden.3"][:, :5].copy()
+    save_file(narrow, shard_path(tmp_path / "s", 1))
+    assert missing_shards(tmp_path / "s", kind) == [1]

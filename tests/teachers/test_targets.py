@@ -1,14 +1,18 @@
 """What is kept of a teacher's distribution, and that it comes back."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mmkd.config.schema import TeacherSection
-from mmkd.data.teacher_rows import row_key, stacked
+from mmkd.data.teacher_rows import hidden_of, row_key, stacked
 from mmkd.errors import ConfigError
-from mmkd.teachers.targets import TargetSettings, given_settings, keep, uniforms_of
+from mmkd.objectives.sparse import forward_kl
+from mmkd.teachers.cached import CachedTeacher
+from mmkd.teachers.targets import TargetSettings, given_settings, keep, keep_hidden, uniforms_of
 
 N, D, V = 9, 6, 50
 
@@ -117,3 +121,68 @@ def test_a_key_changes_with_image_text_and_what_of_it_is_the_answer():
 def test_a_wrong_option_says_what_is_allowed(options, message):
     with pytest.raises(ConfigError, match=message):
         given_settings(TeacherSection(kind="cached", store="x", **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hidden_states_come_back_bit_by_bit(dtype):
+    hidden = {3: torch.randn(5, D).to(dtype) * 1e4, 7: torch.randn(5, D).to(dtype)}
+    token = {"counts": np.ones(5, dtype=np.uint16), "best": np.zeros(5, dtype=np.uint16)}
+    kept = [
+        {name: array[:2] for name, array in (token | keep_hidden(hidden)).items()},
+        {name: array[2:] for name, array in (token | keep_hidden(hidden)).items()},
+    ]
+    assert sum(array.nbytes for name, array in kept[0].items() if "hidden" in name) == 2 * 2 * D * dtype.itemsize
+    found = hidden_of(stacked(kept))
+    assert list(found) == [3, 7]
+    for layer, states in hidden.items():
+        assert found[layer].dtype == dtype
+        assert torch.equal(found[layer], states)
+
+
+def test_layers_are_sorted_once_each_and_counted_from_the_first():
+    assert TargetSettings(hidden_layers=(5, 2, 5)).hidden_layers == (2, 5)
+    section = TeacherSection(kind="cached", store="x", hidden_layers=[5, 2])
+    assert given_settings(section) == {"hidden_layers": (2, 5)}
+    with pytest.raises(ConfigError, match=r"hidden_layers=-1, expected a number >= 0"):
+        TargetSettings(hidden_layers=(-1, 3))
+
+
+def test_rows_of_fewer_ids_and_of_none_are_filled_up_with_what_weighs_nothing():
+    rows = {
+        "ids": np.array([4, 2, 7], dtype=np.uint16),
+        "log_probs": np.log(np.array([0.5, 0.3, 0.9], dtype=np.float32)),
+        "counts": np.array([2, 0, 1], dtype=np.uint16),
+        "tail": np.array([np.log(0.2), -1e9, np.log(0.1)], dtype=np.float32),
+    }
+    found = stacked([rows])
+    assert found["ids"].tolist() == [[4, 2], [0, 0], [7, 7]]
+    torch.testing.assert_close(found["log_probs"].exp(), torch.tensor([[0.5, 0.3], [0.0, 0.0], [0.9, 0.0]]))
+    torch.testing.assert_close(found["tail"].exp(), torch.tensor([0.2, 0.0, 0.1]))
+
+
+def test_rows_of_few_ids_give_the_kl_of_their_buckets_and_rows_of_none_nothing():
+    rows = {
+        "ids": np.array([4, 2, 7], dtype=np.uint16),
+        "log_probs": np.log(np.array([0.5, 0.3, 0.9], dtype=np.float32)),
+        "counts": np.array([2, 0, 1], dtype=np.uint16),
+        "tail": np.array([np.log(0.2), -3e38, np.log(0.1)], dtype=np.float32),
+        "answers": np.array([-1.0, np.nan, -1.0], dtype=np.float32),
+        "best": np.array([4, 9, 7], dtype=np.uint16),
+    }
+    teacher = CachedTeacher.__new__(CachedTeacher)
+    teacher.c, teacher.store = None, SimpleNamespace(manifest=SimpleNamespace(vocabulary=10))
+    answers = SimpleNamespace(answer_ids=[4, 9, 7])
+    found = teacher.outputs(None, {"teacher_rows": stacked([rows])}, answers, None)
+    logits = torch.randn(3, 10, requires_grad=True)
+    q = logits.softmax(-1)
+    naive = torch.zeros(3)
+    for row, buckets in ((0, {4: 0.5, 2: 0.3}), (2, {7: 0.9})):
+        rest = 1 - sum(buckets.values())
+        others = 1 - sum(q[row, i] for i in buckets)
+        kl = sum(p * (np.log(p) - q[row, i].log()) for i, p in buckets.items()) + rest * (np.log(rest) - others.log())
+        naive = naive + kl * torch.eye(3)[row]
+    loss = forward_kl(found, logits.log_softmax(-1))
+    torch.testing.assert_close(loss, naive, rtol=1e-4, atol=1e-5)
+    got, wanted = (torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (loss, naive))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert (got[1] == 0).all()

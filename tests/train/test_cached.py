@@ -34,7 +34,7 @@ def cached(config, tmp_path, teacher) -> Callable[..., dict[str, Any]]:
 
     def build(name: str = "run", store: str = "store", **options: Any) -> dict[str, Any]:
         of_teacher = {"kind": "cached", "model": str(teacher), "store": str(tmp_path / store)}
-        for field in ("k", "targets", "temperature", "dtype", "model"):
+        for field in ("k", "targets", "temperature", "dtype", "model", "hidden_layers", "validation"):
             if field in options:
                 of_teacher[field] = options.pop(field)
         return config(name, **({"teacher": of_teacher, "stage": STAGE} | options))
@@ -213,7 +213,8 @@ def test_what_differs_is_named_before_anything_is_trained(cached, config, studen
          "the top k ids of each distribution. Use forward_kl, or teacher.kind: live."),
         ({"name": "taid"}, {"targets": "sample"}, "taid needs all of the teacher, and teacher.kind: cached keeps ids "
          "drawn from each distribution"),
-        ({"name": "hidden_states"}, {}, "hidden_states needs all of the teacher"),
+        ({"name": "hidden_states"}, {}, "hidden_states reads hidden states, and this cache keeps none."),
+        ({"name": "ofa_logits"}, {"hidden_layers": [0]}, "ofa_logits needs all of the teacher"),
         ({"name": "voco_attention"}, {}, "voco_attention needs all of the teacher"),
         ({"name": "forward_kl", "temperature": 2.0}, {}, "forward_kl has temperature 2, the teacher's cache 1."),
     ],
@@ -251,3 +252,28 @@ def test_a_section_that_contradicts_itself_is_refused(config, section, message):
 def test_a_config_that_cannot_fill_a_store_says_what_to_write(config, section):
     with pytest.raises(ConfigError, match=r"Write e\.g\. teacher: \{kind: cached, model: "):
         check_filling(Config(**config(teacher=section, objectives=[{"name": "cross_entropy"}])))
+
+
+@pytest.mark.distributed
+def test_hidden_states_from_the_cache_train_two_ranks_in_packed_rows_as_the_live_teacher_does(cached, config):
+    objectives = [{"name": "cross_entropy"}, {"name": "hidden_states", "layers": [[-1, -1]]}, {"name": "forward_kl"}]
+    live = ranks.run(config("live", stage=STAGE, objectives=objectives), world=1)
+    settings = cached(k=VOCABULARY, dtype="float32", hidden_layers=[2], objectives=objectives)
+    filled(settings)
+    found = ranks.run(without(settings) | {"data": settings["data"] | {"packing": True}}, world=2)
+    assert found == pytest.approx(live, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "sample"}, "recalibrates the top k at temperature 1, and the cache keeps sample"),
+        ({"temperature": 2.0}, "recalibrates the top k at temperature 1, and the cache keeps top_k at 2"),
+        ({}, r"teacher.validation\[0\] is in data.mixture too"),
+    ],
+)
+def test_validation_that_says_nothing_is_refused(cached, records, options, message):
+    settings = cached(objectives=[{"name": "cross_entropy"}], **options)
+    settings["teacher"]["validation"] = settings["data"]["mixture"]
+    with pytest.raises(ConfigError, match=message):
+        check_filling(Config(**settings))

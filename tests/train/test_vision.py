@@ -107,6 +107,28 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(settings):
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
+def test_a_run_patch_by_patch_goes_on_with_its_codebook_and_leaves_a_student(settings):
+    """The teacher's classes need not be those of the data."""
+    import shutil
+
+    objectives = [{"name": "cross_entropy"}, {"name": "ofa", "form": "released", "stage_weight": 0.1}]
+    test = {"train": {"source": "digits"}, "test": {"source": "digits", "split": "test"}}
+    config = settings(objectives=objectives, space={"kind": "patches", "codes": 8, "images": 20}, data=test)
+    whole = run(config)
+    folder = Path(config["run"]["dir"])
+    codes = (folder / "codebook.safetensors").read_bytes()
+    scores = json.loads((folder / "scores.json").read_text())
+    assert list(scores) == ["student"]
+    line = ranks.lines(config)[-1]
+    assert {"ofa", "cross_entropy"} <= set(line)
+    assert "teacher_accuracy" not in line
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "distill" / "checkpoint-4")
+    assert run(config, resume=True) == pytest.approx(whole, rel=1e-6)
+    assert (folder / "codebook.safetensors").read_bytes() == codes
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("zero", [1, 3])
 def test_two_ranks_and_accumulation_learn_what_one_process_learns(settings, zero):

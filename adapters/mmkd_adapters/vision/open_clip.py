@@ -8,7 +8,7 @@ from typing import Any
 import open_clip
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from mmkd.contracts import Spec, VisionParts
+from mmkd.contracts import ContrastiveParts, Spec, VisionParts
 from mmkd.errors import AssetError, ConfigError
 from mmkd.models.configuration_vision import MmkdVisionConfig
 
@@ -61,6 +61,34 @@ class OpenClipAdapter(TowerAdapter):
             crop=published.get("resize_mode", "shortest") == "shortest",
         )
         return VisionParts(tower, processor, "MIT" if weights == "openai" else "unknown")
+
+    def load_contrastive(self, spec: Spec, *, pretrained: bool) -> ContrastiveParts:
+        """See `mmkd.contracts.ContrastiveAdapter`: both towers, and the tokenizer of the text tower."""
+        refuse_revision(spec)
+        name, _, weights = spec.name.partition("/")
+        if name not in open_clip.list_models():
+            raise unknown_name(spec, name, open_clip.list_models(), "open_clip")
+        if pretrained:
+            check_weights(spec, name, weights)
+        published = open_clip.get_pretrained_cfg(name, weights) or {}
+        quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu") or published.get("quick_gelu"))
+        try:
+            model: Any = open_clip.create_model(name, weights if pretrained else None, force_quick_gelu=quick)
+            tokenize = open_clip.get_tokenizer(name)
+        except (OSError, RuntimeError) as error:
+            raise not_found(spec, error) from error
+        side = model.visual.image_size
+        height, width = side if isinstance(side, (tuple, list)) else (side, side)
+        return ContrastiveParts(
+            model,
+            tokenize,
+            open_clip.get_model_config(name)["embed_dim"],
+            float(model.logit_scale.detach().exp()),
+            (height, width),
+            tuple(published.get("mean", OPENAI_DATASET_MEAN)),
+            tuple(published.get("std", OPENAI_DATASET_STD)),
+            published.get("interpolation", "bicubic"),
+        )
 
 
 def check_weights(spec: Spec, name: str, weights: str) -> None:

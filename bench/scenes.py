@@ -1,0 +1,79 @@
+"""Objectives compared on scenes: one teacher, one compressed student, then each case on the same seeds and steps.
+
+    python -m bench.scenes runs/scenes                  # trains what is missing, scores it, appends rows
+    python -m bench.scenes runs/scenes --seeds 0 1 2 --cases ce ce+kl
+
+Teacher and compressed student are of seed 0, whatever the seed of a case: seeds vary the order of the data, dropout and
+which k a step reads. Every case is scored at k=1, and `CURVE` at every k. A killed run is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.rows import append
+from bench.scores import by_case, difference, mean, of_run
+from mmkd.evaluate.suite import evaluate
+from mmkd.launch import launch
+
+CASES: dict[str, list[str]] = {
+    "ce": ["objectives=[{name: cross_entropy}]", "teacher=null"],
+    "ce+kl": [],
+    # the student's layers were cut from the teacher's: each is matched with the one that it was
+    "ce+kl+attention": [
+        "objectives=[{name: cross_entropy}, {name: forward_kl}, "
+        "{name: voco_attention, weight: 0.5, layers: [[0, 0], [1, 1], [2, 3], [3, 5]]}]"
+    ],
+}
+CURVE = "ce+kl"
+BENCH = "scenes"
+METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
+
+
+def trained(job: str, config: str, run: Path, seed: int, overrides: list[str]) -> Path:
+    if not (run / "model" / "config.json").exists():
+        launch(job, f"scenes/{config}", run, [f"run.seed={seed}", *overrides])
+    return run
+
+
+def scored(run: Path, tokens: list, blind: bool = False) -> None:
+    missing = [k for k in tokens if not (run / "eval" / f"easyvqa_scenes-{k}.json").exists()]
+    if missing:
+        evaluate(str(run / "model"), "easyvqa_scenes", missing, blind, out=run / "eval")
+
+
+def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
+    """Train, score, and append what has no row yet."""
+    teacher = trained("train", "teacher", out / "teacher", 0, [])
+    start = [f"student.init={teacher / 'model'}"]
+    compress = trained("train", "compress", out / "compress", 0, start)
+    scored(teacher, ["full"], blind=True)
+    start = [f"student.init={compress / 'model'}"]
+    with_teacher = [*start, f"teacher.model={teacher / 'model'}"]
+    runs = {("teacher", 0): teacher}
+    for seed in seeds:
+        for case in cases:
+            settings = [*(start if "teacher=null" in CASES[case] else with_teacher), *CASES[case]]
+            run = trained("distill", "distill", out / f"{case}-{seed}", seed, settings)
+            scored(run, [1, 2, 4, 8, "full"] if case == CURVE else [1])
+            runs[case, seed] = run
+    known = {(name, seed) for name, rows in by_case(BENCH).items() for seed in rows}
+    for (case, seed), run in runs.items():
+        rows = [row for metric in METRICS for row in of_run(BENCH, case, run, metric)]
+        append([row for row in rows if (row.metric.rpartition(" seed ")[0], seed) not in known])
+    rows = by_case(BENCH)
+    append([mean(BENCH, name, found) for name, found in rows.items()])
+    for ours, theirs in (("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")):
+        if ours in cases and theirs in cases and len(seeds) > 1:
+            append(difference(BENCH, ours, theirs, rows))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.scenes", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each case")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="cases to train")
+    asked = parser.parse_args(sys.argv[1:])
+    compared(asked.out, asked.seeds, asked.cases)

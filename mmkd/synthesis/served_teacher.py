@@ -1,0 +1,173 @@
+"""`mmkd cache` with `teacher.endpoint`: a served model answers the questions of the data, and its answers are kept with
+the log-probabilities of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmkd.compose import compose_processor
+from mmkd.config.endpoint_schema import EndpointSection
+from mmkd.config.schema import Config
+from mmkd.config.synthesis_schema import ModelSection
+from mmkd.data.collate import Collator
+from mmkd.data.records import Record
+from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.teacher_rows import Rows, row_key
+from mmkd.data.teacher_side import answer_runs
+from mmkd.data.write_records import write_jsonl
+from mmkd.errors import ConfigError, DataError
+from mmkd.synthesis.answering import Relabel, ask_all, questions
+from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.requests import Answer, Sampling, Status
+from mmkd.synthesis.rows import open_rows, usable
+from mmkd.synthesis.served_tokens import TokenMap, joined
+from mmkd.teachers.checks import check_filling
+from mmkd.teachers.identity import Manifest, data_identity, served_identity, text_identity
+from mmkd.teachers.logit_store import missing_shards, open_for_filling, write_shard
+from mmkd.teachers.targets import TargetSettings
+
+AT = "data.mixture"
+
+
+def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) -> None:
+    """Fill `teacher.store` from `teacher.endpoint`, and write the records with the endpoint's answers to
+    STORE/records.jsonl: log-probabilities are of what the endpoint says itself, so a student trains on those.
+
+    Every reply is kept in STORE/answers before it is used, so a kill loses none and none is paid for twice.
+
+    Raises: ConfigError for an endpoint that gives no log-probabilities or reads no images; DataError once more than
+        10 % of the rows cannot be used; BudgetSpent.
+    """
+    settings = check_filling(config)
+    section, folder = config.teacher, Path(config.teacher.store)
+    endpoint: EndpointSection = section.endpoint  # pyright: ignore[reportAssignmentType]
+    student = compose_processor(config.student)
+    mapping = TokenMap(student)
+    records = open_rows(config.data.mixture)
+    (folder / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
+    log = RejectedLog(folder / "rejected.jsonl")
+    good = usable(records, log, AT)
+    manifest = Manifest(
+        model=endpoint.model,
+        teacher=served_identity(endpoint),
+        quantize=None,
+        precision="served",
+        image_processor="served",
+        vocabulary=mapping.vocabulary,
+        data=data_identity(config.data),
+        rows=len(records),
+        shard_rows=shard_rows,
+        **text_identity(student),
+        **vars(settings),
+    )
+    with open_asker(ModelSection(endpoint=endpoint), folder / "answers") as asker:
+        open_for_filling(folder, manifest)
+        # No row is longer than data.max_length, and so no answer.
+        sampling = Sampling(max_tokens=config.data.max_length, log_probs=settings.k)
+        relabel = Relabel(asker, sampling)
+        require_log_probs(relabel, records, good, endpoint)
+        ask_all(relabel, records, good, endpoint)
+        served = Served(relabel, mapping, Collator(student, config.data.max_length), settings, log)
+        shards = served.shards(records, set(good), manifest)
+        wanted = set(missing_shards(folder, manifest))
+        for number, samples, whole in shards:
+            if whole and number in wanted:
+                write_shard(folder, number, samples)
+        if not served.records and not served.pending:
+            raise DataError(f"none of the {len(records)} rows can be used; the reasons are in {log.path}.")
+        write_jsonl(folder / "records.jsonl", served.records)
+    _say(say, folder, served, manifest)
+
+
+def require_log_probs(
+    relabel: Relabel, records: Sequence[Record], good: Sequence[int], endpoint: EndpointSection
+) -> None:
+    """Raises ConfigError where the first answer shows that the endpoint gives no log-probabilities."""
+    request = relabel.first(records, good)
+    if request is None:
+        return
+    [answer] = relabel.asker.answer([request])
+    none = f"{endpoint.url} gives no log-probs of {endpoint.model!r}"
+    if answer.status is Status.REFUSED and "logprob" in answer.reason:
+        raise ConfigError(
+            f"{none} ({answer.reason}). Serve it with vLLM, SGLang or llama.cpp, lower teacher.k, or train on its "
+            "answers alone (mmkd answer)."
+        )
+    if answer.done and not answer.tokens:
+        raise ConfigError(
+            f"{none}: the reply has none, though they were asked for. Serve it with vLLM, SGLang or llama.cpp, or "
+            "train on its answers alone (mmkd answer)."
+        )
+
+
+@dataclass
+class Served:
+    """Kept answers as rows of a store.
+
+    Attributes:
+        records: those that the store knows, with the endpoint's answers.
+        pending: rows that got no reply yet.
+    """
+
+    relabel: Relabel
+    mapping: TokenMap
+    reader: Collator
+    settings: TargetSettings
+    log: RejectedLog
+    records: list[Record] = field(default_factory=list)
+    pending: int = 0
+
+    def shards(
+        self, records: Sequence[Record], good: set[int], manifest: Manifest
+    ) -> Iterator[tuple[int, list[tuple[bytes, Rows]], bool]]:
+        """(number, answers by key, whether every row of it is settled) of each shard."""
+        for number in range(manifest.shards):
+            first, before = number * manifest.shard_rows, self.pending
+            found: dict[bytes, Rows] = {}
+            for index in range(first, min(first + manifest.shard_rows, manifest.rows)):
+                if index in good and (row := self._row(records[index], index)) is not None:
+                    found.setdefault(*row)
+            yield number, list(found.items()), self.pending == before
+
+    def _row(self, record: Record, index: int) -> tuple[bytes, Rows] | None:
+        try:
+            answers, missing, lost = self.relabel.answers(record, len(questions(record)))
+            if lost:
+                self.pending += 1
+                return None
+            if not answers:
+                raise missing or BadRow("it asks no question.", "no question")
+            said = self.relabel.relabelled(record, questions(record), [answer.text.strip() for answer in answers])
+            row = self._scored(said, answers)
+        except BadRow as error:
+            self.log.reject(AT, index, record.id, error)
+            return None
+        if missing is not None:
+            self.log.note(AT, index, record.id, missing)
+        self.records.append(said)
+        return row
+
+    def _scored(self, record: Record, answers: Sequence[Answer]) -> tuple[bytes, Rows]:
+        sample = self.reader.prepare(record)
+        rows = []
+        for run, answer in zip(answer_runs(sample.answer), answers):  # what did not fit max_length has no run
+            if answer.tokens is None:
+                raise BadRow("the endpoint gave no log-probs with this answer.", "no log-probs")
+            rows.append(self.mapping.rows(sample.ids[run.start : run.stop], answer.tokens, self.settings))
+        return row_key(record.images, sample.ids, sample.answer), joined(rows)
+
+
+def _say(say: Callable[[str], None], folder: Path, served: Served, manifest: Manifest) -> None:
+    if served.mapping.strange:
+        [(token, times)] = served.mapping.strange.most_common(1)
+        say(
+            f"{sum(served.mapping.strange.values()):,} of the likely tokens are none of the student's, e.g. {token!r} "
+            f"({times:,} times): their mass is among that of all others."
+        )
+    if served.pending:
+        raise DataError(
+            f"{served.pending:,} of {manifest.rows:,} rows got no reply; the same command asks for them again."
+        )
+    say(f"train on data.mixture: [{{source: jsonl, path: {folder / 'records.jsonl'}}}], whose answers the store knows")
