@@ -11,8 +11,8 @@ from rich.table import Table
 COLUMNS = ("round", "rows", "T", "S", "hard", "T held", "S held", "win", "order", "none", "new", "pool")  # 80 wide
 CAPTION = (
     "rows: trained on · T, S: mean scores of teacher and student on the pool, then on the held-out split · "
-    "hard: share of difficult items · win: held-out win rate · order: pairs decided by the order of answers · none: no verdict · "
-    "new: drafts that stayed"
+    "hard: share of difficult items · win: held-out win rate · order: pairs decided by the order of answers · "
+    "none: no verdict · new: drafts that stayed"
 )
 
 
