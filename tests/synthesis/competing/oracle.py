@@ -38,7 +38,7 @@ def truth(image: Image.Image, question: str) -> str | None:
 
 def answer(image: Image.Image | None, question: str) -> str:
     if image is None:
-        return "yes"
+        return "0" if question.startswith("how many") else "no"
     drawn = int(hashlib.sha256(image.tobytes() + question.encode()).hexdigest(), 16) % WRONG_IN
     return "nothing" if drawn == 0 else truth(image, question) or "no idea"
 
@@ -51,7 +51,9 @@ def reply(system: str, text: str, image: Image.Image | None) -> str:
         first, second = rest[-2:] if "Second answer" in text else (rest[-1], None)
         right = truth(image, question) if image is not None else None
         grades = [10 if said == right else 2 for said in (first, second) if said is not None]
-        return json.dumps({"reason": "seen", **dict(zip(("first", "second") if second else ("score",), grades))})
+        return json.dumps(
+            {"reason": "seen", **dict(zip(("first", "second") if second is not None else ("score",), grades))}
+        )
     if "write questions" in system:
         assert image is not None
         things = [Thing(*one.cell, *one.label.split(), image="") for one in ClassicalDetector().detect(image, "thing")]

@@ -58,9 +58,10 @@ def test_a_model_may_judge_write_check_and_be_blind(competition, start, tmp_path
     assert sum(gone.values()) + rows[1]["augmented"]["kept"] == 24
     assert rows[1]["compared"] > 0
     assert rows[1]["disagreed"] == 0
+    assert all(row["held_out"]["unscored"] == 0 for row in rows)  # also where the student said nothing
     new = [item for item in read_items(out / "pool" / "1.jsonl") if item.round == 1]
     assert new
     assert all(item.prompt.startswith("compete_augment v1") and item.license == "MIT AND Apache-2.0" for item in new)
-    assert not any(item.answer == "yes" for item in new)  # what the blind one says
+    assert not any(item.answer in ("0", "no") for item in new)  # what the blind one says
     reasons = [json.loads(line)["kind"] for line in (out / "rejected" / "augment-1.jsonl").read_text().splitlines()]
     assert reasons.count("form") == gone["form"]
