@@ -1,9 +1,9 @@
-"""Objectives compared on scenes: one teacher, one compressed student, then each case on the same seeds and steps.
+"""Objectives compared on scenes: one teacher, one student that reads tokens, then each case on the same seeds and steps.
 
     python -m bench.scenes runs/scenes                  # trains what is missing, scores it, appends rows
     python -m bench.scenes runs/scenes --seeds 0 1 2 --cases ce ce+kl
 
-Teacher and compressed student are of seed 0, whatever the seed of a case: seeds vary the order of the data, dropout and
+Teacher and the student that all start from are of seed 0, whatever the seed of a case: seeds vary the order of the data, dropout and
 which k a step reads. Every case is scored at k=1, and `CURVE` at every k. A killed run is gone on with.
 """
 
@@ -50,7 +50,8 @@ def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
     start = [f"student.init={teacher / 'model'}"]
     compress = trained("train", "compress", out / "compress", 0, start)
     scored(teacher, ["full"], blind=True)
-    start = [f"student.init={compress / 'model'}"]
+    read = trained("train", "read", out / "read", 0, [f"student.init={compress / 'model'}"])
+    start = [f"student.init={read / 'model'}"]
     with_teacher = [*start, f"teacher.model={teacher / 'model'}"]
     runs = {("teacher", 0): teacher}
     for seed in seeds:
