@@ -1,10 +1,10 @@
-"""Objectives compared on scenes: one teacher, one student that reads tokens, then each case on the same seeds and steps.
+"""Objectives compared on scenes: one teacher, one student to start from, each case on the same seeds and steps.
 
     python -m bench.scenes runs/scenes                  # trains what is missing, scores it, appends rows
     python -m bench.scenes runs/scenes --seeds 0 1 2 --cases ce ce+kl
 
-Teacher and the student that all start from are of seed 0, whatever the seed of a case: seeds vary the order of the data, dropout and
-which k a step reads. Every case is scored at k=1, and `CURVE` at every k. A killed run is gone on with.
+Teacher and the student that all start from are of seed 0, whatever the seed of a case: seeds vary the order of the data
+and which k a step reads. Every case is scored at k=1, and `CURVE` at every k. A killed run is gone on with.
 """
 
 from __future__ import annotations
