@@ -1,0 +1,141 @@
+"""Programs for rows, from the writer's replies to records with rationales."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mmkd.data.record_files import jsonl
+from mmkd.data.records import Record, Turn
+from mmkd.data.write_records import write_jsonl
+from mmkd.errors import DataError
+from mmkd.synthesis.programs.making.run import make_programs
+from mmkd.synthesis.programs.making.writing import source_in
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_right_programs_give_every_row_a_rationale_that_names_its_program(config, writer, rows, tmp_path):
+    made = make_programs(config(tmp_path / "out"))
+    found = jsonl(str(made.file))
+    assert [record.turns[1].text for record in found] == [row.turns[1].text for row in rows]
+    assert made.yields["all"] | {"reasons": 0} == {
+        "rows": 20, "ran": 20, "right": 20, "verified": 20, "texts": 20, "texts_verified": 20, "reasons": 0,
+    }  # fmt: skip
+    assert set(made.yields) == {row.task for row in rows} | {"all"}
+    for record, row in zip(found, rows, strict=True):
+        told = record.turns[1].rationale
+        assert told.endswith(f"So the answer is {row.turns[1].text}.")
+        assert record.turns[0].rationale is None
+        origin = record.provenance
+        assert (origin.parent, origin.engine, origin.model) == (row.id, "programs", "scripted")
+        assert (origin.verdict, origin.license, origin.seed) == ("verified", "MIT", 0)
+        assert origin.program.startswith("def answer(") and origin.trace[0]["grounded"]
+    verdicts = {(one["seeds"][0], one["verdict"]) for one in lines(tmp_path / "out" / "programs.jsonl")}
+    assert (0, "verified") in verdicts and (3, "refused") in verdicts
+    assert not any(verdict == "verified" for seed, verdict in verdicts if seed == 2)  # looked at nothing, or wrong
+
+
+def test_a_renamed_program_is_the_same_program(config, tmp_path):
+    make_programs(config(tmp_path / "out"))
+    seeds = {tuple(one["seeds"]) for one in lines(tmp_path / "out" / "programs.jsonl")}
+    assert seeds == {(0, 1), (2,), (3,), (4,)}
+
+
+def test_each_question_text_is_asked_of_the_writer_once_however_many_rows_have_it(config, writer, rows, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [*rows, *(replace(row, id=f"{row.id}/again") for row in rows)])
+    made = make_programs(config(tmp_path / "out", samples=2))
+    assert made.yields["all"]["rows"] == 40
+    assert len(writer.asked) == len(set(writer.asked)) == 2 * 20
+    make_programs(config(tmp_path / "out", samples=3))
+    assert len(writer.asked) == 3 * 20  # the third sample alone was new
+
+
+def test_yes_and_no_need_two_programs_and_rows_without_one_keep_their_answer_and_say_why(config, rows, tmp_path):
+    made = make_programs(config(tmp_path / "out", samples=1))
+    yes_no = [row for row in rows if row.turns[1].text in ("yes", "no")]
+    assert yes_no
+    assert made.yields["all"]["verified"] == len(rows) - len(yes_no)
+    bare = [record for record in jsonl(str(made.file)) if record.turns[1].rationale is None]
+    assert [record.provenance.parent for record in bare] == [row.id for row in yes_no]
+    rejected = lines(tmp_path / "out" / "rejected.jsonl")
+    assert {(one["id"], one["kind"]) for one in rejected} == {(f"{r.id}#0", "no second program agrees") for r in yes_no}
+
+
+def test_a_question_without_a_label_gets_its_programs_answer_from_one_greedy_sample(config, writer, rows, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [replace(row, turns=row.turns[:1]) for row in rows])
+    made = make_programs(config(tmp_path / "out"))
+    assert len(writer.asked) == 20
+    truth = {row.id: row.turns[1].text for row in rows}
+    found = jsonl(str(made.file))
+    assert len(found) == made.yields["all"]["verified"] > 15
+    assert all(record.turns[1].text == truth[record.provenance.parent] for record in found)
+
+
+def test_a_program_that_is_right_by_luck_on_one_picture_falls_by_the_others(config, rows, writer, tmp_path, make_scene):
+    from mmkd.data.scenes import records
+    from tests.synthesis.programs.making.scripted import ScriptedWriter
+
+    question = "how many circles are there?"
+    every = [(r, make_scene("train", n, 0)) for n, r in enumerate(records("train", 12, 0))]
+    counted = [
+        Record(r.id, [Turn("user", question), Turn("assistant", str(sum(t.shape == "circle" for t in s.things)))], r.images)
+        for r, s in every
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", counted)
+    replies = ["circle", "red shape"]  # the second one is right now and then
+    with ScriptedWriter(lambda _, seed: f"def answer(image):\n    return count(image, {replies[seed]!r})") as lucky:
+        endpoint = {"endpoint": {"url": lucky.url, "model": "lucky"}}
+        make_programs(config(tmp_path / "out", writer=endpoint, samples=2))
+    programs = lines(tmp_path / "out" / "programs.jsonl")
+    assert {one["verdict"] for one in programs if "circle" in one["program"]} == {"verified"}
+    reasons = {one["reason"] for one in programs if "red" in one["program"]}
+    assert reasons == {"wrong answer", "wrong on other pictures"}
+
+
+def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(config, rows, tmp_path):
+    from tests.synthesis.programs.making.scripted import ScriptedWriter
+
+    draft = lambda text, _: "There are 77 of them." if "how many" in text else "I looked, and it is so."  # noqa: E731
+    with ScriptedWriter(draft) as words:
+        wording = {"endpoint": {"url": words.url, "model": "words"}}
+        made = make_programs(config(tmp_path / "out", rationales=wording))
+        assert len(words.asked) == 20
+        make_programs(config(tmp_path / "out", rationales=wording))
+        assert len(words.asked) == 20
+    told = {record.turns[0].text: record.turns[1].rationale for record in jsonl(str(made.file))}
+    assert not any("77" in text for text in told.values())
+    assert {text for question, text in told.items() if "how many" not in question} == {"I looked, and it is so."}
+
+
+def test_broken_rows_are_set_aside_and_more_than_a_tenth_stop_the_run(config, rows, tmp_path):
+    many = [replace(row, id=f"{row.id}/{copy}") for copy in range(3) for row in rows]  # 60
+    broken = [replace(row, images=[b"no image"]) for row in many[:3]] + [replace(many[3], images=[])] + many[4:]
+    write_jsonl(tmp_path / "rows.jsonl", broken)
+    made = make_programs(config(tmp_path / "out", samples=2))
+    assert made.bad == 4 and made.yields["all"]["rows"] == 56
+    kinds = [one["kind"] for one in lines(tmp_path / "out" / "rejected.jsonl") if one["source"] == "data"]
+    assert sorted(kinds) == ["not one image"] + ["unreadable image"] * 3
+    write_jsonl(tmp_path / "rows.jsonl", [replace(row, images=[]) for row in many[:8]] + many[8:])
+    with pytest.raises(DataError, match="10%"):
+        make_programs(config(tmp_path / "out", samples=2))
+
+
+@pytest.mark.parametrize(
+    ("reply", "source"),
+    [
+        ("def answer(image):\n    return 1", "def answer(image):\n    return 1"),
+        ("Sure:\n```python\ndef answer(image):\n    return 1\n```\nmore", "def answer(image):\n    return 1"),
+        ("```\ndef answer(image):\n    return 1", "def answer(image):\n    return 1"),
+        ("Well.\ndef f(a):\n    return a\n\ndef answer(i):\n    return f(i)\nDone.", 
+         "def f(a):\n    return a\n\ndef answer(i):\n    return f(i)"),
+        ("no code", "no code"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_code_of_a_reply_is_found(reply, source):
+    assert source_in(reply) == source
