@@ -232,9 +232,9 @@ def run_programs(config: ConfigPath, overrides: Overrides = None) -> None:
     """Have a model write programs for the questions of records; those that hold give the records rationales."""
     from mmkd.config.load import load_as
     from mmkd.config.programs_schema import ProgramsConfig
-    from mmkd.synthesis.programs.making.run import make_programs
+    from mmkd.synthesis.programs.making.rounds import make_rounds
 
-    typer.echo(str(make_programs(load_as(config, overrides or [], ProgramsConfig))))
+    typer.echo(str(make_rounds(load_as(config, overrides or [], ProgramsConfig))))
 
 
 @programs.command("check")

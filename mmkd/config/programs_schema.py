@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmkd.config.schema import Section, SourceSection
 from mmkd.config.synthesis_schema import ModelSection, SamplingSection
@@ -15,6 +15,20 @@ class ToolsSection(Section):
     ocr: bool = Field(False, description="Read text with rapidocr.")
     query: ModelSection | None = Field(None, description="Who answers questions about parts of images; reads images.")
     knowledge: ModelSection | None = Field(None, description="Who answers questions without an image.")
+
+
+class TuneSection(Section):
+    """How the writer is tuned between rounds, always from its first weights."""
+
+    rounds: int = Field(1, ge=1, description="How often; the programs are written once more than that.")
+    steps: int = Field(200, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    lora_rank: int | None = Field(
+        None, ge=1, description="Train low-rank adapters, merged in the end; else all weights."
+    )
+    save_every: int = Field(50, ge=1, description="Steps; the most that a kill can lose.")
+    seed: int = Field(0, ge=0)
 
 
 class ProgramsConfig(Section):
@@ -32,11 +46,18 @@ class ProgramsConfig(Section):
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
     choices: list[str] = Field(["yes", "no"], description="Answers that could be guessed: two programs have to agree.")
     controls: int = Field(
-        4, ge=0, description="Other rows' pictures, beside a blank one, on which a right program may answer otherwise."
+        8, ge=0, description="Other rows' pictures, beside a blank one, on which a right program may answer otherwise."
     )
     right_elsewhere: float = Field(
         0.6, ge=0, le=1, description="Least share of the rows with the same question that a program has to get right."
     )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
+    tune: TuneSection | None = Field(None, description="Tune the writer on its verified programs and write again.")
     workers: int = Field(2, ge=1, description="Programs that run at once.")
     seed: int = Field(0, ge=0, description="Of the choice of control pictures.")
+
+    @model_validator(mode="after")
+    def tunable(self) -> ProgramsConfig:
+        if self.tune is not None and self.writer.language is None:
+            raise ValueError("tune needs a writer of this process: writer.language")
+        return self

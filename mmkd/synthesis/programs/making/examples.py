@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import yaml
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from mmkd.synthesis.programs.checker import ProgramError, check
 from mmkd.synthesis.programs.tools.registry import Toolset
@@ -30,7 +32,8 @@ def examples() -> tuple[int, tuple[Example, ...]]:
 
 
 class Nearest:
-    """Picks examples by cosine similarity of TF-IDF over words and pairs of words.
+    """Picks examples by the words and pairs of words that they share with a question, rare ones counting more: cosine
+    of binary TF-IDF.
 
     Args:
         tools: examples that need another tool are left out.
@@ -40,16 +43,23 @@ class Nearest:
     def __init__(self, tools: Toolset, count: int):
         self.version, every = examples()
         self.count, self.kept = count, [one for one in every if _runs(one, tools)]
-        self._vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True)
-        self._known = self._vectors.fit_transform([one.question for one in self.kept]) if self.kept else None
+        self._known = [_terms(one.question) for one in self.kept]
+        self._frequency = Counter(term for terms in self._known for term in terms)
 
     def __call__(self, question: str) -> list[Example]:
         """The most alike last, next to the question; of equals, those that stand first in the file."""
-        if self._known is None or not self.count:
-            return []
-        likeness = (self._known @ self._vectors.transform([question]).T).toarray()[:, 0]
-        nearest = np.argsort(-likeness, kind="stable")[: self.count]
+        asked = _terms(question)
+        likeness = [self._mass(asked & known) / math.sqrt(self._mass(known)) for known in self._known]
+        nearest = sorted(range(len(self.kept)), key=lambda place: -likeness[place])[: self.count]
         return [self.kept[place] for place in reversed(nearest)]
+
+    def _mass(self, terms: set[str]) -> float:
+        return sum(math.log((1 + len(self.kept)) / self._frequency[term]) ** 2 for term in terms)
+
+
+def _terms(question: str) -> set[str]:
+    words = re.findall(r"\w+", question.lower())
+    return {*words, *(f"{one} {other}" for one, other in pairwise(words))}
 
 
 def _runs(example: Example, tools: Toolset) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -37,10 +38,8 @@ class Ledger:
         place = 0
         with file.open("rb") as lines:
             for line in lines:
-                try:
+                with suppress(ValueError, KeyError, TypeError):
                     self._places[json.loads(line)["key"]] = (place, len(line))
-                except (ValueError, KeyError, TypeError):
-                    pass
                 place += len(line)
 
     def __contains__(self, key: str) -> bool:

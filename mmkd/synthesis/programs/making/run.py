@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from rich.progress import track
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
-from mmkd.data.write_records import write_jsonl
+from mmkd.data.write_records import write_jsonl, write_whole
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
@@ -28,9 +28,10 @@ from mmkd.synthesis.programs.making.trying import Trials, best, farthest
 from mmkd.synthesis.programs.making.writing import Candidate, Prompts, Writer, distinct
 from mmkd.synthesis.programs.making.yields import Yields
 from mmkd.synthesis.programs.monty import MontyExecutor
+from mmkd.synthesis.programs.reasons import Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
 from mmkd.synthesis.progress import shown
-from mmkd.synthesis.requests import Sampling
+from mmkd.synthesis.requests import Sampling, digest
 from mmkd.synthesis.rows import open_rows, usable
 
 
@@ -52,10 +53,11 @@ class Made:
         return text + (f" · {self.bad:,} rows set aside" if self.bad else "")
 
 
-def make_programs(config: ProgramsConfig) -> Made:
+def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
     """Write OUT/records.jsonl, one record a question, with a rationale where a program holds.
 
-    Beside it: programs.jsonl, every program on every image with verdict, reason and trace; yield.json; rejected.jsonl,
+    Beside it: programs.jsonl, every program on every image with verdict, reason and trace; writer.jsonl, chats that
+    teach a writer the programs that held; yield.json; rejected.jsonl,
     rows that cannot be used and questions without a verified program, with the reason. Killed at any moment, the same
     command goes on: no model is asked twice, no finished question is tried twice, and the same records come out.
 
@@ -82,10 +84,11 @@ def make_programs(config: ProgramsConfig) -> Made:
         if config.rationales is not None:
             teller = Teller(stack.enter_context(open_asker(config.rationales, out / "told")))
             told(teller, trials, items)
-        result = Results(config, records, trials, teller, sampled, prompts)
+        result = Results(config, records, trials, teller, sampled, prompts, round)
         write_jsonl(out / "records.jsonl", result.records(items, log))
-        _write_lines(out / "programs.jsonl", result.programs(items))
-    _write_whole(out / "yield.json", json.dumps(result.yields.to_dict(), indent=2) + "\n")
+        write_whole(out / "programs.jsonl", result.programs(items))
+        write_jsonl(out / "writer.jsonl", result.lessons(items))
+    write_whole(out / "yield.json", [json.dumps(result.yields.to_dict(), indent=2), "\n"])
     Console(stderr=True).print(result.yields.table())
     return Made(out / "records.jsonl", result.yields.to_dict(), log.bad)
 
@@ -135,7 +138,9 @@ class Results:
         teller: Teller,
         sampled: Sampled,
         prompts: Prompts,
+        round: int | None,
     ):
+        self.round = round
         self.config, self.sources, self.trials, self.teller = config, sources, trials, teller
         self.sampled, self.prompts, self.yields = sampled, prompts, Yields()
 
@@ -150,11 +155,12 @@ class Results:
             if chosen is not None or item.label is not None:
                 yield self._record(item, chosen)
 
-    def programs(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    def programs(self, items: Iterable[Item]) -> Iterator[str]:
+        """Lines of programs.jsonl."""
         for item in items:
             for one, outcome in self.trials.outcomes(item):
                 source = one.program.source if one.program else one.source
-                yield {
+                row = {
                     "id": item.id,
                     "task": item.task,
                     "question": item.question,
@@ -168,6 +174,33 @@ class Results:
                     "message": outcome.message,
                     "trace": _trace(outcome),
                 }
+                yield json.dumps(row, ensure_ascii=False) + "\n"
+
+    def lessons(self, items: Iterable[Item]) -> Iterator[Record]:
+        """Chats without images from which a writer learns: each question's prompt and the program that held most."""
+        held: dict[str, Counter[str]] = defaultdict(Counter)
+        tasks: dict[str, str] = {}
+        for item in items:
+            if (chosen := best(self.trials.outcomes(item))) is not None:
+                held[item.question][chosen[0].key] += 1
+                tasks[item.question] = item.task
+        for question, keys in held.items():
+            key = keys.most_common(1)[0][0]
+            one = next(one for one in self.sampled.candidates[question] if one.key == key)
+            assert one.program is not None  # verified
+            turns = [*self.prompts.turns(question), Turn("assistant", one.program.source)]
+            yield Record(digest(question), turns, [], tasks[question], "programs", self._origin(question, one))
+
+    def _origin(self, question: str, one: Candidate) -> Provenance:
+        return Provenance(
+            engine="programs",
+            round=self.round,
+            model=self.sampled.model,
+            prompt_hash=self.prompts.hash(question),
+            seed=one.seeds[0],
+            license=self.sampled.license,
+            verdict=str(Verdict.VERIFIED),
+        )
 
     def _why(self, item: Item, outcomes: list[tuple[Candidate, Outcome]]) -> BadRow:
         last = farthest(outcomes)
@@ -177,20 +210,19 @@ class Results:
 
     def _record(self, item: Item, chosen: tuple[Candidate, Outcome] | None) -> Record:
         source = self.sources[item.row]
-        provenance = Provenance(parent=source.id, engine="programs", license=source.provenance.license)
+        provenance = Provenance(
+            parent=source.id, engine="programs", round=self.round, license=source.provenance.license
+        )
         answer, rationale = item.label or "", None
         if chosen is not None:
             one, outcome = chosen
             answer, rationale = item.label or as_text(outcome.answer), self.teller.text(item, outcome)
             assert one.program is not None  # verified
             provenance = replace(
-                provenance,
-                model=self.sampled.model,
-                prompt_hash=self.prompts.hash(item.question),
-                seed=one.seeds[0],
+                self._origin(item.question, one),
+                parent=source.id,
                 license=both(source.provenance.license, self.sampled.license),
                 program=one.program.source,
-                verdict=str(outcome.verdict),
                 trace=_trace(outcome),
             )
         turns = [Turn("user", item.question), Turn("assistant", answer, rationale)]
@@ -205,17 +237,3 @@ def _trace(outcome: Outcome) -> list[dict[str, Any]]:
 def _bar(steps: Iterable[None], title: str, total: int) -> Iterable[None]:
     console = Console(stderr=True)
     return track(steps, title, total, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +13,7 @@ from functools import cached_property
 from PIL import Image
 
 from mmkd.config.programs_schema import ProgramsConfig
-from mmkd.data.feature_store import image_key
-from mmkd.data.images import open_image
+from mmkd.data.images import open_image, read_image
 from mmkd.data.records import Record
 from mmkd.synthesis.programs.making.items import Item
 from mmkd.synthesis.programs.making.ledger import Ledger
@@ -75,7 +75,7 @@ class Trials:
             {
                 "question": item.question,
                 "label": item.label,
-                "images": [image_key(self.records[row].images[0]) for row in images],
+                "images": [hashlib.sha256(read_image(self.records[row].images[0])).hexdigest() for row in images],
                 "programs": [one.program.source if one.program else one.source for one in self._of(item)],
                 **self.setting,
             }

@@ -1,4 +1,4 @@
-"""A scripted writer whose programs are right, right otherwise, lucky, wrong and no Python, and rows that it is asked of."""
+"""A scripted writer of programs that are right, right in another way, lucky, and no Python; and rows to ask about."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from tests.synthesis.programs.making.scripted import ScriptedWriter
 def reply(question: str, seed: int) -> str:
     right = program_for(question)
     other = right.replace("return ", "found = ").rstrip() + "\n    return found\n"
-    lucky = f'def answer(image):\n    return {"yes" if question.startswith("is") else "1"!r}\n'
-    return [right, f"Here it is:\n```python\n{right.replace('image', 'picture')}```\nBye", lucky, "return (", other][seed]
+    lucky = f"def answer(image):\n    return {'yes' if question.startswith('is') else '1'!r}\n"
+    return [right, f"Here it is:\n```python\n{right.replace('image', 'picture')}```\nBye", lucky, "return (", other][
+        seed
+    ]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at any moment and started again: the same records, and no reply that was kept is asked for again."""
+"""Killed with SIGKILL at any moment and started again: the same records, and no kept reply is asked for again."""
 
 from __future__ import annotations
 
