@@ -58,7 +58,8 @@ def cache_teacher(
         require_one_tokenizer(section.model_copy(update={"kind": "live"}), student.tokenizer, ["mmkd cache"])
         sources = [open_source(source, at=f"data.mixture[{i}]") for i, source in enumerate(config.data.mixture)]
         names = [f"data.mixture[{i}] {source.source}" for i, source in enumerate(config.data.mixture)]
-        batches = TeacherBatches(sources, names, student, teacher, config.data.max_length, folder / "rejected.jsonl")
+        rejected, rationales = folder / "rejected.jsonl", config.data.rationales
+        batches = TeacherBatches(sources, names, student, teacher, config.data.max_length, rejected, rationales)
         if estimate_only:
             if rank == 0:
                 manifest = _manifest(config, section, settings, student, teacher, len(batches), shard_rows)
