@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
+from mmkd.config.load import load_as
+from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record, Turn
 from mmkd.data.write_records import write_jsonl
-from mmkd.errors import DataError
+from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.programs.making.run import make_programs
 from mmkd.synthesis.programs.making.writing import source_in
 
@@ -164,3 +167,12 @@ def test_a_writer_is_taught_by_each_questions_prompt_and_the_program_that_held(c
         assert lesson.images == []
     asked = {lesson.turns[-2].text.removeprefix("Question: ") for lesson in lessons}
     assert asked <= {row.turns[0].text for row in rows}
+
+
+def test_the_config_of_the_page_is_a_config(root, tmp_path):
+    page = (root / "docs" / "programs.md").read_text()
+    (tmp_path / "programs.yaml").write_text(re.search(r"```yaml\n(# programs.yaml\n.*?)```", page, re.DOTALL)[1])
+    config = load_as(tmp_path / "programs.yaml", ["tune.rounds=2"], ProgramsConfig)
+    assert config.tune.rounds == 2
+    with pytest.raises(ConfigError, match="writer.language"):
+        load_as(tmp_path / "programs.yaml", ["tune.rounds=2", "writer={vlm: {model: x}}"], ProgramsConfig)
