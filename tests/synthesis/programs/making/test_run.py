@@ -7,13 +7,14 @@ import re
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from mmkd.config.load import load_as
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record, Turn
 from mmkd.data.write_records import write_jsonl
-from mmkd.errors import ConfigError, DataError
+from mmkd.errors import DataError
 from mmkd.synthesis.programs.making.run import make_programs
 from mmkd.synthesis.programs.making.writing import source_in
 
@@ -174,5 +175,6 @@ def test_the_config_of_the_page_is_a_config(root, tmp_path):
     (tmp_path / "programs.yaml").write_text(re.search(r"```yaml\n(# programs.yaml\n.*?)```", page, re.DOTALL)[1])
     config = load_as(tmp_path / "programs.yaml", ["tune.rounds=2"], ProgramsConfig)
     assert config.tune.rounds == 2
-    with pytest.raises(ConfigError, match="writer.language"):
-        load_as(tmp_path / "programs.yaml", ["tune.rounds=2", "writer={vlm: {model: x}}"], ProgramsConfig)
+    served = {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "x"}}
+    with pytest.raises(ValidationError, match="needs a writer of this process"):
+        ProgramsConfig.model_validate(config.model_dump() | {"writer": served})
