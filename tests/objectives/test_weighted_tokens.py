@@ -34,9 +34,9 @@ def naive(token_losses_):  # [N]; the mean over answers of CE(answer) + lambda C
 def test_each_view_counts_by_its_mean_in_value_and_gradient(chunk):
     (hidden, head), (other, other_head) = side(D_S, V), side(D_T, V, seed=1)
     y = random_targets()
-    weights = torch.cat([torch.full((end - first,), share / (end - first)) for first, end, share in VIEWS]).double()
+    shares = [torch.full((end - first,), share / (end - first), dtype=torch.float64) for first, end, share in VIEWS]
     # As the trainer hands them over: normalised by tokens, so scaled by tokens over answers.
-    step = replace(batch(y, normalizer=float(N)), weights=weights * N / ANSWERS)
+    step = replace(batch(y, normalizer=float(N)), weights=torch.cat(shares) * N / ANSWERS)
     terms = [(CrossEntropy(chunk=chunk), 1.0), (ForwardKL(temperature=2.0, chunk=chunk), 0.7)]
     found = token_losses(terms, outputs(hidden, head), outputs(other, other_head), step)
     zs, zt = hidden @ head.weight.T, (other @ other_head.weight.T).detach()
