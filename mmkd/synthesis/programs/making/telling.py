@@ -15,8 +15,10 @@ MOST_TOKENS = 160
 
 
 class Teller:
-    """Args:
-    asker: who words them; None takes the template alone.
+    """Words for verified outcomes.
+
+    Args:
+        asker: who words them; None takes the template alone.
     """
 
     def __init__(self, asker: Asker | None):

@@ -27,8 +27,11 @@ AHEAD = 64  # items that are tried before their outcomes are written
 
 
 class Trials:
-    """Args:
-    candidates: of each question; troubles: of the back ends, see `seeing`.
+    """All that is tried for a job's items; `run` does what the ledger does not hold, the rest reads it.
+
+    Args:
+        items: questions; records: by whose rows they go.
+        candidates: of each question; troubles: of the back ends, see `seeing`.
     """
 
     def __init__(
