@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mmkd.errors import ConfigError, MmkdError
 
@@ -25,7 +26,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-programs = typer.Typer(help="Programs over vision tools: run them safely, keep the verified.", no_args_is_help=True)
+
+class RunsByDefault(TyperGroup):
+    """A group in which anything that is no command of it, nor an option, is a CONFIG for `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+programs = typer.Typer(
+    help="Programs over vision tools: sampled, run safely, verified. mmkd programs CONFIG is programs run CONFIG.",
+    cls=RunsByDefault,
+    no_args_is_help=True,
+)
 app.add_typer(programs, name="programs")
 
 ConfigPath = Annotated[
@@ -238,6 +253,16 @@ def demo(
     from mmkd.demo import demo as run_demo
 
     run_demo(full=full, seed=seed, out=out)
+
+
+@programs.command("run")
+def run_programs(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Have a model write programs for the questions of records; those that hold give the records rationales."""
+    from mmkd.config.load import load_as
+    from mmkd.config.programs_schema import ProgramsConfig
+    from mmkd.synthesis.programs.making.rounds import make_rounds
+
+    typer.echo(str(make_rounds(load_as(config, overrides or [], ProgramsConfig))))
 
 
 @programs.command("check")

@@ -125,11 +125,23 @@ class ObjectiveSection(OpenSection):
     weight: float = 1.0
 
 
+class RationalesSection(Section):
+    """Train on the rationales of records beside their answers."""
+
+    mode: Literal["separate", "answer_first", "rationale_first"] = Field(
+        "separate", description="Two chats a row; or one, in which the rationale follows, or stands before, the answer."
+    )
+    weight: float = Field(1.0, ge=0, description="lambda, of a rationale's mean loss beside an answer's.")
+
+
 class DataSection(Section):
     mixture: list[SourceSection] = Field(min_length=1)
     max_length: int = Field(2048, ge=8, description="Tokens of a row, image tokens included.")
     packing: bool = Field(False, description="Put several samples in one row, isolated from each other.")
     images_per_row: int = Field(8, ge=1, description="Most images in one packed row.")
+    rationales: RationalesSection | None = Field(
+        None, description="Train on rationales too; answers and rationales then each count by their own mean loss."
+    )
     cache_features: bool = Field(False, description="Compute a frozen tower's features once and keep them on disk.")
     workers: int = Field(0, ge=0)
 

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmkd.config.schema import RationalesSection
 from mmkd.data.feature_store import image_key
 from mmkd.data.images import open_image
 from mmkd.data.packing import pack
+from mmkd.data.rationales import token_weights, views
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
-from mmkd.data.samples import Sample, images_of, spans_of, texts_of
+from mmkd.data.samples import Sample, images_of, spans_of, texts_of, weights_of
 from mmkd.data.teacher_rows import TeacherRows, row_key, stacked
 from mmkd.data.teacher_side import Encoded, TeacherSide
 from mmkd.errors import ConfigError
@@ -50,6 +52,7 @@ class Collator:
         feature_store: gives tower features by image key, in place of pixels.
         teacher: how a teacher that sees or reads otherwise than the student does so.
         teacher_rows: a cached teacher, which has to know every record.
+        rationales: train on rationales too; a record may then become two samples.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class Collator:
         feature_store: Features | None = None,
         teacher: TeacherSide | None = None,
         teacher_rows: TeacherRows | None = None,
+        rationales: RationalesSection | None = None,
     ):
+        self.rationales = rationales
         self.processor, self.max_length = processor, max_length
         self.packing, self.images_per_row = packing, images_per_row
         self.feature_store = feature_store
@@ -77,13 +82,25 @@ class Collator:
     # --- one record ------------------------------------------------------------------------------------------------
 
     def prepare(self, record: Record) -> Sample:
-        """Tokens and tensors of one record.
+        """Tokens and tensors of one record, of its rationales as the sample's twin.
 
         Raises: BadRow for wrong roles, an empty answer, an unreadable image, answers that two sides do not align, or a
             length over `max_length` even with its first question alone; ConfigError where the chat template cannot tell
             who speaks; DataError where the cached teacher does not know the record.
         """
         check_turns(record.turns)
+        if self.rationales is None:
+            return self._sample(record, record.turns)
+        samples = []
+        for view in views(record.turns, self.rationales.mode):
+            check_turns(view.turns)
+            sample = self._sample(record, view.turns)
+            sample.weights, sample.answers = token_weights(sample.answer, view.kinds, self.rationales.weight)
+            samples.append(sample)
+        samples[0].twin = samples[1] if len(samples) > 1 else None
+        return samples[0]
+
+    def _sample(self, record: Record, turns: list[Turn]) -> Sample:
         if self.packing and len(record.images) > self.images_per_row:
             raise BadRow(
                 f"{len(record.images)} images; data.images_per_row is {self.images_per_row}. Raise it.",
@@ -96,7 +113,7 @@ class Collator:
             1 + sum(1 + side.image_token_count(count) for count in tiles)
             for side, (_, tiles) in zip(self._sides, images, strict=True)
         ]
-        texts, dropped = self._fitting(record.turns, vision)
+        texts, dropped = self._fitting(turns, vision)
         for _, answer in texts:
             answer[:1] = [0]  # no text stands before the first token to predict it from
         if not all(any(answer) for _, answer in texts):
@@ -180,17 +197,21 @@ class Collator:
             teacher, what one reads otherwise: images, where it processes them otherwise; where it reads tokens of its
             own, the text tensors of those, and spans [S, 3], see `samples.spans_of`;
             teacher_rows, of a cached teacher: its tensors of the N answer tokens in that order, see
-            `teacher_rows.stacked`.
+            `teacher_rows.stacked`; with rationales, each sample is followed by its twin, and there are
+            loss_weights [R, T] and loss_answers, see `samples.weights_of`.
 
         A batch without any image gets one dummy of zeros on row -1: every rank then runs tower and projector, without
         which ranks under ZeRO wait for each other for ever.
         """
+        samples = [one for sample in samples for one in (sample, sample.twin) if one is not None]
         rows = [[number] for number in range(len(samples))]
         if self.packing:
             lengths, counts = [s.length for s in samples], [len(s.tiles) for s in samples]
             rows = pack(lengths, counts, self.max_length, self.images_per_row)
         packed = [[samples[number] for number in row] for row in rows]
         batch: dict[str, Any] = texts_of(packed, self.processor.tokenizer.pad_token_id)
+        if self.rationales is not None:
+            batch |= weights_of(packed, batch["input_ids"].shape[1])
         name = "pixel_values" if self.feature_store is None else "image_features"
         batch |= images_of(packed, name, self._blank)
         if self.teacher is not None:

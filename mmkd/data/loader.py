@@ -106,7 +106,14 @@ def build_loader(
     mixture = Mixture(sources, [section.weight for section in data.mixture], seed)
     names = [f"data.mixture[{i}] {section.source}" for i, section in enumerate(data.mixture)]
     collator = Collator(
-        processor, data.max_length, data.packing, data.images_per_row, feature_store, teacher, teacher_rows
+        processor,
+        data.max_length,
+        data.packing,
+        data.images_per_row,
+        feature_store,
+        teacher,
+        teacher_rows,
+        data.rationales,
     )
     sampler = StepSampler(batch_size, micro_batch_size, rank, world_size, start_step)
     return batch_loader(MicroBatches(mixture, names, collator, RejectedLog(rejected)), sampler, data.workers)

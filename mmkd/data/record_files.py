@@ -136,13 +136,13 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
     try:
         return Record(
             id=str(row["id"]),
-            turns=[Turn(turn["role"], turn["text"]) for turn in row["turns"]],
+            turns=[Turn(turn["role"], turn["text"], turn.get("rationale")) for turn in row["turns"]],
             images=[_image(image, place, folder) for image in row.get("images") or []],
             task=row.get("task") or "",
             source=row.get("source") or "",
             provenance=Provenance(**(row.get("provenance") or {})),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadRow(f"{place}: not a record ({error!r}); it needs id and turns of role and text.") from error
 
 

@@ -10,15 +10,25 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass
 class Turn:
-    """One message. Images are not placed inside turns: all images of a record stand before its first turn."""
+    """One message. Images are not placed inside turns: all images of a record stand before its first turn.
+
+    Attributes:
+        rationale: why the answer of an assistant turn is so; None where nobody showed it.
+    """
 
     role: Role
     text: str
+    rationale: str | None = None
 
 
 @dataclass
 class Provenance:
-    """Where a record came from; written by every engine, kept through mixing and release."""
+    """Where a record came from; written by every engine, kept through mixing and release.
+
+    Attributes:
+        program: the source of the visual program that gave the rationale; verdict: the verifier's, with its reason.
+        trace: what the program's tools were asked and answered, one object a call.
+    """
 
     parent: str | None = None
     engine: str | None = None
@@ -27,6 +37,9 @@ class Provenance:
     prompt_hash: str | None = None
     seed: int | None = None
     license: str | None = None
+    program: str | None = None
+    verdict: str | None = None
+    trace: list[dict[str, Any]] | None = None
 
 
 @dataclass

@@ -24,6 +24,8 @@ class Sample:
         teacher: the record as a teacher with tokens of its own reads it; its images are None where both sides share
             them. spans: see `TeacherSide.spans`.
         teacher_rows: what a cached teacher knows of its answer tokens.
+        weights: what the loss of each token counts, where answers and rationales are weighed; answers: how many it has.
+        twin: the row's rationales as a sample of their own.
     """
 
     id: str
@@ -36,6 +38,9 @@ class Sample:
     teacher: Sample | None = None
     spans: list[tuple[int, int, bool]] = field(default_factory=list)
     teacher_rows: Rows | None = None
+    weights: list[float] = field(default_factory=list)
+    answers: int = 0
+    twin: Sample | None = None
 
 
 def texts_of(packed: list[list[Sample]], pad: int) -> dict[str, Tensor]:
@@ -62,6 +67,15 @@ def texts_of(packed: list[list[Sample]], pad: int) -> dict[str, Tensor]:
         # Padding belongs to the last sample, so that no row has a segment of its own for it.
         batch["segment_ids"][row, start:] = len(members) - 1
     return batch
+
+
+def weights_of(packed: list[list[Sample]], length: int) -> dict[str, Tensor]:
+    """`loss_weights` [R, length], laid out as `texts_of` lays out tokens; `loss_answers` [], answers of the batch."""
+    weights = torch.zeros(len(packed), length)
+    for row, members in enumerate(packed):
+        together = [weight for sample in members for weight in sample.weights]
+        weights[row, : len(together)] = torch.tensor(together)
+    return {"loss_weights": weights, "loss_answers": torch.tensor(sum(s.answers for row in packed for s in row))}
 
 
 def images_of(packed: list[list[Sample]], name: str, blank: Callable[[], Tensor]) -> dict[str, Tensor]:

@@ -109,6 +109,7 @@ def records(
     questions: int = 10,
     size: int | None = None,
     described: bool = False,
+    single: bool = False,
 ) -> list[Record]:
     """`count` scenes as records, the picture as PNG bytes.
 
@@ -117,13 +118,14 @@ def records(
 
     Args:
         described: one record per scene, of two turns, instead: the colour, then the shape of every cell.
+        single: one record per question in every split.
     """
     found = []
     for one in scenes(split, count, seed, grid, questions, size):
         png, origin = one.png(), Provenance(parent="easyvqa", engine="scenes", seed=seed, license="MIT")
         if described:
             found.append(Record(f"{one.id}/description", _described(one), [png], "description", "scenes", origin))
-        elif split == "test":
+        elif single or split == "test":
             for number, question in enumerate(one.questions):
                 turns = _turns((question,))
                 found.append(Record(f"{one.id}/{number}", turns, [png], question.type, "scenes", origin))

@@ -30,6 +30,14 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
+def write_whole(path: Path, pieces: Iterable[str]) -> None:
+    """Write text, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
+    os.replace(partial, path)
+
+
 def _image(image: str | bytes, folder: Path) -> str:
     if isinstance(image, bytes):
         return "data:application/octet-stream;base64," + base64.b64encode(image).decode()

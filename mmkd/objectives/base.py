@@ -113,6 +113,7 @@ class AnswerBatch:
         head_calls: how often each head is called for this batch, None for as often as it needs. Under ZeRO-3 a call is
             a collective: all ranks must take the same number, the largest `len(chunked.split_sizes(N, chunk))`.
         spans: how the answers meet those of a teacher that reads tokens of its own.
+        weights: [N] by which token losses are multiplied before they are summed, or None.
     """
 
     answer_ids: Tensor
@@ -123,6 +124,7 @@ class AnswerBatch:
     normalizer: Tensor | float
     head_calls: int | None = None
     spans: Spans | None = None
+    weights: Tensor | None = None
 
 
 class Ratio(NamedTuple):

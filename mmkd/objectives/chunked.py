@@ -27,6 +27,7 @@ class ChunkLogits:
     Attributes:
         student: [n, V_s]; teacher: [n, V_t], without gradient, or what a cache kept of it, or None.
         targets: [n] next-token ids.
+        weights: [n] of the tokens, or None.
         shared: ids below this exist on both sides; rows of padding and tokens that one side alone has lie above.
     """
 
@@ -36,8 +37,10 @@ class ChunkLogits:
         teacher: Tensor | SparseTargets | None,
         targets: Tensor,
         vocabulary: int | None = None,
+        weights: Tensor | None = None,
     ):
         self.student = student
+        self.weights = weights
         self.teacher = teacher
         self.targets = targets
         widths = [student.shape[-1]]
@@ -106,6 +109,7 @@ def sum_over_chunks(
     chunk: int = 512,
     calls: int | None = None,
     vocabulary: int | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum `function(logits) -> (losses [m], numbers [r])` over chunks of answer tokens.
 
@@ -115,15 +119,18 @@ def sum_over_chunks(
         sparse_teacher: N rows of a cache, in place of the teacher's hidden states and head.
         chunk, calls: see `split_sizes`.
         vocabulary: real token ids lie below this on both sides.
+        weights: [N], handed to `function`.
 
     Returns: losses [m] and numbers [r] over all N tokens. Tied to `student_hidden` also where N = 0.
     """
 
-    def run(hidden: Tensor, other: Tensor | SparseTargets | None, target: Tensor) -> tuple[Tensor, Tensor]:
+    def run(
+        hidden: Tensor, other: Tensor | SparseTargets | None, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         logits = student_head(hidden)  # [n, V_s]
         with torch.no_grad():
             teacher = teacher_head(other) if isinstance(other, Tensor) and teacher_head is not None else other
-        losses, numbers = function(ChunkLogits(logits, teacher, target, vocabulary))
+        losses, numbers = function(ChunkLogits(logits, teacher, target, vocabulary, weight))
         return losses, numbers.detach()
 
     sizes = split_sizes(len(targets), chunk, calls)
@@ -132,7 +139,8 @@ def sum_over_chunks(
         others = teacher_hidden.detach().split(sizes)
     elif sparse_teacher is not None:
         others = sparse_teacher.split(sizes)
-    pieces = list(zip(student_hidden.split(sizes), others, targets.split(sizes), strict=True))
+    shares: Sequence[Tensor | None] = [None] * len(sizes) if weights is None else weights.split(sizes)
+    pieces = list(zip(student_hidden.split(sizes), others, targets.split(sizes), shares, strict=True))
     results = []
     for index, piece in enumerate(pieces):
         if torch.is_grad_enabled() and index + 1 < len(pieces):

@@ -87,8 +87,12 @@ def token_losses(
     dense = other if isinstance(other, Outputs) else None
 
     def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
-        sums = torch.stack([objective.token_loss(logits).sum() for objective, _ in terms])
-        return sums, report_numbers(logits)
+        losses = [objective.token_loss(logits) for objective, _ in terms]
+        sums = plain = torch.stack([loss.sum() for loss in losses])
+        if logits.weights is not None:
+            sums = torch.stack([(loss * logits.weights).sum() for loss in losses])
+        numbers = report_numbers(logits)
+        return sums, torch.cat([numbers, plain.detach().to(numbers.dtype)])
 
     sums, numbers = sum_over_chunks(
         function,
@@ -101,11 +105,11 @@ def token_losses(
         chunk=smallest_chunk([objective for objective, _ in terms]),
         calls=batch.head_calls,
         vocabulary=_narrowest(student.vocabulary, other.vocabulary if other else None),
+        weights=batch.weights,
     )
+    numbers, plain = numbers.tensor_split([len(numbers) - len(terms)])
     weights = sums.new_tensor([weight for _, weight in terms])
-    return Losses(
-        (sums * weights).sum() / batch.normalizer, _report(terms, sums.detach(), numbers, len(batch.answer_ids))
-    )
+    return Losses((sums * weights).sum() / batch.normalizer, _report(terms, plain, numbers, len(batch.answer_ids)))
 
 
 def smallest_chunk(objectives: Sequence[TokenLoss]) -> int:

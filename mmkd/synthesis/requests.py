@@ -78,7 +78,7 @@ class Request:
         Raises: DataError where an image cannot be read.
         """
         return {
-            "turns": [asdict(turn) for turn in self.turns],
+            "turns": [{"role": turn.role, "text": turn.text} for turn in self.turns],
             "images": [hashlib.sha256(read_image(image)).hexdigest() for image in self.images],
             "sampling": self.sampling.content(),
             "schema": self.schema.model_json_schema() if self.schema else None,

@@ -88,7 +88,7 @@ class Store:
         self.journal = self.folder / "journal.jsonl"
         self._file = os.open(self.journal, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self._lock = threading.RLock()
-        self._size, self._synced = _whole_lines(self._file), time.monotonic()
+        self._size, self._synced = whole_lines(self._file), time.monotonic()
         self.broken = 0
         self._index = Index(self.folder / "index.sqlite")
         self._catch_up()
@@ -186,7 +186,7 @@ class Store:
         self._index.commit()
 
 
-def _whole_lines(file: int) -> int:
+def whole_lines(file: int) -> int:
     """Bytes up to the last newline; what stands behind it was torn by a kill, and is cut away."""
     size = end = os.fstat(file).st_size
     while end:

@@ -37,6 +37,7 @@ def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> Ans
         normalizer=batch["normalizer"],
         head_calls=batch.get("head_calls"),
         spans=spans,
+        weights=batch["loss_weights"][rows, positions + 1] if "loss_weights" in batch else None,
     )
 
 

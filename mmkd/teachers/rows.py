@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from mmkd.config.schema import RationalesSection
 from mmkd.data.collate import Collator
 from mmkd.data.hub import Stream
 from mmkd.data.images import open_image
@@ -22,12 +23,13 @@ from mmkd.models.processing_mmkd import MmkdProcessor
 class TeacherBatches(Dataset[Any]):
     """Batches of rows by their numbers, counted through all sources. Text is the student's, pixels are the teacher's.
 
-    A batch has `keys`, one for each of its rows, beside the collator's tensors; it is None where no row can be used.
+    A batch has `keys`, one for each of its samples, beside the collator's tensors; it is None where no row can be used.
 
     Args:
         sources: not streams, whose rows have no numbers.
         names: of the sources, for messages.
         student, teacher: processors.
+        rationales: as data.rationales; a row may then be two samples.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class TeacherBatches(Dataset[Any]):
         teacher: MmkdProcessor,
         max_length: int,
         rejected: Path,
+        rationales: RationalesSection | None = None,
     ):
         if any(isinstance(source, Stream) for source in sources):
             raise ConfigError("mmkd cache needs all rows beforehand; switch streaming off in data.mixture.")
         self.sources, self.names = list(sources), list(names)
-        self.reader, self.viewer = Collator(student, max_length), Collator(teacher, max_length)
+        self.reader = Collator(student, max_length, rationales=rationales)
+        self.viewer = Collator(teacher, max_length)
         self.own_pixels = student.fingerprint != teacher.fingerprint
         self.rejected = RejectedLog(rejected)
 
@@ -66,13 +70,16 @@ class TeacherBatches(Dataset[Any]):
                 sample = self.reader.prepare(record)
                 if self.own_pixels and record.images:
                     pixels, tiles = self.viewer.processor.image_tensors([open_image(image) for image in record.images])
-                    sample = replace(sample, images=pixels, tiles=tiles)
+                    twin = sample.twin and replace(sample.twin, images=pixels, tiles=tiles)
+                    sample = replace(sample, images=pixels, tiles=tiles, twin=twin)
             except BadRow as error:
                 self.rejected.reject(self.names[source], row, record_id, error)
                 continue
             self.rejected.good()
-            keys.append(row_key(record.images, sample.ids, sample.answer))
-            samples.append(sample)
+            for one in (sample, sample.twin):
+                if one is not None:
+                    keys.append(row_key(record.images, one.ids, one.answer))
+                    samples.append(replace(one, twin=None))
         return self.viewer.collate(samples) | {"keys": keys} if samples else None
 
     def _place(self, number: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from mmkd.compose import compose_processor
-from mmkd.config.schema import Config, SourceSection, TeacherSection
+from mmkd.config.schema import Config, RationalesSection, SourceSection, TeacherSection
 from mmkd.data.rejected import summary
 from mmkd.data.sources import open_source
 from mmkd.errors import ConfigError
@@ -62,7 +62,7 @@ def cache_teacher(
         require_one_tokenizer(section.model_copy(update={"kind": "live"}), student.tokenizer, ["mmkd cache"])
         wanted = _manifest(config, section, settings, student, teacher, shard_rows) if rank == 0 else None
         job = _Job(config, section, student, teacher, batch_size, rank, world, estimate_only, say)
-        job.fill(folder, wanted, "data.mixture", config.data.mixture)
+        job.fill(folder, wanted, "data.mixture", config.data.mixture, config.data.rationales)
         if section.validation:
             if wanted is not None:
                 there = validation_identity(section.validation, config.data.max_length)
@@ -94,7 +94,14 @@ class _Job:
         dtype = torch.bfloat16 if self.config.training.precision == "bf16" else torch.float32
         return LiveTeacher(str(self.section.model), dtype, self.config.student.attention, device, self.section.quantize)
 
-    def fill(self, folder: Path, wanted: Manifest | None, at: str, mixture: Sequence[SourceSection]) -> None:
+    def fill(
+        self,
+        folder: Path,
+        wanted: Manifest | None,
+        at: str,
+        mixture: Sequence[SourceSection],
+        rationales: RationalesSection | None = None,
+    ) -> None:
         """Fill a store with the answers to the rows of `mixture`, or go on with it; or only say what it would take.
 
         Args:
@@ -103,7 +110,7 @@ class _Job:
         sources = [open_source(source, at=f"{at}[{i}]") for i, source in enumerate(mixture)]
         names = [f"{at}[{i}] {source.source}" for i, source in enumerate(mixture)]
         log, length = folder / "rejected.jsonl", self.config.data.max_length
-        batches = TeacherBatches(sources, names, self.student, self.teacher, length, log)
+        batches = TeacherBatches(sources, names, self.student, self.teacher, length, log, rationales)
         if self.estimate_only:
             if wanted is not None:
                 manifest = wanted.model_copy(update={"rows": len(batches)})

@@ -124,13 +124,20 @@ class DistillTrainer(Trainer):
         own = is_on_policy(self.stage.on_policy, self.run_seed, step)
         if own:
             samples = [self._own_answers(batch, reads, f"{step}/{number}") for number, batch in enumerate(samples)]
+            for batch in samples:
+                batch.pop("loss_weights", None)  # of the data's answers
         answers = torch.tensor(float(sum((b["labels"][:, 1:] != -100).sum() for b in samples)), device=device)
         world = dist.get_world_size() if dist.is_initialized() else 1
+        units = torch.tensor(float(sum(b.get("loss_answers", 0) for b in samples)), device=device)
         if world > 1:
             dist.all_reduce(answers)
+            dist.all_reduce(units)
         for batch in samples:
             # DeepSpeed averages over ranks, the Trainer over accumulation: together, the mean over all answers.
             batch["normalizer"] = answers.clamp_min(1.0) / (world * len(samples))
+            if "loss_weights" in batch:
+                # Each answer counts one, however long: for the mean over answers, not over tokens.
+                batch["loss_weights"] = batch["loss_weights"].to(device) * (answers / units.clamp_min(1.0))
             batch["reads"], batch["on_policy"] = reads, own
             batch["head_calls"] = self._head_calls(batch, world, device)
             self.tokens += float(batch["attention_mask"].sum())

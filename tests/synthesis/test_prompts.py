@@ -19,6 +19,9 @@ VERSIONS = {
     "json_answer": (1, "7cb750d3"),
     "judge_one": (1, "f11bf77c"),
     "judge_pair": (1, "d03795bc"),
+    "tell_trace": (1, "936151c3"),
+    "tool_query": (1, "28edef99"),
+    "write_program": (1, "618965d1"),
 }
 VALUES = {"question": "Which color?", "reference": None, "rubric": ["1: bad", "2: good"], "low": 1, "high": 2}
 

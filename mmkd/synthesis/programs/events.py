@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mmkd.synthesis.programs.parts import Part
+from mmkd.synthesis.programs.parts import Part, part_of
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,8 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Event:
+        """Of what `to_dict` gave, through JSON or not."""
+        return cls(**{**row, "given": tuple(map(part_of, row["given"])), "found": tuple(map(part_of, row["found"]))})

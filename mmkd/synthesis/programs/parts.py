@@ -41,6 +41,15 @@ class Thing(Part):
 Region = Picture | Thing
 
 
+def part_of(row: dict[str, Any]) -> Part:
+    """The part whose fields these are, through JSON or not."""
+    left, top, right, bottom = row["box"]
+    fields = {**row, "box": (left, top, right, bottom)}
+    if "label" not in row:
+        return Picture(**fields)
+    return Thing(**{**fields, "cell": None if row["cell"] is None else tuple(row["cell"])})
+
+
 def is_box(value: Any) -> bool:
     """Whether a JSON value is four finite numbers."""
     return (

@@ -46,6 +46,13 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Outcome:
+        """Of what `to_dict` gave, through JSON or not."""
+        reason = None if row["reason"] is None else Reason(row["reason"])
+        events = tuple(map(Event.from_dict, row["events"]))
+        return cls(**{**row, "events": events, "verdict": Verdict(row["verdict"]), "reason": reason})
+
 
 class Runner:
     """Runs programs in a sandbox, over one set of tools and back ends. Safe to use from several threads if the back

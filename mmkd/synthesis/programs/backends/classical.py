@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections import OrderedDict
 
 from PIL import Image
@@ -29,6 +30,7 @@ class ClassicalDetector:
     def __init__(self, remember: int = 64):
         self.remember = remember
         self._kept: OrderedDict[bytes, list[Detection]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def detect(self, image: Image.Image, name: str) -> list[Detection]:
         """Raises: Stop for a word that is neither a colour nor a shape."""
@@ -38,11 +40,14 @@ class ClassicalDetector:
     def _all(self, image: Image.Image) -> list[Detection]:
         # Several programs ask several questions of one image.
         key = hashlib.blake2b(image.tobytes(), person=f"{image.width}x{image.height}".encode()).digest()
-        if key not in self._kept:
-            self._kept[key] = shapes_in(image)
-            if len(self._kept) > self.remember:
-                self._kept.popitem(last=False)
-        return self._kept[key]
+        found = self._kept.get(key)
+        if found is None:
+            found = shapes_in(image)
+            with self._lock:
+                self._kept[key] = found
+                if len(self._kept) > self.remember:
+                    self._kept.popitem(last=False)
+        return found
 
 
 class ClassicalAsker:

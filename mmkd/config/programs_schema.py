@@ -1,0 +1,63 @@
+"""The shape of the YAML of `mmkd programs`: who writes programs, what their tools see with, which of them count."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from mmkd.config.schema import Section, SourceSection
+from mmkd.config.synthesis_schema import ModelSection, SamplingSection
+
+
+class ToolsSection(Section):
+    names: list[str] | None = Field(None, description="Only these tools; all that can be served by default.")
+    detector: str = Field("classical", description="classical, or a zero-shot detection model by folder or hub id.")
+    depth: str | None = Field(None, description="Depth model by folder or hub id.")
+    ocr: bool = Field(False, description="Read text with rapidocr.")
+    query: ModelSection | None = Field(None, description="Who answers questions about parts of images; reads images.")
+    knowledge: ModelSection | None = Field(None, description="Who answers questions without an image.")
+
+
+class TuneSection(Section):
+    """How the writer is tuned between rounds, always from its first weights."""
+
+    rounds: int = Field(1, ge=1, description="How often; the programs are written once more than that.")
+    steps: int = Field(200, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    lora_rank: int | None = Field(
+        None, ge=1, description="Train low-rank adapters, merged in the end; else all weights."
+    )
+    save_every: int = Field(50, ge=1, description="Steps; the most that a kill can lose.")
+    seed: int = Field(0, ge=0)
+
+
+class ProgramsConfig(Section):
+    """`mmkd programs`: programs sampled for each question, those that hold, and their rationales as records."""
+
+    writer: ModelSection = Field(description="Who writes the programs.")
+    data: list[SourceSection] = Field(min_length=1, description="As data.mixture, without weights; one image a record.")
+    out: str = Field(description="Folder: records.jsonl, programs.jsonl, yield.json, rejected.jsonl, and the stores.")
+    samples: int = Field(5, ge=1, le=64, description="Programs for a question that has an answer; else one, greedy.")
+    sampling: SamplingSection = Field(
+        default_factory=lambda: SamplingSection(temperature=0.5, max_tokens=160),
+        description="Of one program; sample n has the seed plus n.",
+    )
+    examples: int = Field(5, ge=0, description="Examples in the prompt, the most alike.")
+    tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
+    choices: list[str] = Field(["yes", "no"], description="Answers that could be guessed: two programs have to agree.")
+    controls: int = Field(
+        8, ge=0, description="Other rows' pictures, beside a blank one, on which a right program may answer otherwise."
+    )
+    right_elsewhere: float = Field(
+        0.6, ge=0, le=1, description="Least share of the rows with the same question that a program has to get right."
+    )
+    rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
+    tune: TuneSection | None = Field(None, description="Tune the writer on its verified programs and write again.")
+    workers: int = Field(2, ge=1, description="Programs that run at once.")
+    seed: int = Field(0, ge=0, description="Of the choice of control pictures.")
+
+    @model_validator(mode="after")
+    def tunable(self) -> ProgramsConfig:
+        if self.tune is not None and self.writer.language is None:
+            raise ValueError("tune needs a writer of this process: writer.language")
+        return self

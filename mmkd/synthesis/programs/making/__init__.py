@@ -1,0 +1,1 @@
+"""From rows to programs that hold and records with rationales: asking writers, running, choosing, counting."""

@@ -1,0 +1,74 @@
+"""Rounds of self-improvement: write programs, keep what holds, tune the writer on it, write again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmkd.config.programs_schema import ProgramsConfig
+from mmkd.config.synthesis_schema import LanguageModelSection, ModelSection
+from mmkd.data.record_files import jsonl
+from mmkd.data.records import Record
+from mmkd.data.write_records import write_jsonl, write_whole
+from mmkd.synthesis.programs.making.run import Made, make_programs
+
+
+def make_rounds(config: ProgramsConfig) -> Made:
+    """As `make_programs`, with the writer tuned between rounds on the programs verified so far.
+
+    Round n stands in OUT/round-n, its tuned writer in OUT/round-n/writer. OUT/records.jsonl holds each question once,
+    with the rationale of the last round in which one of its programs held; OUT/yield.json the yield of each round.
+    Killed at any moment, the same command goes on.
+    """
+    if config.tune is None:
+        return make_programs(config)
+    assert config.writer.language is not None  # the schema's own check
+    out, source, made = Path(config.out), config.writer.language.source, []
+    for number in range(config.tune.rounds + 1):
+        folder = out / f"round-{number}"
+        writer = config.writer.language.model_copy(update={"source": source})
+        update = {
+            "out": str(folder),
+            "tune": None,
+            "writer": ModelSection(language=LanguageModelSection(**dict(writer))),
+        }
+        made.append(make_programs(config.model_copy(update=update), round=number))
+        if number < config.tune.rounds:
+            from mmkd.synthesis.programs.making.tuning import tune  # torch
+
+            source = f"local:{tune(config.writer.language.source, taught(made), config.tune, folder / 'writer')}"
+    write_jsonl(out / "records.jsonl", merged(made))
+    yields = {f"round-{number}": one.yields for number, one in enumerate(made)}
+    write_whole(out / "yield.json", [json.dumps(yields, indent=2), "\n"])
+    Console(stderr=True).print(_table(yields))
+    return Made(out / "records.jsonl", made[-1].yields, made[-1].bad)
+
+
+def taught(made: list[Made]) -> list[Record]:
+    """What the writer is tuned on: the programs of all rounds so far, a question's newest alone."""
+    found: dict[str, Record] = {}
+    for one in made:
+        file = one.file.with_name("writer.jsonl")
+        found |= {record.id: record for record in (jsonl(str(file)) if file.stat().st_size else ())}
+    return list(found.values())
+
+
+def merged(made: list[Made]) -> Iterator[Record]:
+    rounds = [{record.id: record for record in jsonl(str(one.file))} for one in made if one.file.stat().st_size]
+    for name in dict.fromkeys(name for records in rounds for name in records):
+        known = [records[name] for records in rounds if name in records]
+        told = [record for record in known if record.turns[-1].rationale is not None]
+        yield (told or known)[-1]
+
+
+def _table(yields: dict[str, dict[str, Any]]) -> Table:
+    types = list(dict.fromkeys(kind for one in yields.values() for kind in one))
+    table = Table("verified", *types)
+    for name, one in yields.items():
+        table.add_row(name, *(f"{one[t]['verified'] / max(1, one[t]['rows']):.1%}" if t in one else "" for t in types))
+    return table

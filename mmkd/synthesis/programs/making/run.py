@@ -1,0 +1,239 @@
+"""`mmkd programs`: rows in; programs sampled, run and verified; records with rationales out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from mmkd.config.programs_schema import ProgramsConfig
+from mmkd.data.records import Provenance, Record, Turn
+from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.write_records import write_jsonl, write_whole
+from mmkd.synthesis.answering import both
+from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.programs.answers import as_text
+from mmkd.synthesis.programs.making.items import Item, OneImage, items_of
+from mmkd.synthesis.programs.making.ledger import Ledger
+from mmkd.synthesis.programs.making.seeing import open_backends
+from mmkd.synthesis.programs.making.telling import Teller
+from mmkd.synthesis.programs.making.trying import Trials, best, farthest
+from mmkd.synthesis.programs.making.writing import Candidate, Prompts, Writer, distinct
+from mmkd.synthesis.programs.making.yields import Yields
+from mmkd.synthesis.programs.monty import MontyExecutor
+from mmkd.synthesis.programs.reasons import Verdict
+from mmkd.synthesis.programs.runner import Outcome, Runner
+from mmkd.synthesis.progress import shown
+from mmkd.synthesis.requests import Sampling, digest
+from mmkd.synthesis.rows import open_rows, usable
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run left.
+
+    Attributes:
+        yields: see `yields.Yields.to_dict`; bad: rows set aside.
+    """
+
+    file: Path
+    yields: dict[str, Any]
+    bad: int
+
+    def __str__(self) -> str:
+        every = self.yields["all"]
+        text = f"{self.file}: {every['verified']:,} of {every['rows']:,} questions have a verified program"
+        return text + (f" · {self.bad:,} rows set aside" if self.bad else "")
+
+
+def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
+    """Write OUT/records.jsonl, one record a question, with a rationale where a program holds.
+
+    Beside it: programs.jsonl, every program on every image with verdict, reason and trace; writer.jsonl, chats that
+    teach a writer the programs that held; yield.json; rejected.jsonl,
+    rows that cannot be used and questions without a verified program, with the reason. Killed at any moment, the same
+    command goes on: no model is asked twice, no finished question is tried twice, and the same records come out.
+
+    Raises: ConfigError for models or tools that cannot be had; DataError once more than 10 % of the rows are bad, or
+        of the requests get no reply; BudgetSpent.
+    """
+    out = Path(config.out)
+    records = OneImage(open_rows(config.data))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
+    log = RejectedLog(out / "rejected.jsonl")
+    items = items_of(records, usable(records, log, "data"))
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(out / "verdicts.jsonl"))
+        backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools"))
+        runner = Runner(backends, executor=MontyExecutor(config.workers), tools=config.tools.names)
+        stack.enter_context(runner)
+        prompts = Prompts(runner.tools, config.examples)
+        sampled = sample(config, prompts, items, out / "asked")
+        trials = Trials(config, runner, records, items, sampled.candidates, ledger, troubles)
+        for _ in _bar(trials.run(), "running", len(items)):
+            pass
+        teller = Teller(None)
+        if config.rationales is not None:
+            teller = Teller(stack.enter_context(open_asker(config.rationales, out / "told")))
+            told(teller, trials, items)
+        result = Results(config, records, trials, teller, sampled, prompts, round)
+        write_jsonl(out / "records.jsonl", result.records(items, log))
+        write_whole(out / "programs.jsonl", result.programs(items))
+        write_jsonl(out / "writer.jsonl", result.lessons(items))
+    write_whole(out / "yield.json", [json.dumps(result.yields.to_dict(), indent=2), "\n"])
+    Console(stderr=True).print(result.yields.table())
+    return Made(out / "records.jsonl", result.yields.to_dict(), log.bad)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Candidates of each question, why a question has none, and who wrote them."""
+
+    candidates: dict[str, list[Candidate]]
+    missing: dict[str, str]
+    model: str
+    license: str | None
+
+
+def sample(config: ProgramsConfig, prompts: Prompts, items: Iterable[Item], folder: Path) -> Sampled:
+    """Ask the writer for what its store does not hold, and read the candidates. The writer is let go of then."""
+    questions = distinct([(item.question, item.label is not None) for item in items])
+    with open_asker(config.writer, folder) as asker:
+        writer = Writer(asker, prompts, Sampling(**config.sampling.model_dump()), config.samples)
+        for _ in shown(
+            asker.answer(writer.requests(questions)), asker.tally, "writing programs", writer.count(questions)
+        ):
+            pass
+        Console(stderr=True).print(asker.tally.table(asker.backend.model))
+        read = {question: writer.candidates(question, labelled) for question, labelled in questions.items()}
+        candidates = {question: found for question, (found, _) in read.items()}
+        missing = {question: why for question, (_, why) in read.items()}
+        return Sampled(candidates, missing, asker.backend.model, asker.backend.license)
+
+
+def told(teller: Teller, trials: Trials, items: Iterable[Item]) -> None:
+    """Ask who words rationales for what its store does not hold."""
+    assert teller.asker is not None
+    verified = ((item, pair[1]) for item in items if (pair := best(trials.outcomes(item))) is not None)
+    for _ in shown(teller.asker.answer(teller.requests(verified)), teller.asker.tally, "wording rationales"):
+        pass
+
+
+class Results:
+    """What is written of trials that are over."""
+
+    def __init__(
+        self,
+        config: ProgramsConfig,
+        sources: OneImage,
+        trials: Trials,
+        teller: Teller,
+        sampled: Sampled,
+        prompts: Prompts,
+        round: int | None,
+    ):
+        self.round = round
+        self.config, self.sources, self.trials, self.teller = config, sources, trials, teller
+        self.sampled, self.prompts, self.yields = sampled, prompts, Yields()
+
+    def records(self, items: Iterable[Item], log: RejectedLog) -> Iterator[Record]:
+        """One for each question that has an answer: its label, else what its program answers."""
+        for place, item in enumerate(items):
+            outcomes = self.trials.outcomes(item)
+            self.yields.add(item, outcomes)
+            chosen = best(outcomes)
+            if chosen is None:
+                log.note("questions", place, item.id, self._why(item, outcomes))
+            if chosen is not None or item.label is not None:
+                yield self._record(item, chosen)
+
+    def programs(self, items: Iterable[Item]) -> Iterator[str]:
+        """Lines of programs.jsonl."""
+        for item in items:
+            for one, outcome in self.trials.outcomes(item):
+                source = one.program.source if one.program else one.source
+                row = {
+                    "id": item.id,
+                    "task": item.task,
+                    "question": item.question,
+                    "label": item.label,
+                    "program": source,
+                    "key": one.key,
+                    "seeds": list(one.seeds),
+                    "answer": outcome.answer,
+                    "verdict": str(outcome.verdict),
+                    "reason": str(outcome.reason) if outcome.reason else None,
+                    "message": outcome.message,
+                    "trace": _trace(outcome),
+                }
+                yield json.dumps(row, ensure_ascii=False) + "\n"
+
+    def lessons(self, items: Iterable[Item]) -> Iterator[Record]:
+        """Chats without images from which a writer learns: each question's prompt and the program that held most."""
+        held: dict[str, Counter[str]] = defaultdict(Counter)
+        tasks: dict[str, str] = {}
+        for item in items:
+            if (chosen := best(self.trials.outcomes(item))) is not None:
+                held[item.question][chosen[0].key] += 1
+                tasks[item.question] = item.task
+        for question, keys in held.items():
+            key = keys.most_common(1)[0][0]
+            one = next(one for one in self.sampled.candidates[question] if one.key == key)
+            assert one.program is not None  # verified
+            turns = [*self.prompts.turns(question), Turn("assistant", one.program.source)]
+            yield Record(digest(question), turns, [], tasks[question], "programs", self._origin(question, one))
+
+    def _origin(self, question: str, one: Candidate) -> Provenance:
+        return Provenance(
+            engine="programs",
+            round=self.round,
+            model=self.sampled.model,
+            prompt_hash=self.prompts.hash(question),
+            seed=one.seeds[0],
+            license=self.sampled.license,
+            verdict=str(Verdict.VERIFIED),
+        )
+
+    def _why(self, item: Item, outcomes: list[tuple[Candidate, Outcome]]) -> BadRow:
+        last = farthest(outcomes)
+        if last is None:
+            return BadRow(self.sampled.missing[item.question] or "no program was sampled.", "no program")
+        return BadRow(f"{last.verdict}, {last.reason}: {last.message}", str(last.reason))
+
+    def _record(self, item: Item, chosen: tuple[Candidate, Outcome] | None) -> Record:
+        source = self.sources[item.row]
+        provenance = Provenance(
+            parent=source.id, engine="programs", round=self.round, license=source.provenance.license
+        )
+        answer, rationale = item.label or "", None
+        if chosen is not None:
+            one, outcome = chosen
+            answer, rationale = item.label or as_text(outcome.answer), self.teller.text(item, outcome)
+            assert one.program is not None  # verified
+            provenance = replace(
+                self._origin(item.question, one),
+                parent=source.id,
+                license=both(source.provenance.license, self.sampled.license),
+                program=one.program.source,
+                trace=_trace(outcome),
+            )
+        turns = [Turn("user", item.question), Turn("assistant", answer, rationale)]
+        return Record(item.id, turns, source.images, item.task, source.source, provenance)
+
+
+def _trace(outcome: Outcome) -> list[dict[str, Any]]:
+    """Events without how long they took, which differs from run to run."""
+    return [{key: value for key, value in one.to_dict().items() if key != "seconds"} for one in outcome.events]
+
+
+def _bar(steps: Iterable[None], title: str, total: int) -> Iterable[None]:
+    console = Console(stderr=True)
+    return track(steps, title, total, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,166 @@
+"""Every candidate on every image of its question, verified; and which of those that hold tells the rationale."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import cached_property
+
+from PIL import Image
+
+from mmkd.config.programs_schema import ProgramsConfig
+from mmkd.data.images import open_image, read_image
+from mmkd.data.records import Record
+from mmkd.synthesis.programs.making.items import Item
+from mmkd.synthesis.programs.making.ledger import Ledger
+from mmkd.synthesis.programs.making.writing import Candidate
+from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.runner import Outcome, Runner
+from mmkd.synthesis.programs.verifier import blank, verify
+from mmkd.synthesis.requests import digest
+
+AHEAD = 64  # items that are tried before their outcomes are written
+
+
+class Trials:
+    """All that is tried for a job's items; `run` does what the ledger does not hold, the rest reads it.
+
+    Args:
+        items: questions; records: by whose rows they go.
+        candidates: of each question; troubles: of the back ends, see `seeing`.
+    """
+
+    def __init__(
+        self,
+        config: ProgramsConfig,
+        runner: Runner,
+        records: Sequence[Record],
+        items: Sequence[Item],
+        candidates: Mapping[str, list[Candidate]],
+        ledger: Ledger,
+        troubles: Sequence[Exception] = (),
+    ):
+        self.config, self.runner, self.records, self.items = config, runner, records, items
+        self.candidates, self.ledger, self.troubles = candidates, ledger, troubles
+        self.rows = sorted({item.row for item in items})
+        self.asking: dict[str, list[int]] = defaultdict(list)  # question -> places of its items
+        for place, item in enumerate(items):
+            self.asking[item.question].append(place)
+        self.setting = {
+            "limits": asdict(runner.limits),
+            "tools": {name: runner.tools[name].version for name in runner.tools},
+            "seeing": config.tools.model_dump(),
+            "choices": config.choices,
+        }
+
+    def run(self) -> Iterator[None]:
+        """Try what the ledger does not hold yet, one step an item. Raises what kept a back end from working."""
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            for start in range(0, len(self.items), AHEAD):
+                batch = self.items[start : start + AHEAD]
+                todo = [item for item in batch if self.candidates[item.question]]
+                todo = [(item, key) for item in todo if (key := self.key(item)) not in self.ledger]
+                for (_, key), outcomes in zip(todo, pool.map(self._tried, [item for item, _ in todo]), strict=True):
+                    if self.troubles:
+                        raise self.troubles[0]
+                    self.ledger.add(key, outcomes)
+                for _ in batch:
+                    yield
+
+    def key(self, item: Item) -> str:
+        """Of all that the outcomes hang on."""
+        images = [item.row, *self._controls(item)]
+        return digest(
+            {
+                "question": item.question,
+                "label": item.label,
+                "images": [hashlib.sha256(read_image(self.records[row].images[0])).hexdigest() for row in images],
+                "programs": [one.program.source if one.program else one.source for one in self._of(item)],
+                **self.setting,
+            }
+        )
+
+    def _of(self, item: Item) -> list[Candidate]:
+        return self.candidates[item.question]
+
+    def _controls(self, item: Item) -> list[int]:
+        """Rows with the same question and another answer first: on these the right program answers otherwise."""
+        draw = random.Random(f"{self.config.seed}/{item.id}")
+        same = [self.items[place] for place in self.asking[item.question]]
+        other = [one.row for one in same if one.label is not None and one.label != item.label and one.row != item.row]
+        rest = [row for row in draw.sample(self.rows, min(len(self.rows), self.config.controls + 1)) if row != item.row]
+        chosen = dict.fromkeys([*draw.sample(other, min(len(other), self.config.controls)), *rest])
+        return list(chosen)[: self.config.controls]
+
+    def _image(self, row: int) -> Image.Image:
+        return open_image(self.records[row].images[0])
+
+    def _tried(self, item: Item) -> list[Outcome]:
+        image = self._image(item.row)
+        labelled = item.truth is not None
+        return verify(
+            self.runner,
+            [one.runnable for one in self._of(item)],
+            image,
+            item.question,
+            item.truth,
+            [blank(image), *map(self._image, self._controls(item))],
+            self.config.choices if labelled else (),  # without a label, nothing was right by luck
+        )
+
+    # --- afterwards ------------------------------------------------------------------------------------------------
+
+    def outcomes(self, item: Item) -> list[tuple[Candidate, Outcome]]:
+        """Each candidate with its outcome; verified ones that are wrong too often elsewhere are so no more."""
+        if not self._of(item):
+            return []
+        found = []
+        for one, outcome in zip(self._of(item), self.ledger.get(self.key(item)), strict=True):
+            right, tried = self._elsewhere[item.question, one.key]
+            if outcome.verdict is Verdict.VERIFIED and tried and right < self.config.right_elsewhere * tried:
+                message = f"right on {right} of the {tried} rows with this question."
+                outcome = replace(outcome, verdict=Verdict.REJECTED, reason=Reason.ELSEWHERE, message=message)
+            found.append((one, outcome))
+        return found
+
+    @cached_property
+    def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(question, program) -> labelled rows on which its answer is right, and all."""
+        right: Counter[tuple[str, str]] = Counter()
+        tried: Counter[tuple[str, str]] = Counter()
+        for item in self.items:
+            if item.label is None or not self._of(item):
+                continue
+            for one, outcome in zip(self._of(item), self.ledger.get(self.key(item)), strict=True):
+                right[item.question, one.key] += is_right(outcome)
+                tried[item.question, one.key] += 1
+        questions = {(question, one.key) for question, each in self.candidates.items() for one in each}
+        return {pair: (right[pair], tried[pair]) for pair in questions}
+
+
+def is_right(outcome: Outcome) -> bool:
+    """Whether it gave an answer that is not wrong, for whatever reason."""
+    gave = outcome.verdict in (Verdict.RAN, Verdict.VERIFIED, Verdict.REJECTED)
+    return gave and outcome.reason is not Reason.WRONG
+
+
+def best(outcomes: Sequence[tuple[Candidate, Outcome]]) -> tuple[Candidate, Outcome] | None:
+    """The verified program that was sampled most often; of equals, the one that was sampled first."""
+    return next((pair for pair in outcomes if pair[1].verdict is Verdict.VERIFIED), None)
+
+
+def farthest(outcomes: Sequence[tuple[Candidate, Outcome]]) -> Outcome | None:
+    """Of programs that do not hold, the one that came farthest: it says best why the question has none."""
+    order = [Verdict.REFUSED, Verdict.FAILED, Verdict.REJECTED]
+    reasons = list(Reason)
+
+    def place(outcome: Outcome) -> tuple[int, int]:
+        wrong = outcome.reason is Reason.WRONG
+        return order.index(outcome.verdict), -1 if wrong else reasons.index(outcome.reason or Reason.WRONG)
+
+    rejected = [outcome for _, outcome in outcomes if outcome.verdict in order]
+    return max(rejected, key=place, default=None)

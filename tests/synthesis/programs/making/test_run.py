@@ -1,0 +1,180 @@
+"""Programs for rows, from the writer's replies to records with rationales."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from pydantic import ValidationError
+
+from mmkd.config.load import load_as
+from mmkd.config.programs_schema import ProgramsConfig
+from mmkd.data.record_files import jsonl
+from mmkd.data.records import Record, Turn
+from mmkd.data.write_records import write_jsonl
+from mmkd.errors import DataError
+from mmkd.synthesis.programs.making.run import make_programs
+from mmkd.synthesis.programs.making.writing import source_in
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_right_programs_give_every_row_a_rationale_that_names_its_program(config, writer, rows, tmp_path):
+    made = make_programs(config(tmp_path / "out"))
+    found = jsonl(str(made.file))
+    assert [record.turns[1].text for record in found] == [row.turns[1].text for row in rows]
+    # What is so on every picture of so few can be told without the picture.
+    unmoved = {one["id"] for one in lines(tmp_path / "out" / "rejected.jsonl")}
+    assert {one["kind"] for one in lines(tmp_path / "out" / "rejected.jsonl")} <= {"same answer without the picture"}
+    every = made.yields["all"]
+    assert (every["rows"], every["ran"], every["right"], every["texts"]) == (20, 20, 20, 20)
+    assert every["verified"] == every["texts_verified"] == 20 - len(unmoved) >= 17
+    assert set(made.yields) == {row.task for row in rows} | {"all"}
+    for record, row in zip(found, rows, strict=True):
+        told = record.turns[1].rationale
+        assert (told is None) == (record.id in unmoved)
+        if told is None:
+            continue
+        assert told.endswith(f"So the answer is {row.turns[1].text}.")
+        assert record.turns[0].rationale is None
+        origin = record.provenance
+        assert (origin.parent, origin.engine, origin.model) == (row.id, "programs", "scripted")
+        assert (origin.verdict, origin.license, origin.seed) == ("verified", "MIT", 0)
+        assert origin.program.startswith("def answer(")
+        assert origin.trace[0]["grounded"]
+    verdicts = {(one["seeds"][0], one["verdict"]) for one in lines(tmp_path / "out" / "programs.jsonl")}
+    assert {(0, "verified"), (3, "refused")} <= verdicts
+    assert not any(verdict == "verified" for seed, verdict in verdicts if seed == 2)  # looked at nothing, or wrong
+
+
+def test_a_renamed_program_is_the_same_program(config, tmp_path):
+    make_programs(config(tmp_path / "out"))
+    seeds = {tuple(one["seeds"]) for one in lines(tmp_path / "out" / "programs.jsonl")}
+    assert seeds == {(0, 1), (2,), (3,), (4,)}
+
+
+def test_each_question_text_is_asked_of_the_writer_once_however_many_rows_have_it(config, writer, rows, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [*rows, *(replace(row, id=f"{row.id}/again") for row in rows)])
+    made = make_programs(config(tmp_path / "out", samples=2))
+    assert made.yields["all"]["rows"] == 40
+    assert len(writer.asked) == len(set(writer.asked)) == 2 * 20
+    make_programs(config(tmp_path / "out", samples=3))
+    assert len(writer.asked) == 3 * 20  # the third sample alone was new
+
+
+def test_yes_and_no_need_two_programs_and_rows_without_one_keep_their_answer_and_say_why(config, rows, tmp_path):
+    made = make_programs(config(tmp_path / "out", samples=1))
+    yes_no = [row for row in rows if row.turns[1].text in ("yes", "no")]
+    assert yes_no
+    rejected = {one["id"]: one["kind"] for one in lines(tmp_path / "out" / "rejected.jsonl")}
+    assert {rejected[f"{row.id}#0"] for row in yes_no} == {"no second program agrees"}
+    bare = [record for record in jsonl(str(made.file)) if record.turns[1].rationale is None]
+    assert [record.id for record in bare] == list(rejected)
+    truth = {row.id: row.turns[1].text for row in rows}
+    assert all(record.turns[1].text == truth[record.provenance.parent] for record in bare)
+    assert made.yields["all"]["verified"] == len(rows) - len(rejected) > 0
+
+
+def test_a_question_without_a_label_gets_its_programs_answer_from_one_greedy_sample(config, writer, rows, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [replace(row, turns=row.turns[:1]) for row in rows])
+    made = make_programs(config(tmp_path / "out"))
+    assert len(writer.asked) == 20
+    truth = {row.id: row.turns[1].text for row in rows}
+    found = jsonl(str(made.file))
+    assert len(found) == made.yields["all"]["verified"] > 15
+    assert all(record.turns[1].text == truth[record.provenance.parent] for record in found)
+
+
+def test_a_program_that_is_right_by_luck_on_one_picture_falls_by_the_others(config, rows, writer, tmp_path, make_scene):
+    from mmkd.data.scenes import records
+    from tests.synthesis.programs.making.scripted import ScriptedWriter
+
+    question = "how many circles are there?"
+    every = [(r, make_scene("train", n, 0)) for n, r in enumerate(records("train", 12, 0))]
+    counted = [
+        Record(
+            r.id, [Turn("user", question), Turn("assistant", str(sum(t.shape == "circle" for t in s.things)))], r.images
+        )
+        for r, s in every
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", counted)
+    replies = ["circle", "red shape"]  # the second one is right now and then
+    with ScriptedWriter(lambda _, seed: f"def answer(image):\n    return count(image, {replies[seed]!r})") as lucky:
+        endpoint = {"endpoint": {"url": lucky.url, "model": "lucky"}}
+        make_programs(config(tmp_path / "out", writer=endpoint, samples=2))
+    programs = lines(tmp_path / "out" / "programs.jsonl")
+    assert {one["verdict"] for one in programs if "circle" in one["program"]} == {"verified"}
+    reasons = {one["reason"] for one in programs if "red" in one["program"]}
+    assert "wrong on other pictures" in reasons
+    assert reasons <= {"wrong answer", "wrong on other pictures", "same answer without the picture"}
+
+
+def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(config, rows, tmp_path):
+    from tests.synthesis.programs.making.scripted import ScriptedWriter
+
+    draft = lambda text, _: "There are 77 of them." if "how many" in text else "I looked, and it is so."  # noqa: E731
+    with ScriptedWriter(draft) as words:
+        wording = {"endpoint": {"url": words.url, "model": "words"}}
+        made = make_programs(config(tmp_path / "out", rationales=wording))
+        assert len(words.asked) == made.yields["all"]["verified"]
+        make_programs(config(tmp_path / "out", rationales=wording))
+        assert len(words.asked) == made.yields["all"]["verified"]
+    told = {r.turns[0].text: r.turns[1].rationale for r in jsonl(str(made.file)) if r.turns[1].rationale}
+    assert not any("77" in text for text in told.values())
+    assert {text for question, text in told.items() if "how many" not in question} == {"I looked, and it is so."}
+
+
+def test_broken_rows_are_set_aside_and_more_than_a_tenth_stop_the_run(config, rows, tmp_path):
+    many = [replace(row, id=f"{row.id}/{copy}") for copy in range(3) for row in rows]  # 60
+    broken = [replace(row, images=[b"no image"]) for row in many[:3]] + [replace(many[3], images=[])] + many[4:]
+    write_jsonl(tmp_path / "rows.jsonl", broken)
+    made = make_programs(config(tmp_path / "out", samples=2))
+    assert made.bad == 4
+    assert made.yields["all"]["rows"] == 56
+    kinds = [one["kind"] for one in lines(tmp_path / "out" / "rejected.jsonl") if one["source"] == "data"]
+    assert sorted(kinds) == ["image unreadable"] * 3 + ["not one image"]
+    write_jsonl(tmp_path / "rows.jsonl", many[:-8] + [replace(row, images=[]) for row in many[-8:]])
+    with pytest.raises(DataError, match="10%"):
+        make_programs(config(tmp_path / "out", samples=2))
+
+
+@pytest.mark.parametrize(
+    ("reply", "source"),
+    [
+        ("def answer(image):\n    return 1", "def answer(image):\n    return 1"),
+        ("Sure:\n```python\ndef answer(image):\n    return 1\n```\nmore", "def answer(image):\n    return 1"),
+        ("```\ndef answer(image):\n    return 1", "def answer(image):\n    return 1"),
+        ("Well.\ndef f(a):\n    return a\n\ndef answer(i):\n    return f(i)\nDone.",
+         "def f(a):\n    return a\n\ndef answer(i):\n    return f(i)"),
+        ("no code", "no code"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_code_of_a_reply_is_found(reply, source):
+    assert source_in(reply) == source
+
+
+def test_a_writer_is_taught_by_each_questions_prompt_and_the_program_that_held(config, rows, tmp_path):
+    made = make_programs(config(tmp_path / "out", examples=3))
+    lessons = jsonl(str(tmp_path / "out" / "writer.jsonl"))
+    assert len(lessons) == made.yields["all"]["texts_verified"]
+    for lesson in lessons:
+        assert [turn.role for turn in lesson.turns] == ["system", *["user", "assistant"] * 4]
+        assert lesson.turns[-1].text.startswith("def answer(")
+        assert lesson.images == []
+    asked = {lesson.turns[-2].text.removeprefix("Question: ") for lesson in lessons}
+    assert asked <= {row.turns[0].text for row in rows}
+
+
+def test_the_config_of_the_page_is_a_config(root, tmp_path):
+    page = (root / "docs" / "programs.md").read_text()
+    (tmp_path / "programs.yaml").write_text(re.search(r"```yaml\n(# programs.yaml\n.*?)```", page, re.DOTALL)[1])
+    config = load_as(tmp_path / "programs.yaml", ["tune.rounds=2"], ProgramsConfig)
+    assert config.tune.rounds == 2
+    served = {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "x"}}
+    with pytest.raises(ValidationError, match="needs a writer of this process"):
+        ProgramsConfig.model_validate(config.model_dump() | {"writer": served})
