@@ -71,7 +71,8 @@ class OpenClipAdapter(TowerAdapter):
         if pretrained:
             check_weights(spec, name, weights)
         published = open_clip.get_pretrained_cfg(name, weights) or {}
-        quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu") or published.get("quick_gelu"))
+        built: dict[str, Any] = open_clip.get_model_config(name) or {}
+        quick = bool(built.get("quick_gelu") or published.get("quick_gelu"))
         try:
             model: Any = open_clip.create_model(name, weights if pretrained else None, force_quick_gelu=quick)
             tokenize = open_clip.get_tokenizer(name)
@@ -82,7 +83,7 @@ class OpenClipAdapter(TowerAdapter):
         return ContrastiveParts(
             model,
             tokenize,
-            open_clip.get_model_config(name)["embed_dim"],
+            built["embed_dim"],
             float(model.logit_scale.detach().exp()),
             (height, width),
             tuple(published.get("mean", OPENAI_DATASET_MEAN)),
