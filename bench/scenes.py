@@ -56,8 +56,9 @@ def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
     runs = {("teacher", 0): teacher}
     for seed in seeds:
         for case in cases:
-            settings = [*(start if "teacher=null" in CASES[case] else with_teacher), *CASES[case]]
-            run = trained("distill", "distill", out / f"{case}-{seed}", seed, settings)
+            alone = "teacher=null" in CASES[case]
+            settings = [*(start if alone else with_teacher), *CASES[case]]
+            run = trained("train" if alone else "distill", "distill", out / f"{case}-{seed}", seed, settings)
             scored(run, [1, 2, 4, 8, "full"] if case == CURVE else [1])
             runs[case, seed] = run
     known = {(name, seed) for name, rows in by_case(BENCH).items() for seed in rows}
