@@ -118,6 +118,8 @@ def test_a_stopped_worker_is_replaced():
 
         def call(name, args, kwargs):
             worker.suspend()
+            while worker.status() != psutil.STATUS_STOPPED:  # its threads stop one after the other
+                time.sleep(0.01)
             return 1
 
         began = time.monotonic()
