@@ -124,7 +124,7 @@ def difference(bench: str, ours: str, theirs: str, rows: dict[str, dict[int, Row
             continue
         result = paired({s: own[s].value for s in seeds}, {s: other[s].value for s in seeds})
         command = f"python -m bench.scores compare {bench} {ours} {theirs}"
-        case = f"{ours} {reading}"
+        case = f"{ours} against {theirs}, {reading}"
         of = own[seeds[-1]]
         against = f"{theirs} {reading}"
         found.append(_row(bench, f"gain@{case}", result.mean, "points", seeds, result.spread, against, of, command))
