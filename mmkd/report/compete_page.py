@@ -43,10 +43,11 @@ def compete_page(folder: Folder) -> dict[str, Any]:
     album = Album()
     judged = sorted(_judged(folder), key=lambda one: (-one.round, one.held_out, ORDER.get(one.kind, 5)))
     for kind, heading in (("hard", "Difficult items"), ("win", "Wins of the student")):
-        found = [one for one in judged if one.kind == kind and not one.held_out][:EXAMPLES]
+        found = [one for one in judged if one.kind == kind and not one.held_out]
         if found:
-            cards = [one.card(album) for one in found]
-            sections.append(Section(heading, "The first of the last round that has any.", cards=cards))
+            last = [one for one in found if one.round == found[0].round]
+            about = f"Of the pool in round {last[0].round}: the first of {len(last):,}."
+            sections.append(Section(heading, about, cards=[one.card(album) for one in last[:EXAMPLES]]))
     filters = ["kind", "round", "split", "type"]
     rows = (one.row(album) for one in judged)
     return {
