@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Album:
         """None for a picture that there is no room for, or that cannot be read."""
         if source is None:
             return None
-        key = source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
+        key = os.path.abspath(source) if isinstance(source, str) else hashlib.sha256(source).hexdigest()
         if key not in self._known:
             self._known[key] = self._added(source)
         return self._known[key]

@@ -77,7 +77,7 @@ def test_rounds_of_programs_have_curves_and_a_filter(real, tmp_path):
 def test_an_item_that_evolved_is_shown_with_its_family_tree(real, tmp_path):
     out = shutil.copytree(real["evolve"], tmp_path / "evolve")
     page = read_page(report(out))
-    assert page.headings[:2] == ["Rounds", "Why versions were not kept"]
+    assert page.headings[0] == "Rounds"
     rounds = [lines(out / "rounds" / f"{number}.jsonl") for number in range(3)]
     rows = rows_of(page)
     assert [row["title"] for row in rows] == [one["current"]["content"]["question"] for one in rounds[2]]
@@ -92,6 +92,23 @@ def test_an_item_that_evolved_is_shown_with_its_family_tree(real, tmp_path):
         assert all(one["kept"] or one["kind"] in row["nodes"][n]["head"] for n, one in enumerate(versions))
     kinds = {one["kind"] for found in rounds[1:] for one in found if not one["kept"]}
     assert all(kind in page.text for kind in kinds)
+
+
+def test_a_version_that_was_not_kept_stands_in_the_tree_with_its_reason(tmp_path):
+    page = read_page(report(evolve_folder(tmp_path / "out", "too easy", items=4)))
+    assert "Why versions were not kept" in page.headings
+    assert "too easy 2" in page.text
+    grown, _, left, _ = rows_of(page)
+    assert [(node["head"], node["style"], node["depth"]) for node in grown["nodes"]] == [
+        ("seed", "", 0),
+        ("round 1, cognitive, difficulty 3 → 4, kept", "right", 1),
+    ]
+    assert left["nodes"][1]["head"] == "round 1, cognitive, not kept: too easy"
+    assert left["nodes"][1]["text"].endswith("\ntoo easy")
+    assert left["facets"][1] == ["1", "cognitive", "not kept", "too easy", "art type"]
+    assert left["boxes"] == [
+        {"left": 10.0, "top": 20.0, "width": 40.0, "height": 40.0, "label": "1 too easy", "style": "found"}
+    ]
 
 
 def test_a_competition_has_curves_and_what_either_side_is_better_at(tmp_path):
