@@ -235,12 +235,12 @@ def evolve(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command("report")
 def report_page(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not; the page is RUN/report.html.")],
+    folder: Annotated[Path, typer.Argument(help="Of a run or a data engine; the page is FOLDER/report.html.")],
 ) -> None:
-    """Write one HTML page of a run: curves, scores, answers, attention, parts, config."""
+    """Write one HTML page of a run, or of a folder of `mmkd programs`, `mmkd compete` or `mmkd evolve`."""
     from mmkd.report.build import report
 
-    typer.echo(report(run))
+    typer.echo(report(folder))
 
 
 @app.command()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.evaluate.matching import exact
-from mmkd.report.run_folder import Scored, json_lines, reading_name
+from mmkd.report.folder import json_lines
+from mmkd.report.run_folder import Scored, reading_name
 
 Key = tuple[str, str]  # task, document
 
@@ -19,11 +20,15 @@ TEACHER = "teacher"
 
 @dataclass
 class Said:
-    """One answer, and who gave it: readings that answer alike stand together."""
+    """One answer, and who gave it: readings that answer alike stand together.
+
+    Attributes:
+        right: None where nothing is right or wrong.
+    """
 
     by: str
     text: str
-    right: bool
+    right: bool | None = None
 
 
 @dataclass

@@ -1,10 +1,8 @@
-"""What a run folder holds, read leniently: what is missing or broken becomes a note, and the rest is still shown."""
+"""What a run folder holds, as far as it can be read."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import yaml
 
 from mmkd.errors import DataError
+from mmkd.report.folder import Folder, json_lines, mapping, read_json
 
 
 @dataclass
@@ -41,30 +40,18 @@ class Metric:
 
 
 @dataclass
-class RunFolder:
+class RunFolder(Folder):
     """A run as far as it is there."""
 
-    path: Path
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> Path:
         return self.path / "model"
-
-    def try_to(self, part: str, work: Callable[[], Any], default: Any, hint: str = "") -> Any:
-        """What `work` gives; where it cannot, `default` and a note that names the part and the reason."""
-        try:
-            return work()
-        except FileNotFoundError as error:
-            self.notes.append(f"{part}: {Path(str(error.filename or part)).name} is not there. {hint}".strip())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, yaml.YAMLError) as error:
-            self.notes.append(f"{part}: cannot be read ({error}). {hint}".strip())
-        return default
 
 
 def read_run(path: Path) -> RunFolder:
@@ -78,7 +65,7 @@ def read_run(path: Path) -> RunFolder:
     run = RunFolder(path)
     run.config_text = run.try_to("config", (path / "config.yaml").read_text, "")
     run.config = run.try_to("config", lambda: mapping(yaml.safe_load(run.config_text or "{}")), {})
-    run.environment = run.try_to("environment", lambda: mapping(_json(path / "environment.json")), {})
+    run.environment = run.try_to("environment", lambda: mapping(read_json(path / "environment.json")), {})
     run.metrics = run.try_to("training curves", lambda: read_metrics(path / "metrics.jsonl"), [])
     run.scored = read_scored(path / "eval", run)
     if not run.scored:
@@ -110,7 +97,7 @@ def read_scored(folder: Path, run: RunFolder) -> list[Scored]:
     found = []
     for path in sorted(folder.glob("*.json")):
         suite, _, reading = path.stem.rpartition("-")
-        about = run.try_to(f"scores of {path.name}", lambda path=path: mapping(_json(path)), {})
+        about = run.try_to(f"scores of {path.name}", lambda path=path: mapping(read_json(path)), {})
         scores = {
             str(name): float(value)
             for name, value in (about.get("scores") if isinstance(about.get("scores"), dict) else {}).items()
@@ -129,25 +116,3 @@ def reading_order(reading: str) -> tuple[int, int]:
 
 def reading_name(reading: str) -> str:
     return f"k = {reading}" if reading.isdecimal() else reading
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; a torn line (a killed run) is passed over. Raises OSError."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, not names and values")
-    return value
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The page in a real browser: it renders, runs nothing, and fits narrow screens, in light and dark."""
+"""Pages in a real browser: they render, run nothing of the data, and fit narrow screens, in light and dark."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmkd.report.build import report
 from tests.report.conftest import PAYLOAD, write_run
+from tests.report.engines import evolve_folder
 
 pytestmark = pytest.mark.e2e
 
@@ -31,6 +32,36 @@ MEASURE = """<script>addEventListener("load", () => {
     maps: [...document.querySelectorAll("svg.maps use")].every(u => u.getBBox().width > 0), owned: document.title });
 });</script>"""
 
+ITEMS = 10_000
+FILTER = """<script>addEventListener("load", () => {
+  const seen = {owned: document.title, times: [], ranges: []};
+  const note = (work) => {
+    const start = performance.now();
+    work();
+    document.body.getBoundingClientRect();  // with its layout
+    seen.times.push(performance.now() - start);
+    seen.ranges.push(document.getElementById("range").textContent);
+  };
+  const set = (field, value) => note(() => {
+    field.value = value;
+    field.dispatchEvent(new Event("input", {bubbles: true}));
+  });
+  const [round, direction, outcome] = document.querySelectorAll("select"), search = document.querySelector("input");
+  set(outcome, "kept");
+  note(() => document.getElementById("after").click());
+  set(round, "0");
+  set(round, "");
+  set(outcome, "");
+  set(search, `99:"'><SCRIPT>`);  // of the title or a line, in any case
+  const page = document.documentElement;
+  seen.rows = document.querySelectorAll("article.row").length;
+  seen.boxes = [...document.querySelectorAll(".box")].map(b => b.getBoundingClientRect().width /
+    b.parentNode.getBoundingClientRect().width);
+  seen.pictures = [...document.images].every(i => i.complete && i.naturalWidth > 0);
+  seen.wide = page.scrollWidth - page.clientWidth;
+  document.title = JSON.stringify(seen);
+});</script>"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> str:
@@ -43,6 +74,12 @@ def browser() -> str:
 @pytest.fixture(scope="module")
 def page(models, tmp_path_factory) -> Path:
     return report(write_run(tmp_path_factory.mktemp("browser"), models, PAYLOAD))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """The page of many items that evolved, with hostile text in all of them."""
+    return report(evolve_folder(tmp_path_factory.mktemp("many") / "out", PAYLOAD, ITEMS))
 
 
 def run(browser: str, page: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -61,12 +98,12 @@ def title(dom: str) -> str:
     return unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL)[1])
 
 
-def measured(browser: str, page: Path, width: int) -> dict:
+def measured(browser: str, page: Path, width: int, script: str = MEASURE) -> dict:
     """What a script of ours sees in a copy of the page without its policy: only escaping guards that copy."""
     html, removed = POLICY.subn("", page.read_text())
     assert removed == 1
     copy = page.with_name("measured.html")
-    copy.write_text(html.replace("</body>", MEASURE + "</body>"))
+    copy.write_text(html.replace("</body>", script + "</body>"))
     return json.loads(title(run(browser, copy, f"--window-size={width},900", "--dump-dom").stdout))
 
 
@@ -101,3 +138,31 @@ def test_everything_fits_and_every_picture_is_there(browser, page, width):
     assert seen["pictures"]
     assert seen["count"] > 5
     assert seen["maps"]
+
+
+def test_the_script_of_a_page_runs_under_its_policy_and_nothing_of_the_data_does(browser, many):
+    done = run(browser, many, "--dump-dom")
+    assert title(done.stdout).endswith("/out · mmkd")
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('<article class="card row">') == 50
+    assert f"1 to 50 of {ITEMS}" in done.stdout
+
+
+@pytest.mark.parametrize("width", [1120, 500])
+def test_many_items_are_filtered_quickly(browser, many, width):
+    seen = measured(browser, many, width, FILTER)
+    assert seen["owned"].endswith("/out · mmkd")
+    half = ITEMS // 2
+    assert seen["ranges"] == [
+        f"1 to 50 of {half}",  # kept
+        f"51 to 100 of {half}",  # the next leaf
+        "none",  # no version of round 0 was kept by a round
+        f"1 to 50 of {half}",
+        f"1 to 50 of {ITEMS}",
+        f"1 to 50 of {ITEMS // 100}",  # the words searched for
+    ]
+    assert max(seen["times"]) < 1500  # milliseconds, on a machine that may be busy
+    assert seen["rows"] == 50
+    assert seen["pictures"]
+    assert seen["boxes"] == pytest.approx([0.4] * 50, abs=0.02)
+    assert seen["wide"] == 0

@@ -31,23 +31,28 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     for column in COLUMNS:
         found.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        pool, held, new = row.get("pool_standing"), row["held_out"], row.get("augmented")
-        unscored = held["unscored"] + (pool["unscored"] if pool else 0)
-        found.add_row(
-            str(row["round"]),
-            f"{row['trained']:,}" if row["trained"] else "",
-            f"{pool['teacher']:.2f}" if pool else "",
-            f"{pool['student']:.2f}" if pool else "",
-            f"{pool['hard_share']:.0%}" if pool else "",
-            f"{held['teacher']:.2f}",
-            f"{held['student']:.2f}",
-            f"{held['win_rate']:.0%}",
-            f"{row['disagreed'] / row['compared']:.0%}" if row["compared"] else "",
-            f"{unscored:,}",
-            f"{new['kept']}/{new['drafted']}" if new else "",
-            f"{row['pool']:,}",
-        )
+        found.add_row(*cells(row))
     return found
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A round as a row of a table: as the terminal and the report show it."""
+    pool, held, new = row.get("pool_standing"), row["held_out"], row.get("augmented")
+    unscored = held["unscored"] + (pool["unscored"] if pool else 0)
+    return [
+        str(row["round"]),
+        f"{row['trained']:,}" if row["trained"] else "",
+        f"{pool['teacher']:.2f}" if pool else "",
+        f"{pool['student']:.2f}" if pool else "",
+        f"{pool['hard_share']:.0%}" if pool else "",
+        f"{held['teacher']:.2f}",
+        f"{held['student']:.2f}",
+        f"{held['win_rate']:.0%}",
+        f"{row['disagreed'] / row['compared']:.0%}" if row["compared"] else "",
+        f"{unscored:,}",
+        f"{new['kept']}/{new['drafted']}" if new else "",
+        f"{row['pool']:,}",
+    ]
 
 
 def stopped_moving(win_rates: Sequence[float], least: float, patience: int) -> bool:

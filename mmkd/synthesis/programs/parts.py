@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the whole picture; right and bottom are outside
+MOST_SIDE = 2048  # pixels; larger pictures are shrunk before a program sees them
 
 
 @dataclass(frozen=True)

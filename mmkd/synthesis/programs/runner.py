@@ -14,12 +14,11 @@ from mmkd.synthesis.programs.events import Event
 from mmkd.synthesis.programs.executor import Executor
 from mmkd.synthesis.programs.limits import Limits
 from mmkd.synthesis.programs.monty import MontyExecutor
+from mmkd.synthesis.programs.parts import MOST_SIDE
 from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.server import ToolServer
 from mmkd.synthesis.programs.tools.registry import Toolset
 from mmkd.synthesis.programs.tools.view import WHOLE, View
-
-MOST_SIDE = 2048  # pixels; larger pictures are shrunk before a program sees them
 
 
 @dataclass(frozen=True)

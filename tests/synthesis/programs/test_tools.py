@@ -13,9 +13,9 @@ from mmkd.errors import ConfigError
 from mmkd.synthesis.programs.backends import Backends
 from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.monty import MontyExecutor
-from mmkd.synthesis.programs.parts import Box, iou
+from mmkd.synthesis.programs.parts import MOST_SIDE, Box, iou
 from mmkd.synthesis.programs.reasons import Reason, Stop, Verdict
-from mmkd.synthesis.programs.runner import MOST_SIDE, Runner
+from mmkd.synthesis.programs.runner import Runner
 from mmkd.synthesis.programs.tools import Toolset, View, installed, tool
 from mmkd.synthesis.programs.tools.view import MOST_PARTS
 

@@ -1,0 +1,160 @@
+"""The page of `mmkd compete`: curves over rounds, then both sides' answers, those the student fails at first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmkd.report.album import Album
+from mmkd.report.answers import Asked, Said
+from mmkd.report.browse import Row, browser, number, text
+from mmkd.report.folder import Folder, json_lines
+from mmkd.report.page import Numbers
+from mmkd.report.plots import percent, plain
+from mmkd.report.sections import Section, count_table, round_chart
+from mmkd.synthesis.competing.summary import CAPTION, COLUMNS, cells
+
+ORDER = {"hard": 0, "win": 1, "weak": 2, "unscored": 3, "easy": 4}  # what is looked for first
+EXAMPLES = 6
+SIDES = (("teacher", "teacher"), ("student", "s0"))  # name, style
+
+
+def compete_page(folder: Folder) -> dict[str, Any]:
+    """What data.html.jinja shows of an OUT of `mmkd compete`, finished or not."""
+    rounds = folder.try_to(
+        "rounds", lambda: list(json_lines(folder.path / "rounds.jsonl")), [], "The first round writes it when it ends."
+    )
+    told = list(folder.each("rounds", rounds, lambda row: (row, cells(row), _curve_points(row))))
+    sections = []
+    if told:
+        points = [one for _, _, one in told]
+        sections.append(
+            Section("Rounds", CAPTION, _curves(points), Numbers(list(COLUMNS), [row for _, row, _ in told]))
+        )
+    gone = {
+        f"round {row['round']}": {text(kind, 80): int(number(count)) for kind, count in new["gone"].items()}
+        for row, _, _ in told
+        if isinstance(new := row.get("augmented"), dict) and isinstance(new.get("gone"), dict)
+    }
+    if table := count_table("reason", gone):
+        sections.append(Section("Why drafts of new questions did not stay", table=table))
+    album = Album()
+    judged = sorted(_judged(folder), key=lambda one: (-one.round, one.held_out, ORDER.get(one.kind, 5)))
+    for kind, heading in (("hard", "Difficult items"), ("win", "Wins of the student")):
+        found = [one for one in judged if one.kind == kind and not one.held_out]
+        if found:
+            last = [one for one in found if one.round == found[0].round]
+            about = f"Of the pool in round {last[0].round}: the first of {len(last):,}."
+            sections.append(Section(heading, about, cards=[one.card(album) for one in last[:EXAMPLES]]))
+    filters = ["kind", "round", "split", "type"]
+    rows = (one.row(album) for one in judged)
+    return {
+        "sentence": "Teacher against student, scores from 1 to 10.",
+        "facts": _facts(told[-1][2]) if told else [],
+        "sections": sections,
+        "browser": browser(folder, "Judged answers", filters, rows, len(judged), album),
+    }
+
+
+def _curve_points(row: dict[str, Any]) -> dict[str, float]:
+    found = {"round": number(row["round"])}
+    for name, part in (("held", row["held_out"]), ("pool", row.get("pool_standing"))):
+        if part:
+            found |= {f"{name} {key}": number(part[key]) for key in ("teacher", "student", "win_rate", "hard_share")}
+    if row.get("augmented"):
+        found["yield"] = number(row["augmented"]["yield"])
+    return found
+
+
+def _curves(rounds: list[dict[str, float]]) -> list[Any]:
+    def line(name: str) -> list[tuple[float, float]]:
+        return [(one["round"], one[name]) for one in rounds if name in one]
+
+    charts = []
+    for split, title in (("held", "Scores on the held-out split"), ("pool", "Scores on the pool")):
+        charts += round_chart(title, [(name, line(f"{split} {name}"), style) for name, style in SIDES], plain)
+    for name, title in (
+        ("held win_rate", "Held-out win rate of the student"),
+        ("pool hard_share", "Share of difficult items in the pool"),
+        ("yield", "Share of new drafts that stayed"),
+    ):
+        charts += round_chart(title, [(title, line(name), "s0")], percent, from_zero=True)
+    return charts
+
+
+def _facts(last: dict[str, float]) -> list[tuple[str, str]]:
+    return [
+        (f"{last['held student']:.2f}", "student, held-out"),
+        (f"{last['held teacher']:.2f}", "teacher, held-out"),
+        (percent(round(last["held win_rate"], 3)), "held-out win rate"),
+        (f"{last['round']:.0f}", "rounds"),
+    ]
+
+
+class Judged:
+    """One assessed item.
+
+    Args:
+        item: its row in a pool; row: its verdict.
+    """
+
+    def __init__(self, item: dict[str, Any], row: dict[str, Any], round: int, held_out: bool):
+        self.round, self.held_out, self.kind = round, held_out, text(row["kind"], 40)
+        self.question, self.reference = text(item["question"]), text(item.get("reference"))
+        self.task = text(item.get("task"), 80)
+        scores = row["scores"]
+        shown = [f", {number(score):g}" for score in scores] if scores is not None else ["", ""]
+        self.said = [Said(side + shown[place], text(row[side])) for place, (side, _) in enumerate(SIDES)]
+        self.reasons = [text(reason) for reason in row.get("reasons") or ()]
+        self.error = text(row.get("error"))
+        self.image: str | None = item["images"][0] if item["images"] else None
+        self.agree = row.get("agree") is not False
+        self.id, self.parent = text(row["id"], 80), text(item.get("parent"), 80)
+
+    def card(self, album: Album) -> dict[str, Any]:
+        picture = album.add(self.image)
+        asked = Asked(self.question, self.reference or "–", {}, self.said)
+        return vars(asked) | {"picture": album.uris[picture.place] if picture else ""}
+
+    def row(self, album: Album) -> Row:
+        picture = album.add(self.image)
+        split = "held-out" if self.held_out else "pool"
+        lines = [("kind", self.kind)] + [(one.by, one.text or "(nothing)") for one in self.said]
+        if self.reference:
+            lines.append(("truth", self.reference))
+        lines += [("judge", reason) for reason in self.reasons if reason]
+        if not self.agree:
+            lines.append(("order", "the two orders of the answers prefer different sides"))
+        if self.error:
+            lines.append(("no verdict", self.error))
+        made = f", made from {self.parent}" if self.parent else ""
+        lines.append(("from", f"{self.id}, round {self.round}, {split}{made}"))
+        facets = [[self.kind, str(self.round), split, self.task]]
+        return Row(self.question, facets, picture.place if picture else None, lines=lines)
+
+
+def _judged(folder: Folder) -> Iterator[Judged]:
+    numbers = [one.name.removeprefix("round-") for one in folder.path.glob("round-*") if one.is_dir()]
+    held_out = _items(folder, folder.path / "given" / "held_out.jsonl")
+    for name in sorted((name for name in numbers if re.fullmatch("[0-9]{1,4}", name)), key=int):
+        place = int(name)
+        part = folder.path / f"round-{name}"
+        pool = _items(folder, folder.path / "pool" / f"{place - 1}.jsonl") if place else {}
+        for file, items, held in (("verdicts.jsonl", pool, False), ("held_out.jsonl", held_out, True)):
+            if (part / file).is_file():
+
+                def judged(row: dict[str, Any], items: Any = items, place: int = place, held: bool = held) -> Judged:
+                    return Judged(items[row["id"]], row, place, held)
+
+                yield from folder.each(f"verdicts of round {name}", json_lines(part / file), judged)
+
+
+def _items(folder: Folder, file: Path) -> dict[str, dict[str, Any]]:
+    """Items of a pool by id, image paths as they can be opened."""
+
+    def read(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        return row["id"], row | {"images": [str(file.parent / image) for image in row["images"]]}
+
+    return dict(folder.each(f"items of {file.parent.name}/{file.name}", json_lines(file), read))
