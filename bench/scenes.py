@@ -70,7 +70,11 @@ def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
     append([mean(BENCH, name, found) for name, found in rows.items()])
     for ours, theirs in (("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")):
         if ours in cases and theirs in cases and len(seeds) > 1:
-            append(difference(BENCH, ours, theirs, rows))
+            append(
+                difference(
+                    BENCH, ours, theirs, {name: found for name, found in rows.items() if name.startswith("acc@")}
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from conftest import SIDE, save_tiny_model
 from PIL import Image
 
 from mmkd.data.collate import Collator
@@ -19,6 +18,7 @@ from mmkd.models import MmkdProcessor
 from mmkd.objectives import Needs
 from mmkd.teachers.live import LiveTeacher
 from mmkd.teachers.reading import answer_batch
+from tests.train.conftest import SIDE, save_tiny_model
 
 
 @pytest.fixture(scope="module")

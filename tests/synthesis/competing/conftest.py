@@ -17,7 +17,7 @@ import yaml
 from tests.train.conftest import save_tiny_model
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # `compete_here` has to be importable by its name in forked processes
+sys.path.append(str(HERE))  # `compete_here` has to be importable by its name in forked processes
 
 
 @pytest.fixture(scope="session")
