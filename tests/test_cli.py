@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 JOBS = [
-    "train", "distill", "cache", "eval", "release", "chat", "compress", "serve", "answer", "select", "report", "demo",
+    "train", "distill", "cache", "eval", "release", "chat", "compress", "serve", "answer", "select", "compete", "evolve", "report", "demo",
     "doctor", "assets", "schema", "programs",
 ]  # fmt: skip
 CONFIG = """\
