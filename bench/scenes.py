@@ -68,13 +68,10 @@ def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
         append([row for row in rows if (row.metric.rpartition(" seed ")[0], seed) not in known])
     rows = by_case(BENCH)
     append([mean(BENCH, name, found) for name, found in rows.items()])
+    overall = {name: found for name, found in rows.items() if name.startswith("acc@")}
     for ours, theirs in (("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")):
         if ours in cases and theirs in cases and len(seeds) > 1:
-            append(
-                difference(
-                    BENCH, ours, theirs, {name: found for name, found in rows.items() if name.startswith("acc@")}
-                )
-            )
+            append(difference(BENCH, ours, theirs, overall))
 
 
 if __name__ == "__main__":
