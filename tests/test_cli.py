@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 JOBS = [
-    "train", "distill", "cache", "eval", "release", "chat", "compress", "serve", "answer", "select", "compete", "evolve",
-    "report", "demo", "doctor", "assets", "schema", "programs",
+    "train", "distill", "cache", "eval", "release", "chat", "compress", "serve", "answer", "select", "compete",
+    "evolve", "report", "demo", "doctor", "assets", "schema", "programs",
 ]  # fmt: skip
 CONFIG = """\
 student:
