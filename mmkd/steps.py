@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmkd.whole_files import write_whole
+
 
 class Steps:
     """Keeps what each step returned, as JSON, in `folder`/NAME.json with the seconds it took.
@@ -31,9 +33,7 @@ class Steps:
             started = time.perf_counter()
             result = work()
             seconds = round(time.perf_counter() - started, 1)
-            partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps({"seconds": seconds, "result": result}, indent=1, default=str))
-            partial.replace(kept)
+            write_whole(kept, [json.dumps({"seconds": seconds, "result": result}, indent=1, default=str)])
         found = json.loads(kept.read_text())
         self.seconds[name] = found["seconds"]
         return found["result"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmkd.data.records import Record
+from mmkd.whole_files import write_whole
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> int:
@@ -16,26 +17,16 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
 
     Image paths become relative to the file; images inside records stay inside, as data: URIs.
 
-    Returns: how many.
+    Returns: how many. Raises: DataError where the disk takes no more.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_name(f".{path.name}.partial"), 0
-    with partial.open("w", encoding="utf-8") as file:
+
+    def lines() -> Iterator[str]:
         for record in records:
             row = record.to_dict()
             row["images"] = [_image(image, path.parent) for image in record.images]
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    os.replace(partial, path)
-    return count
+            yield json.dumps(row, ensure_ascii=False) + "\n"
 
-
-def write_whole(path: Path, pieces: Iterable[str]) -> None:
-    """Write text, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(pieces)
-    os.replace(partial, path)
+    return write_whole(path, lines())
 
 
 def _image(image: str | bytes, folder: Path) -> str:

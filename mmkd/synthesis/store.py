@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from mmkd.errors import DataError
 from mmkd.synthesis.requests import ScoredToken, Status, Usage
 from mmkd.synthesis.store_index import Index
+from mmkd.whole_files import append_whole, whole_lines
 
 SYNC_SECONDS = 1.0  # between flushes to the disk; a killed process loses nothing, a power cut at most this
 
@@ -97,15 +98,9 @@ class Store:
         """Raises DataError where the disk takes no more; the journal is then as it was before."""
         line = entry.line()
         with self._lock:
-            try:
-                written = os.write(self._file, line)
-                if written < len(line):
-                    raise OSError(f"{written} of {len(line)} bytes written")
-            except OSError as error:
-                os.ftruncate(self._file, self._size)
-                raise DataError(f"{self.journal} cannot be written ({error}). Make room and run again.") from error
+            size = append_whole(self._file, line, self._size, self.journal)
             self._index.add(self._size, len(line), entry)
-            self._size += len(line)
+            self._size = size
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self._sync()
 
@@ -184,18 +179,3 @@ class Store:
                     self.broken += 1
                 place += len(line)
         self._index.commit()
-
-
-def whole_lines(file: int) -> int:
-    """Bytes up to the last newline; what stands behind it was torn by a kill, and is cut away."""
-    size = end = os.fstat(file).st_size
-    while end:
-        start = max(0, end - 65536)
-        newline = os.pread(file, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        os.ftruncate(file, end)
-    return end

@@ -16,7 +16,8 @@ from torch import Tensor
 from mmkd.config.schema import DataSection, SourceSection
 from mmkd.errors import ConfigError, DataError
 from mmkd.teachers.identity import Manifest, data_identity
-from mmkd.teachers.logit_store import LogitStore, read_manifest, shard_path, write_whole
+from mmkd.teachers.logit_store import LogitStore, read_manifest, shard_path
+from mmkd.whole_files import write_whole
 
 FILE, FOLDER = "calibration.json", "validation"
 BINS = 15
@@ -104,7 +105,7 @@ def calibrate(folder: Path) -> Calibration:
         store=store_digest(read_manifest(folder)), validation=store.manifest.data, c=c, ece_before=before,
         ece_after=after, tokens=len(found),
     )  # fmt: skip
-    write_whole(folder / FILE, calibration.model_dump_json(indent=1).encode())
+    write_whole(folder / FILE, [calibration.model_dump_json(indent=1)])
     return calibration
 
 

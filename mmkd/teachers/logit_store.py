@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from mmkd.data.teacher_rows import HIDDEN, Rows
 from mmkd.errors import ConfigError, DataError
 from mmkd.teachers.identity import Manifest, differences
+from mmkd.whole_files import write_whole
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -47,7 +48,7 @@ def open_for_filling(folder: Path, manifest: Manifest) -> None:
                 "remove this one."
             )
     else:
-        write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        write_whole(folder / MANIFEST, [manifest.model_dump_json(indent=1)])
     for left in folder.glob(f"*{PARTIAL}"):
         left.unlink()
 
@@ -196,13 +197,6 @@ def _read_index(path: Path, manifest: Manifest) -> tuple[list[bytes], np.ndarray
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path} is broken ({error}); delete it and go on with mmkd cache.") from error
     return [row.tobytes() for row in keys], tokens, entries
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that a kill leaves as it was or makes as it should be."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_bytes(data)
-    _make_last(partial, path)
 
 
 def _make_last(partial: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ from mmkd.checkpoints import is_complete
 from mmkd.config.vision_schema import ClassifierSection, VisionConfig
 from mmkd.train.run import how_to_go_on, open_run, run_trainer, training_arguments
 from mmkd.train.watch import Watch
+from mmkd.whole_files import write_whole
 
 
 def train(config: VisionConfig, resume: bool = False) -> Path:
@@ -157,8 +158,6 @@ def score(config: VisionConfig, run: Path, model: Path) -> dict[str, Any]:
     if config.teacher is not None and config.space.kind == "labels":
         sections["teacher"] = config.teacher
     scores = {name: top1(config, load_classifier(section, None, name), name) for name, section in sections.items()}
-    partial = run / "scores.json.partial"
-    partial.write_text(json.dumps(scores, indent=1) + "\n")
-    os.replace(partial, run / "scores.json")
+    write_whole(run / "scores.json", [json.dumps(scores, indent=1), "\n"])
     print(" · ".join(f"{name} {100 * s['top1']:.2f} % of {s['images']:,}" for name, s in scores.items()), flush=True)
     return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -113,13 +114,15 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
     Store(tmp_path).close()
 
 
-def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path):
     with filled(tmp_path, 2) as store:
-        before, write = store.journal.read_bytes(), os.write
-        monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:20]))
-        with pytest.raises(DataError, match=r"20 of \d+ bytes written.*Make room"):
-            store.append(entry(5))
-        monkeypatch.undo()
+        before, limits = store.journal.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))  # a line finds room for 20 bytes
+        try:
+            with pytest.raises(DataError, match=r"journal\.jsonl cannot be written.*Make room"):
+                store.append(entry(5))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert store.journal.read_bytes() == before
         store.append(entry(5))
         assert store.final("key5") is not None

@@ -15,6 +15,7 @@ from rich.console import Console
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.schema import Config
 from mmkd.errors import ConfigError
+from mmkd.whole_files import write_whole
 
 MAY_CHANGE = {"rounds", "stop", "ranks"}  # a competition may be made longer, or go on elsewhere
 
@@ -53,9 +54,7 @@ def require_same(out: Path, config: CompeteConfig, plans: dict[str, Config]) -> 
                 f"these back; {', '.join(sorted(MAY_CHANGE))} may change."
             )
         return
-    partial = file.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, [yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)])
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:

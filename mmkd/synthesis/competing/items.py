@@ -12,6 +12,7 @@ from typing import Any
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.requests import Request, Sampling, digest
+from mmkd.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,7 @@ def read_items(path: Path) -> list[Item]:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """JSON objects, one a line; the file appears when its last line is written. Returns how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_name(f".{path.name}.partial"), 0
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    os.replace(partial, path)
-    return count
+    return write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

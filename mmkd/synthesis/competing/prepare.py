@@ -13,6 +13,7 @@ from mmkd.data.rejected import RejectedLog
 from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.rows import open_rows, usable
+from mmkd.whole_files import write_whole
 
 Pixels = dict[str, str]  # hash of a picture's pixels -> name of a record that shows it
 
@@ -101,8 +102,5 @@ def _file(image: str | bytes, folder: Path) -> str:
         return image
     name = folder / _key(image)
     if not name.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = name.with_suffix(".partial")
-        partial.write_bytes(image)
-        partial.replace(name)
+        write_whole(name, [image])
     return str(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, TrainingError
 from mmkd.synthesis.competing.assessing import Kind, Outcome
 from mmkd.synthesis.competing.items import Item, by_image
+from mmkd.whole_files import write_whole
 
 # (train or distill, config file, run folder): trains there or goes on, and leaves <run folder>/model.
 Launch = Callable[[str, str, Path], None]
@@ -70,10 +70,7 @@ def trained(config: Config, launch: Launch) -> str:
     model = run / "model"
     if not is_complete(model):
         file = run.with_suffix(".yaml")
-        partial = file.with_suffix(".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(dump_config(config))
-        os.replace(partial, file)
+        write_whole(file, [dump_config(config)])
         launch("distill" if config.teacher is not None else "train", str(file), run)
     if not is_complete(model):
         raise TrainingError(f"the training in {run} ended and left no whole model. The same command again goes on.")

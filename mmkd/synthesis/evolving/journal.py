@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mmkd.errors import DataError
 from mmkd.synthesis.evolving.outcomes import Outcome
+from mmkd.whole_files import append_whole, write_whole
 
 CHUNK = 512  # items; the most whose tools run again after a kill. Answers of models are kept one by one.
 
@@ -44,25 +45,18 @@ class Journal:
         return whole
 
     def append(self, round: int, outcomes: Sequence[Outcome]) -> None:
+        """Raises DataError where the disk takes no more; the round is then as it was before."""
         data = b"".join(one.model_dump_json().encode() + b"\n" for one in outcomes)
         handle = os.open(self.file(round), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(handle, left) :]
+            append_whole(handle, data, os.fstat(handle).st_size, self.file(round))
             os.fsync(handle)
         finally:
             os.close(handle)
 
-    def write_whole(self, round: int, outcomes: Iterator[Outcome]) -> int:
-        """Returns: how many."""
-        partial, count = self.file(round).with_suffix(".partial"), 0
-        with partial.open("wb") as file:
-            for one in outcomes:
-                file.write(one.model_dump_json().encode() + b"\n")
-                count += 1
-        os.replace(partial, self.file(round))
-        return count
+    def write(self, round: int, outcomes: Iterable[Outcome]) -> None:
+        """A round, whole or not at all. Raises DataError where the disk takes no more."""
+        write_whole(self.file(round), (one.model_dump_json() + "\n" for one in outcomes))
 
     def read(self, round: int, start: int = 0) -> Iterator[Outcome]:
         """The round's outcomes from item `start` on. Raises DataError for a line that was changed by hand."""

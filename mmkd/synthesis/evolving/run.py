@@ -27,6 +27,7 @@ from mmkd.synthesis.evolving.writing import Written, write_results
 from mmkd.synthesis.programs.tools import View
 from mmkd.synthesis.requests import digest
 from mmkd.synthesis.rows import open_rows, usable
+from mmkd.whole_files import write_whole
 
 RESULTS = ("out", "rounds", "versions", "chain")  # what may change between runs on one folder
 
@@ -75,7 +76,7 @@ class _Run:
         if not self.journal.file(0).exists():
             (self.out / "set_aside.jsonl").unlink(missing_ok=True)
             log = RejectedLog(self.out / "set_aside.jsonl")
-            self.journal.write_whole(0, self._seeds(log))
+            self.journal.write(0, self._seeds(log))
         items = self.journal.begin(0, None)
         if not items:
             raise DataError(f"no question of {len(self.records)} records can evolve; see {self.out}/set_aside.jsonl.")
@@ -155,9 +156,7 @@ def _same_settings(config: EvolveConfig, file: Path) -> None:
             }  # where it is served, and how fast, is no matter
     new = {"settings": settings, "digest": digest(settings)}
     if not file.exists():
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(new, indent=1))
-        partial.replace(file)
+        write_whole(file, [json.dumps(new, indent=1)])
         return
     old = json.loads(file.read_text())
     if old["digest"] != new["digest"]:

@@ -19,6 +19,7 @@ from mmkd.synthesis.evolving.items import Version
 from mmkd.synthesis.evolving.journal import Journal
 from mmkd.synthesis.evolving.summary import shown, summarise
 from mmkd.synthesis.requests import digest
+from mmkd.whole_files import write_whole
 
 CUE = "reason step by step, then say the answer."
 
@@ -59,8 +60,8 @@ def write_results(
     summary |= {"made by": identities, "records": total, "questions": counts["questions"]}
     summary["licenses"] = sorted(converted.licenses)
     summary["sources"] = sorted(converted.sources)
-    _write(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    _write(out / "card.md", card(config, summary))
+    write_whole(out / "summary.json", [json.dumps(summary, indent=1, ensure_ascii=False), "\n"])
+    write_whole(out / "card.md", [card(config, summary)])
     Console(stderr=True).print(shown(summary))
     return Written(out / "records.jsonl", total, counts["questions"], rejected)
 
@@ -119,19 +120,12 @@ class Converter:
 
 def _write_rejected(file: Path, journal: Journal, rounds: int) -> int:
     """A line for each version that was not kept: round, item, direction, kind, reason, and what was proposed."""
-    partial, count = file.with_name(f".{file.name}.partial"), 0
-    with partial.open("w", encoding="utf-8") as lines:
+
+    def lines() -> Iterator[str]:
         for number in range(1, rounds + 1):
             for one in journal.read(number):
                 if not one.kept:
                     row = one.model_dump(include={"round", "item", "index", "direction", "kind", "reason", "candidate"})
-                    lines.write(json.dumps(row | {"parent": one.current.id}, ensure_ascii=False) + "\n")
-                    count += 1
-    partial.replace(file)
-    return count
+                    yield json.dumps(row | {"parent": one.current.id}, ensure_ascii=False) + "\n"
 
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    return write_whole(file, lines())

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from mmkd.errors import DataError
 from mmkd.synthesis.programs.runner import Outcome
-from mmkd.synthesis.store import whole_lines
+from mmkd.whole_files import append_whole, whole_lines
 
 
 class Ledger:
@@ -49,15 +49,9 @@ class Ledger:
         """Raises DataError where the disk takes no more; the file is then as it was before."""
         row = {"key": key, "outcomes": [one.to_dict() for one in outcomes]}
         line = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
-        try:
-            written = os.write(self._file, line)
-            if written < len(line):
-                raise OSError(f"{written} of {len(line)} bytes written")
-        except OSError as error:
-            os.ftruncate(self._file, self._size)
-            raise DataError(f"{self.path} cannot be written ({error}). Make room and run again.") from error
+        size = append_whole(self._file, line, self._size, self.path)
         self._places[key] = (self._size, len(line))
-        self._size += len(line)
+        self._size = size
 
     def get(self, key: str) -> list[Outcome]:
         """Raises KeyError where it is not there."""

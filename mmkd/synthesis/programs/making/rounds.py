@@ -14,8 +14,9 @@ from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.config.synthesis_schema import LanguageModelSection, ModelSection
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record
-from mmkd.data.write_records import write_jsonl, write_whole
+from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.programs.making.run import Made, make_programs
+from mmkd.whole_files import write_whole
 
 
 def make_rounds(config: ProgramsConfig) -> Made:

@@ -16,7 +16,7 @@ from rich.progress import track
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
-from mmkd.data.write_records import write_jsonl, write_whole
+from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
@@ -33,6 +33,7 @@ from mmkd.synthesis.programs.runner import Outcome, Runner
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.requests import Sampling, digest
 from mmkd.synthesis.rows import open_rows, usable
+from mmkd.whole_files import write_whole
 
 
 @dataclass(frozen=True)
