@@ -3,6 +3,7 @@ the log-probabilities of their tokens."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,18 +38,17 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
 
     Every reply is kept in STORE/answers before it is used, so a kill loses none and none is paid for twice.
 
-    Raises: ConfigError for an endpoint that gives no log-probabilities or reads no images; DataError once more than
-        10 % of the rows cannot be used; BudgetSpent.
+    Raises: ConfigError under a launcher of several processes, or for an endpoint that gives no log-probabilities or
+        reads no images; DataError once more than 10 % of the rows cannot be used; BudgetSpent.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("an endpoint is asked by one process, many requests at a time: start mmkd cache by itself.")
     settings = check_filling(config)
     section, folder = config.teacher, Path(config.teacher.store)
     endpoint: EndpointSection = section.endpoint  # pyright: ignore[reportAssignmentType]
     student = compose_processor(config.student)
     mapping = TokenMap(student)
     records = open_rows(config.data.mixture)
-    (folder / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
-    log = RejectedLog(folder / "rejected.jsonl")
-    good = usable(records, log, AT)
     manifest = Manifest(
         model=endpoint.model,
         teacher=served_identity(endpoint),
@@ -64,6 +64,9 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
     )
     with open_asker(ModelSection(endpoint=endpoint), folder / "answers") as asker:
         open_for_filling(folder, manifest)
+        (folder / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
+        log = RejectedLog(folder / "rejected.jsonl")
+        good = usable(records, log, AT)
         # No row is longer than data.max_length, and so no answer.
         sampling = Sampling(max_tokens=config.data.max_length, log_probs=settings.k)
         relabel = Relabel(asker, sampling)

@@ -206,6 +206,14 @@ def test_a_server_that_gives_none_or_refuses_is_named_before_the_rest_is_asked(m
     assert len(server.asked) == 1
 
 
+def test_ranks_of_a_launcher_are_refused_before_anything_is_written(make, server, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = make()
+    with pytest.raises(ConfigError, match="start mmkd cache by itself"):
+        cache_served(config, 4, print)
+    assert not Path(config.teacher.store).exists()
+
+
 def test_mmkd_serve_gives_none_and_says_so(make, served, tmp_path):
     """`served` is the real server of other tests: transformers' generation behind it reports no log-probs."""
     config = make(endpoint={"url": served, "model": "tiny", "retry_seconds": 1})

@@ -126,26 +126,24 @@ def good_enough(config: CompeteConfig, out: Path, items: Sequence[Item], log: Re
     kept = []
     for index, item in enumerate(items):
         verdict = verdicts[item.id]
-        if not noted(log, "judge", index, item.id, verdict):
+        noted(log, "judge", index, item.id, verdict)
+        if verdict.scores is None:
             continue
-        assert verdict.scores is not None
-        if verdict.scores[0] < config.floor:
-            reason = (
-                f"the teacher's answer {item.answer[:80]!r} gets {verdict.scores[0]:g}, the floor is {config.floor:g}"
-            )
+        score = verdict.scores[0]
+        if score < config.floor:
+            reason = f"the teacher's answer {item.answer[:80]!r} gets {score:g}, the floor is {config.floor:g}"
             log.note("teacher", index, item.id, BadRow(reason, "teacher below the floor"))
             continue
         kept.append(item)
     return kept
 
 
-def noted(log: RejectedLog, who: str, index: int, name: str, verdict: Verdict) -> bool:
-    """Whether there is a verdict; one that is missing is written down and counts as a bad row."""
+def noted(log: RejectedLog, who: str, index: int, name: str, verdict: Verdict) -> None:
+    """A verdict that is missing is written down and counts as a bad row."""
     if verdict.scores is not None:
         log.good()
-        return True
-    log.reject(who, index, name, BadRow(verdict.error, "no verdict"))
-    return False
+    else:
+        log.reject(who, index, name, BadRow(verdict.error, "no verdict"))
 
 
 @dataclass(frozen=True)

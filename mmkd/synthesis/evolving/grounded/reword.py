@@ -31,17 +31,15 @@ class Rewording:
     def reword(self, tasks: Sequence[Task], made: Sequence[Proposal | Rejection]) -> list[Proposal | Rejection]:
         template = prompt("evolve_reword")
         found = list(made)
-        places: dict[str, int] = {}
+        asked: dict[str, tuple[int, Proposal]] = {}
         requests: list[Request] = []
         for place, (task, one) in enumerate(zip(tasks, made, strict=True)):
             if isinstance(one, Proposal) and one.content.form == OPEN:
-                places[task.id] = place
+                asked[task.id] = place, one
                 turns = template.render(question=one.content.question)
                 requests.append(Request(task.id, turns, (), self.sampling, may_be_cut=False, prompt=str(template)))
         for answer in self.asker.answer(requests):
-            place = places[answer.request.id]
-            one = found[place]
-            assert isinstance(one, Proposal)
+            place, one = asked[answer.request.id]
             said = " ".join(answer.text.split())
             if answer.done and survives(one.content.question, said):
                 content = one.content.model_copy(update={"question": said})
