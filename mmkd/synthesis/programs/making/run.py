@@ -58,9 +58,9 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
     """Write OUT/records.jsonl, one record a question, with a rationale where a program holds.
 
     Beside it: programs.jsonl, every program on every image with verdict, reason and trace; writer.jsonl, chats that
-    teach a writer the programs that held; yield.json; rejected.jsonl,
-    rows that cannot be used and questions without a verified program, with the reason. Killed at any moment, the same
-    command goes on: no model is asked twice, no finished question is tried twice, and the same records come out.
+    teach a writer the programs that held; yield.json; rejected.jsonl, rows that cannot be used and questions without a
+    verified program, with the reason. Killed at any moment, the same command goes on: no model is asked twice, no
+    finished question is tried twice, and the same records come out.
 
     Raises: ConfigError for models or tools that cannot be had; DataError once more than 10 % of the rows are bad, or
         of the requests get no reply; BudgetSpent.
@@ -68,11 +68,11 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
     out = Path(config.out)
     records = OneImage(open_rows(config.data))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
-    log = RejectedLog(out / "rejected.jsonl")
-    items = items_of(records, usable(records, log, "data"))
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(out / "verdicts.jsonl"))
+        ledger = stack.enter_context(Ledger(out / "verdicts.jsonl"))  # from here on the folder is ours
+        (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
+        log = RejectedLog(out / "rejected.jsonl")
+        items = items_of(records, usable(records, log, "data"))
         backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools"))
         runner = Runner(backends, executor=MontyExecutor(config.workers), tools=config.tools.names)
         stack.enter_context(runner)
