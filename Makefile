@@ -12,8 +12,9 @@ demo: $(READY)
 demo-full: $(READY)
 	mmkd demo --full
 
+# A file's tests stay in one process, so what they share is made once.
 test: lint
-	pytest -q
+	pytest -q -n 2 --dist loadfile
 
 lint: $(READY)
 	ruff check .
