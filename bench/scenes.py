@@ -61,17 +61,22 @@ def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
             run = trained("train" if alone else "distill", "distill", out / f"{case}-{seed}", seed, settings)
             scored(run, [1, 2, 4, 8, "full"] if case == CURVE else [1])
             runs[case, seed] = run
-    there = (RESULTS / f"{BENCH}_seeds.jsonl").exists()
-    known = {(name, seed) for name, rows in by_case(BENCH).items() for seed in rows} if there else set()
+    pairs = [("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")]
+    write(BENCH, runs, METRICS, [pair for pair in pairs if set(pair) <= set(cases)] if len(seeds) > 1 else [])
+
+
+def write(bench: str, runs: dict[tuple[str, int], Path], metrics: list[str], pairs: list[tuple[str, str]]) -> None:
+    """Rows of the (case, seed) runs that have none yet, means over seeds, and the paired differences of `pairs`."""
+    there = (RESULTS / f"{bench}_seeds.jsonl").exists()
+    known = {(name, seed) for name, rows in by_case(bench).items() for seed in rows} if there else set()
     for (case, seed), run in runs.items():
-        rows = [row for metric in METRICS for row in of_run(BENCH, case, run, metric)]
+        rows = [row for metric in metrics for row in of_run(bench, case, run, metric)]
         append([row for row in rows if (row.metric.rpartition(" seed ")[0], seed) not in known])
-    rows = by_case(BENCH)
-    append([mean(BENCH, name, found) for name, found in rows.items()])
+    rows = by_case(bench)
+    append([mean(bench, name, found) for name, found in rows.items()])
     overall = {name: found for name, found in rows.items() if name.startswith("acc@")}
-    for ours, theirs in (("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")):
-        if ours in cases and theirs in cases and len(seeds) > 1:
-            append(difference(BENCH, ours, theirs, overall))
+    for ours, theirs in pairs:
+        append(difference(bench, ours, theirs, overall))
 
 
 if __name__ == "__main__":
