@@ -20,7 +20,7 @@ from mmkd.evaluate.suite import evaluate
 from mmkd.launch import launch
 
 BENCH = "objectives"
-STEPS = 120
+STEPS = 40
 # Weight chosen among 0.5, 5 and 50 on images held out of the training split. The student's layers were cut from the
 # teacher's: each is matched with the one that it was.
 ATTENTION = "{name: voco_attention, weight: 5, layers: [[0, 0], [1, 1], [2, 3]]}"
