@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.rows import RESULTS, Row, config_hash, surroundings
@@ -147,34 +148,49 @@ def turns(contents: Sequence[Content]) -> list[Turn]:
     return [turn for one in contents for turn in (Turn("user", one.question), Turn("assistant", one.answer))]
 
 
-def learned(
-    out: Path, case: str, made: tuple[EvolveConfig, Journal], start: str, seed: int, settings: Sequence[str], ranks: int
-) -> tuple[Path, dict[str, int]]:
-    """The run of a case, and its counts. Raises DataError where it did not train on the tokens it was given."""
-    name = f"{case.replace(' ', '-')}-{seed}"
-    file, counts, run = out / "rows" / f"{name}.jsonl", out / "rows" / f"{name}.json", out / name
-    given = [f"student.init={start}", f"data.mixture=[{{source: jsonl, path: {file}}}]", *settings]
-    training = load_config("scenes/read", given)
+@dataclass(frozen=True)
+class Case:
+    """One run: its folder, the overrides of scenes/read that it trains with, and what its rows hold (see `written`)."""
+
+    name: str
+    seed: int
+    run: Path
+    training: list[str]
+    holds: dict[str, int]
+
+
+def prepared(
+    out: Path, name: str, made: tuple[EvolveConfig, Journal], start: str, seed: int, settings: Sequence[str]
+) -> Case:
+    """A case with its rows in OUT/rows. Raises: as `written`."""
+    label = f"{name.replace(' ', '-')}-{seed}"
+    file, counts = out / "rows" / f"{label}.jsonl", out / "rows" / f"{label}.json"
+    training = [f"student.init={start}", f"data.mixture=[{{source: jsonl, path: {file}}}]", *settings]
     file.parent.mkdir(parents=True, exist_ok=True)
     if not counts.exists():
-        write_whole(counts, [json.dumps(written(file, case, made, training, seed))])
-    told = json.loads(counts.read_text())
-    trained("train", "scenes/read", run, seed, given, ranks)
+        write_whole(counts, [json.dumps(written(file, name, made, load_config("scenes/read", training), seed))])
+    return Case(name, seed, out / label, training, json.loads(counts.read_text()))
+
+
+def learned(case: Case, ranks: int) -> Path:
+    """The run of a case. Raises DataError where it did not train on the tokens it was given."""
+    run = trained("train", "scenes/read", case.run, case.seed, case.training, ranks)
     seen = sum(metric.values["tokens"] for metric in read_metrics(run / "metrics.jsonl"))
-    if seen != told["tokens"]:
+    if seen != case.holds["tokens"]:
         raise DataError(
-            f"{run}: metrics.jsonl counts {seen:,.0f} tokens, its rows hold {told['tokens']:,}. The steps have to be a "
-            "multiple of training.log_every, and no row may be set aside (rejected.jsonl)."
+            f"{run}: metrics.jsonl counts {seen:,.0f} tokens, its rows hold {case.holds['tokens']:,}. The steps have "
+            "to be a multiple of training.log_every, and no row may be set aside (rejected.jsonl)."
         )
-    return run, told
+    return run
 
 
-def of_counts(case: str, seed: int, told: dict[str, int], command: str, config: Config) -> list[Row]:
+def of_counts(case: Case, command: str) -> list[Row]:
     """What a run was trained on: `trained_tokens@CASE seed N` and questions."""
+    digest, around = config_hash(load_config(case.run).model_dump(mode="json", exclude={"run"})), surroundings()
     return [
         Row(
-            f"{BENCH}_seeds", f"trained_{name}@{case} seed {seed}", told[name], name, (seed,), None, None, command,
-            config_hash(config.model_dump(mode="json", exclude={"run"})), **surroundings(),
+            f"{BENCH}_seeds", f"trained_{name}@{case.name} seed {case.seed}", case.holds[name], name, (case.seed,),
+            None, None, command, digest, **around,
         )
         for name in ("tokens", "questions")
     ]  # fmt: skip
@@ -200,18 +216,20 @@ def of_rounds(seed: int, config: EvolveConfig, command: str) -> list[Row]:
 
 
 def compared(asked: argparse.Namespace) -> None:
-    """Evolve, train, score, and append what has no row yet."""
+    """Evolve, train, score, and append what has no row yet. All rows are there before anything is trained."""
     data = f"data=[{{source: scenes, split: train, count: {asked.scenes}, grid: 2, seed: 1}}]"
-    settings = [data, *([] if asked.blind else ["blind=null"]), *asked.evolve]
+    settings = [data, "per_image=4", *([] if asked.blind else ["blind=null"]), *asked.evolve]
     command = f"python -m bench.evolved {asked.out} --start {asked.start}" + " --blind" * asked.blind
+    cases = []
     for seed in asked.seeds:
         made = grown(asked.out, seed, settings)
         add_new(f"{BENCH}_rounds", of_rounds(seed, made[0], command), asked.results)
-        for case in asked.cases:
-            run, told = learned(asked.out, case, made, asked.start, seed, asked.training, asked.ranks)
-            scored(run, [1, "full"], limit=asked.limit)
-            rows = [row for metric in METRICS for row in of_run(BENCH, case, run, metric)]
-            add_new(BENCH, [*rows, *of_counts(case, seed, told, command, load_config(run))], asked.results)
+        cases += [prepared(asked.out, name, made, asked.start, seed, asked.training) for name in asked.cases]
+    for case in cases:
+        run = learned(case, asked.ranks)
+        scored(run, [1, "full"], limit=asked.limit)
+        rows = [row for metric in METRICS for row in of_run(BENCH, case.name, run, metric)]
+        add_new(BENCH, [*rows, *of_counts(case, command)], asked.results)
     conclude(f"{BENCH}_rounds", [], results=asked.results)
     pairs = [pair for pair in PAIRS if set(pair) <= set(asked.cases)]
     conclude(BENCH, pairs if len(asked.seeds) > 1 else [], results=asked.results)
