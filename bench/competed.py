@@ -17,6 +17,7 @@ from bench.rows import RESULTS, Row, config_hash, surroundings
 from bench.scores import add_new, conclude
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.load import load_as
+from mmkd.report.run_folder import read_metrics
 from mmkd.synthesis.competing.augmentors import Draft, Wanted, register
 from mmkd.synthesis.competing.compete import compete
 from mmkd.synthesis.competing.items import read_rows
@@ -39,7 +40,8 @@ def of_rounds(case: str, config: CompeteConfig, rounds: Path, command: str) -> l
     """Rows `METRIC@CASE round=N seed S` of the held-out split; round 0 is the start.
 
     score: the student's mean, 1 to 10; rise: over the round before; behind_teacher: the teacher's mean less the
-    student's, of the same questions; win_rate: share of questions it answers better, ties counting half. pool: items.
+    student's, of the same questions; win_rate: share of questions it answers better, ties counting half. pool: items;
+    trained_tokens: text tokens of the round's training.
     """
     digest = config_hash(config.model_dump(mode="json", exclude={"out", "seed"}))
     found, around, before = [], surroundings(), None
@@ -53,6 +55,8 @@ def of_rounds(case: str, config: CompeteConfig, rounds: Path, command: str) -> l
         }
         if before is not None:
             figures["rise"] = (held["student"] - before, "points")
+            metrics = read_metrics(rounds.parent / f"round-{row['round']}" / "student" / "metrics.jsonl")
+            figures["trained_tokens"] = (sum(metric.values["tokens"] for metric in metrics), "tokens")
         before = held["student"]
         for name, (value, unit) in figures.items():
             metric = f"{name}@{case} round={row['round']} seed {config.seed}"
