@@ -4,8 +4,7 @@
     python -m bench.objectives runs/objectives runs/demo/teacher/model --seeds 0 --cases ce
 
 Every case starts from the teacher's own layers and takes the same steps on the same data; seeds vary the order of the
-data and which k a step reads. Scored at k=1 on the first questions of EasyVQA's test split. A killed run is gone on
-with.
+data and which k a step reads. Scored at k=1 on EasyVQA's test split. A killed run is gone on with.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.scenes import write
-from mmkd.demo import QUESTIONS
+from bench.runs import trained
+from bench.scores import add_new, conclude, of_run
 from mmkd.evaluate.suite import evaluate
-from mmkd.launch import launch
 
 BENCH = "objectives"
 STEPS = 40
@@ -38,20 +36,16 @@ STAGE = (
 
 def compared(out: Path, teacher: Path, seeds: list[int], cases: list[str]) -> None:
     """Train, score, and append what has no row yet."""
-    runs = {}
     for seed in seeds:
         for case in cases:
-            run = out / f"{case}-{seed}"
             alone = case == "ce"
-            if not (run / "model" / "config.json").exists():
-                asked = "teacher=null" if alone else f"teacher.model={teacher}"
-                settings = [f"run.seed={seed}", f"student.init={teacher}", asked, STAGE, f"objectives={CASES[case]}"]
-                launch("train" if alone else "distill", "demo/distill", run, settings)
+            asked = "teacher=null" if alone else f"teacher.model={teacher}"
+            settings = [f"student.init={teacher}", asked, STAGE, f"objectives={CASES[case]}"]
+            run = trained("train" if alone else "distill", "demo/distill", out / f"{case}-{seed}", seed, settings)
             if not (run / "eval" / "easyvqa-1.json").exists():
-                evaluate(str(run / "model"), "easyvqa", [1], False, limit=QUESTIONS, out=run / "eval")
-            runs[case, seed] = run
-    pairs = [(case, "ce") for case in cases if case != "ce" and "ce" in cases and len(seeds) > 1]
-    write(BENCH, runs, ["acc"], pairs)
+                evaluate(str(run / "model"), "easyvqa", [1], out=run / "eval")
+            add_new(BENCH, of_run(BENCH, case, run))
+    conclude(BENCH, [(case, "ce") for case in cases if case != "ce" and "ce" in cases and len(seeds) > 1])
 
 
 if __name__ == "__main__":

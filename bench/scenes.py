@@ -13,10 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.rows import RESULTS, append
-from bench.scores import by_case, difference, mean, of_run
-from mmkd.evaluate.suite import evaluate
-from mmkd.launch import launch
+from bench.runs import scored, trained
+from bench.scores import add_new, conclude, of_run
 
 CASES: dict[str, list[str]] = {
     "ce": ["objectives=[{name: cross_entropy}]", "teacher=null"],
@@ -28,29 +26,18 @@ CASES: dict[str, list[str]] = {
     ],
 }
 CURVE = "ce+kl"
+PAIRS = [("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")]
 BENCH = "scenes"
 METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
 
 
-def trained(job: str, config: str, run: Path, seed: int, overrides: list[str]) -> Path:
-    if not (run / "model" / "config.json").exists():
-        launch(job, f"scenes/{config}", run, [f"run.seed={seed}", *overrides])
-    return run
-
-
-def scored(run: Path, tokens: list, blind: bool = False) -> None:
-    missing = [k for k in tokens if not (run / "eval" / f"easyvqa_scenes-{k}.json").exists()]
-    if missing:
-        evaluate(str(run / "model"), "easyvqa_scenes", missing, blind, out=run / "eval")
-
-
 def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
     """Train, score, and append what has no row yet."""
-    teacher = trained("train", "teacher", out / "teacher", 0, [])
+    teacher = trained("train", "scenes/teacher", out / "teacher", 0, [])
     start = [f"student.init={teacher / 'model'}"]
-    compress = trained("train", "compress", out / "compress", 0, start)
+    compress = trained("train", "scenes/compress", out / "compress", 0, start)
     scored(teacher, ["full"], blind=True)
-    read = trained("train", "read", out / "read", 0, [f"student.init={compress / 'model'}"])
+    read = trained("train", "scenes/read", out / "read", 0, [f"student.init={compress / 'model'}"])
     start = [f"student.init={read / 'model'}"]
     with_teacher = [*start, f"teacher.model={teacher / 'model'}"]
     runs = {("teacher", 0): teacher}
@@ -58,25 +45,13 @@ def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
         for case in cases:
             alone = "teacher=null" in CASES[case]
             settings = [*(start if alone else with_teacher), *CASES[case]]
-            run = trained("train" if alone else "distill", "distill", out / f"{case}-{seed}", seed, settings)
+            run = trained("train" if alone else "distill", "scenes/distill", out / f"{case}-{seed}", seed, settings)
             scored(run, [1, 2, 4, 8, "full"] if case == CURVE else [1])
             runs[case, seed] = run
-    pairs = [("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")]
-    write(BENCH, runs, METRICS, [pair for pair in pairs if set(pair) <= set(cases)] if len(seeds) > 1 else [])
-
-
-def write(bench: str, runs: dict[tuple[str, int], Path], metrics: list[str], pairs: list[tuple[str, str]]) -> None:
-    """Rows of the (case, seed) runs that have none yet, means over seeds, and the paired differences of `pairs`."""
-    there = (RESULTS / f"{bench}_seeds.jsonl").exists()
-    known = {(name, seed) for name, rows in by_case(bench).items() for seed in rows} if there else set()
-    for (case, seed), run in runs.items():
-        rows = [row for metric in metrics for row in of_run(bench, case, run, metric)]
-        append([row for row in rows if (row.metric.rpartition(" seed ")[0], seed) not in known])
-    rows = by_case(bench)
-    append([mean(bench, name, found) for name, found in rows.items()])
-    overall = {name: found for name, found in rows.items() if name.startswith("acc@")}
-    for ours, theirs in pairs:
-        append(difference(bench, ours, theirs, overall))
+    for (case, _), run in runs.items():
+        add_new(BENCH, [row for metric in METRICS for row in of_run(BENCH, case, run, metric)])
+    pairs = [pair for pair in PAIRS if set(pair) <= set(cases)]
+    conclude(BENCH, pairs if len(seeds) > 1 else [])
 
 
 if __name__ == "__main__":

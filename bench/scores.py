@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,26 @@ def by_case(bench: str, results: Path = RESULTS) -> dict[str, dict[int, Row]]:
     return found
 
 
+def add_new(bench: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
+    """Append the rows `METRIC@CASE READING seed N` whose metric has no row of that seed yet."""
+    known = (
+        {row.metric for row in read(f"{bench}_seeds", results)} if (results / f"{bench}_seeds.jsonl").exists() else ()
+    )
+    append([row for row in rows if row.metric not in known], results)
+
+
+def conclude(bench: str, pairs: Sequence[tuple[str, str]], metric: str = "acc", results: Path = RESULTS) -> None:
+    """Append the mean over seeds of everything measured, and what the first of each pair gains over the second.
+
+    Raises: as `difference`.
+    """
+    rows = by_case(bench, results)
+    append([mean(bench, name, found) for name, found in rows.items()], results)
+    chosen = {name: found for name, found in rows.items() if name.startswith(f"{metric}@")}
+    for ours, theirs in pairs:
+        append(difference(bench, ours, theirs, chosen), results)
+
+
 def mean(bench: str, name: str, rows: dict[int, Row]) -> Row:
     """Mean and standard deviation over seeds."""
     seeds = sorted(rows)
@@ -100,7 +121,7 @@ def mean(bench: str, name: str, rows: dict[int, Row]) -> Row:
         bench,
         name,
         statistics.fmean(values),
-        "%",
+        rows[seeds[-1]].unit,
         seeds,
         statistics.stdev(values) if len(values) > 1 else None,
         None,

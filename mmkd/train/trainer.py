@@ -208,6 +208,7 @@ class DistillTrainer(Trainer):
         tokens, padding = values[-1].tolist()
         figures = {n: (t / c if c else math.nan) for n, (t, c) in zip(names, values[:-1].tolist(), strict=True)}
         figures |= {
+            "tokens": tokens,
             "tokens_per_second": tokens / elapsed,
             "padding": padding / max(tokens + padding, 1.0),
             "data_wait": self.waited / elapsed,

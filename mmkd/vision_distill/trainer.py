@@ -56,4 +56,4 @@ class VisionTrainer(DistillTrainer):
     def _figures(self) -> dict[str, float]:
         figures = super()._figures()
         del figures["padding"]
-        return {("images_per_second" if name == "tokens_per_second" else name): x for name, x in figures.items()}
+        return {name.replace("tokens", "images"): x for name, x in figures.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.schema import SourceSection
 from mmkd.data.rejected import RejectedLog
+from mmkd.data.scene_questions import COLORS, SHAPES
 from mmkd.data.scenes import scene
 from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.assessing import Kind, Outcome
@@ -67,6 +70,26 @@ def test_new_questions_are_true_new_and_of_the_kind_asked_for(parents, tmp_path)
         assert not known.near(draft.parent.item.images, draft.question)
     starts = [(d.question.split()[:2] == d.parent.item.question.split()[:2]) for d in good if d.parent.hard]
     assert sum(starts) / len(starts) > 0.6  # difficult ones ask in the same way again
+
+
+def test_what_is_absent_is_asked_for_as_often_as_what_is_there(parents, tmp_path):
+    drafts = list(augmentor("grounded")(Wanted(parents, Known(1.0), tmp_path, 0, 1, 2), absent=0.5))
+    assert len({(draft.parent.item.images, draft.question) for draft in drafts}) == len(drafts) == len(parents)
+    thing = f"(?:(?:{'|'.join(COLORS)}) )?(?:shape|{'|'.join(SHAPES)})"
+    found: Counter[tuple[str, bool]] = Counter()
+    for draft in drafts:
+        assert truth(Image.open(draft.parent.item.images[0]).convert("RGB"), draft.question) == draft.reference
+        if asks := re.fullmatch(rf"(is there a) {thing}\?|(how many) {thing}s are there\?", draft.question):
+            found[asks[1] or asks[2], draft.reference in ("no", "0")] += 1
+    assert found.total() > 0.9 * len(parents)
+    for form in ("is there a", "how many"):
+        assert found[form, True] > 10
+        assert abs(found[form, True] - found[form, False]) <= 0.05 * len(parents)  # by parents left without a pair
+
+
+def test_more_than_half_absent_cannot_be_balanced(parents, tmp_path):
+    with pytest.raises(ConfigError, match=r"absent is 0\.6"):
+        list(augmentor("grounded")(Wanted(parents, Known(1.0), tmp_path, 0, 1, 2), absent=0.6))
 
 
 def test_a_question_that_the_tools_do_not_know_is_said_to_be_none(parents, tmp_path):

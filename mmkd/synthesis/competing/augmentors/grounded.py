@@ -6,37 +6,99 @@ import random
 from collections.abc import Iterator
 
 from mmkd.data.images import open_image
-from mmkd.data.scene_questions import Question, Thing, offers
+from mmkd.data.scene_questions import DESCRIPTIONS, Question, Thing, offers
+from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.augmentors.registry import Draft, Parent, Wanted, register
 from mmkd.synthesis.programs.backends.classical import ClassicalDetector
 
+Images = tuple[str, ...]
 Offers = dict[str, dict[str, dict[str, list[Question]]]]  # type -> form -> answer -> questions
+NOTHING = ("no", "0")
+ABOUT_PRESENCE = [(name, form) for name in ("existence", "count") for form in DESCRIPTIONS]
 
 
 @register("grounded")
-def grounded(wanted: Wanted) -> Iterator[Draft]:
+def grounded(wanted: Wanted, absent: float = 0.0) -> Iterator[Draft]:
     """From a difficult item a question of its form (of its type, where that has no more) that was not asked on this
     picture yet; from an easy one a question of another type. The answer is drawn before the question, as in the scenes
     themselves, and no held-out composition is named.
+
+    Args:
+        absent: share of the drafts that ask, in their place, for something that the picture does not hold: whether it
+            is there ("no"), or how many ("0"), as UniversalNER (arXiv 2308.03279) asks for absent types. For each of
+            them one more asks in the same form for something that is there, so that "no" is not the likelier answer.
+
+    Raises: ConfigError for a share above a half.
     """
-    seen: dict[tuple[str, ...], Offers] = {}
-    detector = ClassicalDetector()
-    taken: set[tuple[tuple[str, ...], str]] = set()  # drafted a moment ago
-    for parent in wanted.parents:
+    if not 0 <= absent <= 0.5:
+        raise ConfigError(f"augment.absent is {absent}; 0 to 0.5 are possible: as many drafts ask for what is there.")
+    pictures = _Pictures(wanted)
+    paired = _pairs(wanted, absent, pictures)
+    for place, parent in enumerate(wanted.parents):
         item = parent.item
-        if item.images not in seen:
-            seen[item.images] = _offers(detector, item.images)
-        asked = set(wanted.known.questions(item.images)) | {text for images, text in taken if images == item.images}
         rng = random.Random(f"{wanted.seed}/{wanted.round}/{item.id}/{parent.number}")
-        found = _draw(seen[item.images], parent, asked, rng)
+        found = paired.get(place) or _draw(pictures.offers(item.images), parent, pictures.asked(item.images), rng)
         if isinstance(found, str):
             yield Draft(parent, problem=found, kind="no question to draw")
         else:
-            taken.add((item.images, found.text))
+            pictures.take(item.images, found)
             yield Draft(parent, found.text, found.answer, found.type if item.task != "scene" else "scene")
 
 
-def _offers(detector: ClassicalDetector, images: tuple[str, ...]) -> Offers:
+class _Pictures:
+    """What can be asked of each picture, and what is: in the pool, or drafted a moment ago."""
+
+    def __init__(self, wanted: Wanted):
+        self._known, self._detector = wanted.known, ClassicalDetector()
+        self._offers: dict[Images, Offers] = {}
+        self._taken: dict[Images, set[str]] = {}
+
+    def offers(self, images: Images) -> Offers:
+        if images not in self._offers:
+            self._offers[images] = _offers(self._detector, images)
+        return self._offers[images]
+
+    def asked(self, images: Images) -> set[str]:
+        return set(self._known.questions(images)) | self._taken.get(images, set())
+
+    def take(self, images: Images, question: Question) -> None:
+        self._taken.setdefault(images, set()).add(question.text)
+
+
+def _pairs(wanted: Wanted, absent: float, pictures: _Pictures) -> dict[int, Question]:
+    """By the place of its parent: a question for something absent, and one of the same form for something present.
+
+    Where a pair of pictures has no such two left, both parents get their ordinary draft.
+    """
+    rng = random.Random(f"{wanted.seed}/{wanted.round}/absent")
+    count = int(absent * len(wanted.parents) + 0.5)
+    places = rng.sample(range(len(wanted.parents)), min(2 * count, len(wanted.parents) // 2 * 2))
+    found: dict[int, Question] = {}
+    for without, holding in zip(places[::2], places[1::2], strict=True):
+        one, other = (wanted.parents[place].item.images for place in (without, holding))
+        for name, form in rng.sample(ABOUT_PRESENCE, len(ABOUT_PRESENCE)):
+            missing = _left(pictures, one, name, form, absent=True)
+            present = _left(pictures, other, name, form, absent=False)
+            if missing and present:
+                for place, images, questions in ((without, one, missing), (holding, other, present)):
+                    found[place] = rng.choice(questions)
+                    pictures.take(images, found[place])
+                break
+    return found
+
+
+def _left(pictures: _Pictures, images: Images, name: str, form: str, absent: bool) -> list[Question]:
+    answers = pictures.offers(images).get(name, {}).get(form, {})
+    asked = pictures.asked(images)
+    return [
+        one
+        for answer, questions in answers.items()
+        for one in questions
+        if (answer in NOTHING) == absent and one.text not in asked
+    ]
+
+
+def _offers(detector: ClassicalDetector, images: Images) -> Offers:
     if len(images) != 1:
         return {}
     things = [
