@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.rows import RESULTS, append
-from bench.scores import by_case, difference, mean, of_run
+from bench.rows import append
+from bench.scores import append_missing, by_case, difference, mean, of_run
 from mmkd.evaluate.suite import evaluate
 from mmkd.launch import launch
 
@@ -61,11 +61,8 @@ def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
             run = trained("train" if alone else "distill", "distill", out / f"{case}-{seed}", seed, settings)
             scored(run, [1, 2, 4, 8, "full"] if case == CURVE else [1])
             runs[case, seed] = run
-    there = (RESULTS / f"{BENCH}_seeds.jsonl").exists()
-    known = {(name, seed) for name, rows in by_case(BENCH).items() for seed in rows} if there else set()
-    for (case, seed), run in runs.items():
-        rows = [row for metric in METRICS for row in of_run(BENCH, case, run, metric)]
-        append([row for row in rows if (row.metric.rpartition(" seed ")[0], seed) not in known])
+    for (case, _), run in runs.items():
+        append_missing([row for metric in METRICS for row in of_run(BENCH, case, run, metric)])
     rows = by_case(BENCH)
     append([mean(BENCH, name, found) for name, found in rows.items()])
     overall = {name: found for name, found in rows.items() if name.startswith("acc@")}

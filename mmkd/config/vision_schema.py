@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mmkd.config.schema import DeepspeedSection, ObjectiveSection, RunSection, TrainingSection
 from mmkd.config.sections import OpenSection, Section
@@ -25,6 +25,18 @@ class ClassifierSection(Section):
 
 class ImagesSection(OpenSection):
     source: str = Field(description="folder, datasets, easyvqa or digits.")
+    fold: tuple[int, int] | None = Field(
+        None,
+        description="[i, n]: only images i, i + n, i + 2n .. of the source; [0, 7] and [1, 7] are two of seven parts "
+        "that share no image.",
+    )
+
+    @field_validator("fold")
+    @classmethod
+    def one_of_n(cls, fold: tuple[int, int] | None) -> tuple[int, int] | None:
+        if fold is not None and not 0 <= fold[0] < fold[1]:
+            raise ValueError(f"is {list(fold)}; allowed: [i, n] with 0 <= i < n")
+        return fold
 
 
 class SpaceSection(OpenSection):
