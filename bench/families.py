@@ -5,7 +5,7 @@
 
 A pair's teacher is of seed 0 and learns from labels alone, from all training images; a student of any seed sees a part
 of them, so that labels alone leave it below its teacher. Part and steps are chosen by `scratch` on other training
-images, see docs/bench.md. A killed run is gone on with. One process: CRD, DIST and RKD compare the images of a step, and
+images, see docs/bench.md. A killed run is gone on with. One process: CRD, DIST and RKD compare the images of a step and
 would see other ones on two ranks.
 """
 
