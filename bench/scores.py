@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.rows import PACKAGES, RESULTS, Row, append, config_hash, paired, read, surroundings
-from mmkd.config.load import load_config
+from mmkd.config.load import load_run
 from mmkd.errors import DataError
 
 
@@ -28,35 +28,38 @@ def of_run(bench: str, case: str, run: Path, metric: str = "acc") -> list[Row]:
 
     Raises: DataError where the run has no scores, or was scored on several suites.
     """
-    config = load_config(str(run))
-    made = json.loads((run / "environment.json").read_text())
     found = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*.json"))]
     suites = {one["suite"] for one in found}
     if len(suites) != 1:
         raise DataError(f"{run / 'eval'} holds scores of {len(suites)} suites; rows are made from exactly one.")
-    around = surroundings()
     rows = []
     for one in found:
         reading = "blind" if one["blind"] else "full" if one["tokens"] == "full" else f"k={one['tokens']}"
         limit = f" --limit {one['limit']}" if one["limit"] else ""
-        rows.append(
-            Row(
-                bench=f"{bench}_seeds",
-                metric=f"{metric}@{case} {reading} seed {config.run.seed}",
-                value=100 * one["scores"][metric],
-                unit="%",
-                seeds=(config.run.seed,),
-                spread=None,
-                against=None,
-                command=f"mmkd eval {run / 'model'} --suite {one['suite']} --tokens {one['tokens']}{limit}",
-                config_hash=config_hash(config.model_dump(mode="json", exclude={"run"})),
-                commit=made["commit"],
-                versions={name: made["versions"].get(name, around["versions"][name]) for name in PACKAGES},
-                machine=around["machine"],
-                date=around["date"],
-            )
-        )
+        command = f"mmkd eval {run / 'model'} --suite {one['suite']} --tokens {one['tokens']}{limit}"
+        rows.append(seed_row(bench, f"{metric}@{case} {reading}", one["scores"][metric], run, command))
     return rows
+
+
+def seed_row(bench: str, name: str, share: float, run: Path, command: str) -> Row:
+    """The row `NAME seed N` of a trained run, N its seed; `share` is of one and becomes per cent."""
+    config = load_run(str(run))
+    made, around = json.loads((run / "environment.json").read_text()), surroundings()
+    return Row(
+        bench=f"{bench}_seeds",
+        metric=f"{name} seed {config.run.seed}",
+        value=100 * share,
+        unit="%",
+        seeds=(config.run.seed,),
+        spread=None,
+        against=None,
+        command=command,
+        config_hash=config_hash(config.model_dump(mode="json", exclude={"run"})),
+        commit=made["commit"],
+        versions={name: made["versions"].get(name, around["versions"][name]) for name in PACKAGES},
+        machine=around["machine"],
+        date=around["date"],
+    )
 
 
 def of_summary(bench: str, path: Path) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from mmkd.config.schema import DeepspeedSection, ObjectiveSection, RunSection, TrainingSection
 from mmkd.config.sections import OpenSection, Section
@@ -25,6 +25,18 @@ class ClassifierSection(Section):
 
 class ImagesSection(OpenSection):
     source: str = Field(description="folder, datasets, easyvqa or digits.")
+    fold: tuple[int, int] | None = Field(
+        None,
+        description="[i, n]: only images i, i + n, i + 2n .. of the source; [0, 7] and [1, 7] are two of seven parts "
+        "that share no image.",
+    )
+
+    @field_validator("fold")
+    @classmethod
+    def one_of_n(cls, fold: tuple[int, int] | None) -> tuple[int, int] | None:
+        if fold is not None and not 0 <= fold[0] < fold[1]:
+            raise ValueError(f"is {list(fold)}; allowed: [i, n] with 0 <= i < n")
+        return fold
 
 
 class SpaceSection(OpenSection):
@@ -50,10 +62,26 @@ class CropSection(Section):
     )
 
 
+class AugmentSection(Section):
+    """What timm does to training images beside crop and flip; both models see the same."""
+
+    rand_augment: str | None = Field(
+        None, pattern=r"^rand-", description="timm's description of RandAugment, e.g. rand-m9-mstd0.5-inc1."
+    )
+    erasing: float = Field(0.0, ge=0, le=1, description="Chance that a box of noise hides part of an image.")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; with cutmix too, each is taken half of the time.")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix.")
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
 class LabelledSection(Section):
     train: ImagesSection
     test: ImagesSection | None = Field(None, description="Scored once, after training.")
     crop: CropSection = Field(default_factory=lambda: CropSection())
+    augment: AugmentSection = Field(default_factory=lambda: AugmentSection())
     workers: int = Field(0, ge=0)
 
 
@@ -62,12 +90,28 @@ class RecipeSection(Section):
     steps: int = Field(ge=1, description="Optimiser steps.")
     batch_size: int = Field(64, ge=1, description="Images of one optimiser step, over all ranks and accumulation.")
     micro_batch_size: int | None = Field(None, ge=1, description="Images of one forward on one rank.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9.")
+    optimizer: Literal["adamw", "sgd", "lamb"] = Field("adamw", description="sgd has Nesterov momentum 0.9.")
     learning_rate: float = Field(5e-4, gt=0)
-    least_learning_rate: float = Field(0.0, ge=0, description="Where the cosine ends.")
+    schedule: Literal["cosine", "step"] = Field("cosine", description="step: a tenth at each of `drops`.")
+    drops: list[float] = Field(default_factory=list, description="Shares of the steps, of schedule step only.")
+    least_learning_rate: float = Field(0.0, ge=0, description="Below which the schedule does not go.")
     weight_decay: float = Field(0.05, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
     gradient_clipping: float = Field(5.0, ge=0, description="0 switches it off.")
+    average: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the student, e.g. 0.9998, which is kept in its place.",
+    )
+
+    @model_validator(mode="after")
+    def drops_of_a_step_schedule(self) -> RecipeSection:
+        if bool(self.drops) != (self.schedule == "step"):
+            raise ValueError(f"has schedule {self.schedule} and drops {self.drops}; step needs drops, cosine has none")
+        if self.drops != sorted(set(self.drops)) or not all(0 < drop < 1 for drop in self.drops):
+            raise ValueError(f"has drops {self.drops}; allowed: shares of the steps from 0 to 1, each after the last")
+        return self
 
 
 class VisionConfig(Section):
@@ -87,6 +131,17 @@ class VisionConfig(Section):
     recipe: RecipeSection
     training: TrainingSection = Field(default_factory=lambda: TrainingSection())
     deepspeed: DeepspeedSection = Field(default_factory=lambda: DeepspeedSection(stage=1))
+
+    @model_validator(mode="after")
+    def whole_weights(self) -> VisionConfig:
+        if self.recipe.optimizer == "lamb" and self.deepspeed.stage > 0:
+            raise ValueError(
+                "recipe.optimizer lamb scales the step of each layer by its norm, and ZeRO flattens layers into one; "
+                "set deepspeed.stage to 0"
+            )
+        if self.recipe.average is not None and self.deepspeed.stage == 3:
+            raise ValueError("recipe.average needs whole weights, which deepspeed.stage 3 cuts up; take stage 0 to 2")
+        return self
 
     @property
     def stages(self) -> list[RecipeSection]:

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mmkd.config.vision_schema import CropSection
+from mmkd.config.vision_schema import AugmentSection, CropSection
 from mmkd.data.images import open_image
 from mmkd.data.loader import BatchLoader, batch_loader
 from mmkd.data.mixture import Mixture, StepSampler
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.errors import DataError, MmkdError
+from mmkd.vision_distill.augment import Augment
 from mmkd.vision_distill.sources import LabelledImage, LabelledImages
 from mmkd.vision_distill.views import Preprocessing, scored_box, training_box
 
@@ -26,12 +27,21 @@ Views = dict[str, Preprocessing]  # name of the batch's tensor -> how that model
 class LabelledBatches(Dataset[Any]):
     """A micro batch by its list of sample indices.
 
-    Box and flip are a function of (seed, index) alone, so that a resumed run sees what it would have seen. A bad image
-    is set aside with its reason and replaced by the next good one in the epoch's order.
+    Box, flip and augmentation are a function of (seed, index) alone, so that a resumed run sees what it would have
+    seen. A bad image is set aside with its reason and replaced by the next good one in the epoch's order.
     """
 
-    def __init__(self, images: LabelledImages, views: Views, crop: CropSection, seed: int, rejected: RejectedLog):
+    def __init__(
+        self,
+        images: LabelledImages,
+        views: Views,
+        crop: CropSection,
+        seed: int,
+        rejected: RejectedLog,
+        augment: AugmentSection,
+    ):
         self.mixture: Any = Mixture([images], [None], seed)  # pyright: ignore[reportArgumentType]
+        self.augment = Augment(augment, views, len(images.classes))
         self.views, self.crop, self.seed, self.rejected = views, crop, seed, rejected
 
     def __getitem__(self, indices: list[int]) -> dict[str, Any] | MmkdError:
@@ -39,7 +49,7 @@ class LabelledBatches(Dataset[Any]):
             samples = [self.sample(index) for index in indices]
         except MmkdError as error:
             return error  # raised again by BatchLoader: out of a worker it would come wrapped in a traceback
-        return collate(samples)
+        return self.augment.mixed(collate(samples), f"{self.seed}/mix/{indices[0]}")
 
     def sample(self, index: int) -> dict[str, Any]:
         """One image's views. Raises DataError where no image can be used."""
@@ -56,7 +66,9 @@ class LabelledBatches(Dataset[Any]):
             chance = random.Random(f"{self.seed}/{index}")
             box = training_box(*image.size, self.crop, chance)
             flip = chance.random() < self.crop.flip
-            return viewed(found, image, self.views, box, flip)
+            place = f"{self.seed}/augment/{index}"
+            pixels = {name: self.augment.view(name, image, box, flip, place) for name in self.views}
+            return labelled(found, pixels)
         raise DataError(f"data.train has no usable image; the reasons are in {self.rejected.path}.")
 
 
@@ -65,8 +77,7 @@ def decoded(found: LabelledImage) -> Image.Image:
     return found.image if isinstance(found.image, Image.Image) else open_image(found.image)
 
 
-def viewed(found: LabelledImage, image: Image.Image, views: Views, box: Any, flip: bool) -> dict[str, Any]:
-    pixels = {name: view(image, box, flip) for name, view in views.items()}
+def labelled(found: LabelledImage, pixels: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {**pixels, "labels": torch.tensor(found.label), "sample_ids": found.id, "captions": found.caption}
 
 
@@ -87,7 +98,8 @@ def scored_batches(
         for index in range(start, min(start + batch_size, len(images))):
             found = images[index]
             image = decoded(found)
-            samples.append(viewed(found, image, views, scored_box(*image.size, crop), False))
+            box = scored_box(*image.size, crop)
+            samples.append(labelled(found, {name: view(image, box, False) for name, view in views.items()}))
         yield collate(samples)
 
 
@@ -104,7 +116,9 @@ def build_loader(
     start_step: int,
     rejected: Path,
     workers: int = 0,
+    augment: AugmentSection | None = None,
 ) -> BatchLoader:
     """Endless micro batches of one rank, from optimiser step `start_step` on. Arguments as in `mmkd.data.loader`."""
     sampler = StepSampler(batch_size, micro_batch_size, rank, world_size, start_step)
-    return batch_loader(LabelledBatches(images, views, crop, seed, RejectedLog(rejected)), sampler, workers)
+    batches = LabelledBatches(images, views, crop, seed, RejectedLog(rejected), augment or AugmentSection())
+    return batch_loader(batches, sampler, workers)

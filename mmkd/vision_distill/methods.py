@@ -35,21 +35,28 @@ class Method(nn.Module):
 
     Attributes:
         teacher: whether it needs one; student_stages, teacher_stages: whether it reads that side's staged exits.
+        mixed: whether it takes images that are mixed of two.
     """
 
     name = ""
     teacher = True
     student_stages = teacher_stages = False
+    mixed = True
 
     def build_heads(self, student: Side, teacher: Side, classes: int) -> None:
         """Make the trainable parts, if the method has any."""
 
     def forward(self, student: Staged, teacher: Staged, labels: Tensor) -> Tensor:
-        """Scalar loss of a batch, its mean over the samples. labels: [B]."""
+        """Scalar loss of a batch, its mean over the samples. labels: [B]; of mixed images shares [B, K]."""
         raise NotImplementedError
 
     def number(self, option: str, value: Any, **limits: float) -> float:
         return number(self.name, option, value, **limits)
+
+
+def likeliest(labels: Tensor) -> Tensor:
+    """[B] classes of labels [B], or of shares [B, K]."""
+    return labels.argmax(-1) if labels.dim() == 2 else labels
 
 
 class CrossEntropy(Method):
@@ -72,7 +79,8 @@ class OFA(Method):
     """OFA-KD (Hao et al. 2023): final_weight * L(final logits) + stage_weight * sum over four branches of L.
 
     The form `paper` holds the labels' cross-entropy, so it goes without the objective cross_entropy; `released` does
-    not, and wants it. The published program's stage_weight is 1; the authors' own log has 0.1.
+    not, and wants it. The published program's stage_weight is 1; the authors' own log has 0.1. The target of a mixed
+    image is the class with the larger share, as in the program.
 
     Args:
         eps: enhancement of the target; one number, or five: for each stage, then the final logits.
@@ -102,6 +110,8 @@ class OFA(Method):
         self.branches = build_branches(student.exits, teacher.width, classes)
 
     def forward(self, student: Staged, teacher: Staged, labels: Tensor) -> Tensor:
+        labels = likeliest(labels)
+
         def loss(logits: Tensor, eps: float) -> Tensor:
             form: Any = self.form
             return ofa_loss(logits, teacher.logits, labels, eps=eps, form=form, temperature=self.temperature).mean()
@@ -125,7 +135,7 @@ class KD(Method):
 
 
 class DKD(Method):
-    """Decoupled KD; see `logit_losses.dkd`."""
+    """Decoupled KD; see `logit_losses.dkd`. The target of a mixed image is the class with the larger share."""
 
     name = "dkd"
 
@@ -135,7 +145,8 @@ class DKD(Method):
         self.temperature = self.number("temperature", temperature, above=0)
 
     def forward(self, student: Staged, teacher: Staged, labels: Tensor) -> Tensor:
-        return logit_losses.dkd(student.logits, teacher.logits, labels, self.alpha, self.beta, self.temperature)
+        targets = likeliest(labels)
+        return logit_losses.dkd(student.logits, teacher.logits, targets, self.alpha, self.beta, self.temperature)
 
 
 class DIST(Method):
@@ -177,6 +188,7 @@ class CRD(Method):
     """Contrast within the batch; see `feature_losses.crd`. Both sides' embeddings are projected to `dimensions`."""
 
     name = "crd"
+    mixed = False  # images of one class are no negatives, and a mixed one is of two
 
     def __init__(self, dimensions: int = 128, temperature: float = 0.07):
         super().__init__()

@@ -43,6 +43,7 @@ def train_student(
 
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.deepspeed import make_safe
+    from mmkd.vision_distill.augment import check_augment, check_sizes
     from mmkd.vision_distill.classifiers import check_classes, load_classifier, preprocessing, save_classifier
     from mmkd.vision_distill.codebook import fitted
     from mmkd.vision_distill.loader import build_loader
@@ -57,6 +58,7 @@ def train_student(
     options = check_space(config.space, config)
     for i, section in enumerate(config.objectives):
         method_options(section.name, section.options(), f"objectives[{i}]", config)
+    check_augment(config, plan[0])
     images = open_images(config.data.train, at="data.train", config=config)
     unset_hf_deepspeed_config()  # that of a run before would partition what is loaded here
     torch.manual_seed(config.run.seed)
@@ -87,6 +89,7 @@ def train_student(
         (build_space_method(space, section.name, section.options(), f"objectives[{i}]", config), section.weight)
         for i, section in enumerate(config.objectives)
     ]
+    check_sizes(config.data.augment, views)
     bf16 = config.training.precision == "bf16"
     task = VisionTask(
         student.model,
@@ -96,6 +99,7 @@ def train_student(
         teacher.size if teacher else None,
         bf16=bf16,
         space=space,
+        average=recipe.average,
     )
     make_safe(task)
     if rank == 0:
@@ -118,6 +122,7 @@ def train_student(
             start_step=step,
             rejected=run / "rejected.jsonl",
             workers=config.data.workers,
+            augment=config.data.augment,
         )
 
     trainer = VisionTrainer(

@@ -53,6 +53,19 @@ class Listed(LabelledImages):
         return self.images[index]
 
 
+class Fold(LabelledImages):
+    """Images i, i + n, i + 2n .. of others."""
+
+    def __init__(self, images: LabelledImages, i: int, n: int):
+        self.classes, self.images, self.rows = images.classes, images, range(i, len(images), n)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> LabelledImage:  # type: ignore[override]
+        return self.images[self.rows[index]]
+
+
 def folder(path: str, split: str | None = None) -> LabelledImages:
     """Images in one folder a class: PATH/[SPLIT/]CLASS/**/IMAGE. Classes are sorted by name."""
     root = Path(path, split) if split else Path(path)
@@ -177,6 +190,9 @@ def open_images(section: ImagesSection, *, at: str = "", config: Any = None) -> 
         )
     function = SOURCES[section.source]
     images = function(**check_options(section.source, section.options(), function, at=at, config=config))
+    if section.fold is not None:
+        images = Fold(images, *section.fold)
     if not len(images):
-        raise DataError(f"{at}: source {section.source} ({section.options()}) has no images.")
+        part = f" in fold {list(section.fold)}" if section.fold else ""
+        raise DataError(f"{at}: source {section.source} ({section.options()}) has no images{part}.")
     return images

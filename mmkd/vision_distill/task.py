@@ -6,12 +6,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from mmkd.errors import ConfigError
 from mmkd.objectives.base import Ratio
 from mmkd.vision_distill.exits import Staged, classifier_name, find_exits, read_staged
-from mmkd.vision_distill.methods import Method, Side
+from mmkd.vision_distill.methods import Method, Side, likeliest
 from mmkd.vision_distill.spaces import Space, SpaceTargets
 
 
@@ -25,6 +26,7 @@ class VisionTask(nn.Module):
         teacher, teacher_size: None where no method needs one.
         bf16: multiply in bf16; weights, batch-norm statistics and losses stay fp32.
         space: in which the teacher speaks where that is not the classes; `teacher` is then its model.
+        average: decay of a moving average of the student, which is then what a run leaves.
 
     Raises: ConfigError where a method needs a teacher and there is none, or stages that a side does not have.
     """
@@ -38,6 +40,7 @@ class VisionTask(nn.Module):
         teacher_size: tuple[int, int] | None = None,
         bf16: bool = False,
         space: Space | None = None,
+        average: float | None = None,
     ):
         super().__init__()
         self.student = student
@@ -59,16 +62,21 @@ class VisionTask(nn.Module):
             theirs = Side(self.teacher_exits, width(self.teacher) if space is None else space.width)
             for method, _ in methods:
                 method.build_heads(ours, theirs, classes(student))
+        # Not a submodule: DeepSpeed would neither write what is frozen nor give it back.
+        object.__setattr__(self, "average", ModelEmaV3(student, average) if average else None)
         self.report: dict[str, Ratio] = {}
 
     def step_finished(self, progress: float) -> None:
         """Called by the trainer after each optimiser step; no method here changes between steps."""
+        if self.average is not None:
+            self.average.update(self.student)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro batch.
 
         Args:
-            batch: `student_pixels` and `teacher_pixels` [B, 3, H, W], each side's own; `labels` [B].
+            batch: `student_pixels` and `teacher_pixels` [B, 3, H, W], each side's own; `labels` [B], of mixed
+                images shares [B, K].
 
         The report of sums and counts is left in `self.report`.
         """
@@ -94,6 +102,7 @@ class VisionTask(nn.Module):
 def report(student: Staged, teacher: Staged | SpaceTargets | None, labels: Tensor) -> dict[str, Ratio]:
     """accuracy (top-1), and with a teacher teacher_accuracy and agree (both sides' top-1 is the same class); of one in
     another space teacher_accuracy alone, where the true row is known."""
+    labels = likeliest(labels)
     count = labels.new_tensor(len(labels))
     best = student.logits.argmax(-1)
     found = {"accuracy": Ratio((best == labels).sum(), count)}

@@ -28,12 +28,18 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
     def __call__(self, image: Image.Image, box: Box, flip: bool) -> Tensor:
-        """[3, H, W] of the box of an RGB image; cut and resized in one pass over the original pixels."""
+        """[3, H, W] of the box of an RGB image."""
+        return self.normalised(self.cut(image, box, flip))
+
+    def cut(self, image: Image.Image, box: Box, flip: bool) -> Image.Image:
+        """The box in the model's size; cut and resized in one pass over the original pixels."""
         filters = {f.name.lower(): f for f in Resampling}  # timm's "random" is none of them
         resample = filters.get(self.interpolation, Resampling.BICUBIC)
         seen = image.resize((self.size[1], self.size[0]), resample, box=box)
-        if flip:
-            seen = seen.transpose(Transpose.FLIP_LEFT_RIGHT)
+        return seen.transpose(Transpose.FLIP_LEFT_RIGHT) if flip else seen
+
+    def normalised(self, seen: Image.Image) -> Tensor:
+        """[3, H, W] of an image in the model's size."""
         pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1).float() / 255  # [3, H, W]
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from bench.rows import Row, append, surroundings
-from bench.scores import by_case, difference, mean
+from bench.rows import Row, append, read, surroundings
+from bench.scores import add_new, by_case, difference, mean
 from mmkd.errors import DataError
 
 
@@ -43,3 +43,13 @@ def test_two_cases_without_shared_seeds_are_not_compared(around, tmp_path):
     append([row(around, "kl k=1", 0, 5.0), row(around, "ce k=1", 1, 4.0)], tmp_path)
     with pytest.raises(DataError, match="no two seeds"):
         difference("toy", "kl", "ce", by_case("toy", tmp_path))
+
+
+def test_a_run_that_has_its_row_gets_no_second_one(around, tmp_path):
+    first = row(around, "ce k=1", 0, 1.0)
+    add_new("toy", [first], tmp_path)
+    add_new("toy", [row(around, "ce k=1", 0, 2.0), row(around, "ce k=1", 1, 3.0)], tmp_path)
+    assert [(found.metric, found.value) for found in read("toy_seeds", tmp_path)] == [
+        ("acc@ce k=1 seed 0", 1.0),
+        ("acc@ce k=1 seed 1", 3.0),
+    ]

@@ -47,7 +47,8 @@ def test_packaged_vision_configs_are_whole(name):
     [
         ("kind=audio", r"kind is 'audio'; allowed: 'vision', or no kind for a vision-language model"),
         ("recipe.step=3", r"recipe\.step is not a field of RecipeSection\. Did you mean steps\?"),
-        ("recipe.optimizer=sgdm", r"recipe\.optimizer is 'sgdm'; allowed: 'adamw' or 'sgd'"),
+        ("recipe.optimizer=sgdm", r"recipe\.optimizer is 'sgdm'; allowed: 'adamw', 'sgd' or 'lamb'"),
+        ("recipe.optimizer=lamb", r"recipe\.optimizer lamb .* ZeRO flattens .* set deepspeed\.stage to 0"),
         ("student.image_size=big", r"student\.image_size is 'big'; allowed: a whole number"),
     ],
 )

@@ -94,10 +94,12 @@ def test_a_run_leaves_a_student_that_timm_loads_alone_and_its_scores(settings):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(settings):
+@pytest.mark.parametrize("recipe", [{}, {"average": 0.9, "optimizer": "lamb", "schedule": "step", "drops": [0.5]}])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(settings, recipe):
     import shutil
 
-    config = settings()
+    config = settings(deepspeed={"stage": 0 if recipe else 1})
+    config["recipe"] |= recipe
     whole = run(config)
     folder = Path(config["run"]["dir"])
     weights = (folder / "model" / "model.safetensors").read_bytes()

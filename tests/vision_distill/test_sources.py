@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from mmkd import assets
 from mmkd.config.vision_schema import CropSection, ImagesSection
@@ -44,6 +45,18 @@ def loader(images, tmp_path, start=0, rank=0, world=1, **options):
     return build_loader(
         images, views, crop, rank=rank, world_size=world, start_step=start, rejected=rejected, **options
     )
+
+
+def test_folds_of_a_source_share_no_image_and_leave_none_out(pictures):
+    whole = opened(source="folder", path=str(pictures), split="train")
+    folds = [opened(source="folder", path=str(pictures), split="train", fold=(i, 4)) for i in range(4)]
+    assert [image.id for image in folds[1]] == ["cat/1.png", "dog/2.png"]
+    assert sorted(image.id for fold in folds for image in fold) == sorted(image.id for image in whole)
+    assert folds[3].classes == whole.classes
+    with pytest.raises(DataError, match=r"no images in fold \[7, 8\]"):
+        opened(source="folder", path=str(pictures), split="train", fold=(7, 8))
+    with pytest.raises(ValidationError, match=r"\[4, 4\]; allowed: \[i, n\] with 0 <= i < n"):
+        ImagesSection.model_validate({"source": "digits", "fold": [4, 4]})
 
 
 def test_a_folder_has_a_class_for_each_folder_in_it(pictures):
