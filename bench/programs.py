@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -30,6 +31,7 @@ from mmkd.config.programs_schema import ToolsSection
 from mmkd.config.synthesis_schema import VlmSection
 from mmkd.data.images import open_image, read_image
 from mmkd.data.record_files import jsonl
+from mmkd.data.records import Turn
 from mmkd.data.scenes import scenes
 from mmkd.errors import DataError
 from mmkd.synthesis.backends import Call
@@ -51,6 +53,8 @@ OTHERS = [
     "def answer(image):\n    return find(image, 'circle')[{n} + 100]\n",
     "def answer(image):\n    return [exists(image, 'circle') for n in range({n} + 100)]\n",
 ]
+
+T = TypeVar("T")
 
 
 class AtOnce:
@@ -108,11 +112,11 @@ def forward_figures(model: str, run: Path, questions: int, detector: str, worker
     """
     from mmkd.synthesis.local_models import vlm  # torch
 
-    asked = {}
+    found: dict[bytes, tuple[Turn, str]] = {}
     for record in jsonl(str(run / "records.jsonl")):
         if record.provenance.program is not None:
-            asked.setdefault(read_image(record.images[0]), (record.turns[0], record.provenance.program))
-    asked = list(islice(asked.items(), questions + 1))
+            found.setdefault(read_image(record.images[0]), (record.turns[0], record.provenance.program))
+    asked = list(islice(found.items(), questions + 1))
     if len(asked) < 3:
         raise DataError(f"{run / 'records.jsonl'} has programs for {len(asked)} images; at least 3 are needed.")
     student = vlm(VlmSection(model=model, tokens=None, batch_size=1, license=None))
@@ -180,7 +184,7 @@ def run_all(
     return last
 
 
-def timed(work: Callable[[], object]):
+def timed(work: Callable[[], T]) -> tuple[float, T]:
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result
