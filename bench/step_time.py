@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from bench.rows import RESULTS, ROOT, Row, append, config_hash, surroundings
+from bench.token_losses import status_bytes
 from mmkd.compose import compose, parts
 from mmkd.config.schema import Config, StudentSection
 from mmkd.data.sources import easyvqa
@@ -170,10 +170,7 @@ def run_gold(out: Path, run: Path, steps: int) -> list[float]:
 def alone(out: Path, case: str, run: Path, steps: int) -> dict[str, float]:
     """Median seconds of a step, and the most MiB that the process held."""
     seconds = run_gold(out, run, steps) if case == "gold" else run_ours(out, case, run, steps)
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise DataError("memory is read from /proc, which Linux alone has.")
-    return {"seconds": statistics.median(seconds[WARM_UP - 1 :]), "mib": int(found[1]) / 1024}
+    return {"seconds": statistics.median(seconds[WARM_UP - 1 :]), "mib": status_bytes("VmHWM") / 2**20}
 
 
 def in_a_process(out: Path, case: str, number: int, steps: int) -> dict[str, float]:

@@ -121,12 +121,13 @@ def peak_bytes(work: Callable[[], Any], device: str) -> int:
     if not STATUS.exists():
         raise DataError("memory on a CPU is read from /proc, which Linux alone has; use --device cuda.")
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = _status("VmRSS")
+    before = status_bytes("VmRSS")
     work()
-    return _status("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-def _status(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """A figure that the kernel keeps of this process, as VmRSS: memory held now. Linux only."""
     found = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     if found is None:
         raise DataError(f"{STATUS} has no {name}; use --device cuda.")

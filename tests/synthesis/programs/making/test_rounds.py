@@ -1,0 +1,109 @@
+"""Rounds of self-improvement with a writer of real weights, as small as it may be and still write a program."""
+
+from __future__ import annotations
+
+import json
+import time
+from multiprocessing import get_context
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+
+from mmkd.checkpoints import is_complete, latest_complete
+from mmkd.config.programs_schema import ProgramsConfig, TuneSection
+from mmkd.data.record_files import jsonl
+from mmkd.data.records import Record, Turn
+from mmkd.data.write_records import write_jsonl
+from mmkd.synthesis.programs.backends.classical import classical
+from mmkd.synthesis.programs.making.rounds import make_rounds
+from mmkd.synthesis.programs.making.tuning import tune
+from mmkd.synthesis.programs.making.writing import Prompts
+from mmkd.synthesis.programs.tools import Toolset
+from mmkd.templates import chat_template
+from tests.byte_tokenizer import byte_tokenizer
+
+SCENES = 6
+PROGRAM = "def answer(image):\n    return count(image, 'circle')"
+
+
+@pytest.fixture
+def first_writer(tmp_path) -> str:
+    """A decoder that writes PROGRAM whatever it is asked."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat_template("qa", tokenizer)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(tmp_path / "random")
+    tokenizer.save_pretrained(tmp_path / "random")
+    prompts = Prompts(Toolset(classical(), ["count"]), 0)
+    lessons = [
+        Record(shape, [*prompts.turns(f"how many {shape}s are there?"), Turn("assistant", PROGRAM)])
+        for shape in ("circle", "triangle")
+    ]
+    section = TuneSection(steps=120, batch_size=2, learning_rate=5e-3, save_every=1000)
+    return f"local:{tune(f'local:{tmp_path}/random', lessons, section, tmp_path / 'first')}"
+
+
+@pytest.fixture
+def config(first_writer, make_scene, tmp_path) -> ProgramsConfig:
+    """Two rounds over the same two questions of a few scenes."""
+    rows = []
+    for number in range(SCENES):
+        one = make_scene("train", number, 0)
+        for shape in ("circle", "triangle"):
+            count = sum(thing.shape == shape for thing in one.things)
+            turns = [Turn("user", f"how many {shape}s are there?"), Turn("assistant", str(count))]
+            rows.append(Record(f"{one.id}/{shape}", turns, [one.png()], shape))
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    return ProgramsConfig.model_validate(
+        {
+            "writer": {"language": {"source": first_writer, "device": "cpu"}},
+            "data": [{"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}],
+            "out": str(tmp_path / "out"),
+            "samples": 1,
+            "sampling": {"max_tokens": 80},
+            "examples": 0,
+            "tools": {"names": ["count"]},
+            "tune": {"rounds": 1, "steps": 40, "batch_size": 1, "learning_rate": 1e-4, "save_every": 10},
+        }
+    )
+
+
+@pytest.mark.slow
+def test_rounds_killed_in_the_tuning_go_on_there_and_tell_the_yield_of_each(config, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    process = get_context("forkserver").Process(target=make_rounds, args=(config,))
+    process.start()
+    checkpoints = out / "round-0" / ".writer.checkpoints"
+    while process.is_alive() and latest_complete(checkpoints) is None:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert latest_complete(checkpoints) is not None
+    assert not is_complete(out / "round-0" / "writer")
+    asked = (out / "round-0" / "asked" / "journal.jsonl").read_bytes()
+
+    resumed, train = [], Trainer.train
+
+    def watched(self, resume_from_checkpoint=None, **options):
+        resumed.append(resume_from_checkpoint)
+        return train(self, resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    monkeypatch.setattr(Trainer, "train", watched)
+    made = make_rounds(config)
+    assert len(resumed) == 1
+    assert resumed[0].startswith(str(checkpoints / "checkpoint-"))
+    assert (out / "round-0" / "asked" / "journal.jsonl").read_bytes() == asked  # nothing was asked again
+    yields = json.loads((out / "yield.json").read_text())
+    assert list(yields) == ["round-0", "round-1"]
+    for one in yields.values():
+        # The writer has one program for both questions: right for the one, by luck at most for the other.
+        assert (one["circle"]["rows"], one["circle"]["verified"]) == (SCENES, SCENES)
+        assert (one["triangle"]["rows"], one["triangle"]["verified"]) == (SCENES, 0)
+    told = {record.task: record for record in jsonl(str(made.file)) if record.turns[1].rationale is not None}
+    assert set(told) == {"circle"}
+    assert told["circle"].provenance.program == PROGRAM
+    assert told["circle"].provenance.round == 1
+    assert told["circle"].provenance.model.startswith(f"local:{out / 'round-0' / 'writer'} ")
