@@ -28,6 +28,7 @@ CASES = {
     "ce+attention": f"[{{name: cross_entropy}}, {ATTENTION}]",
     "ce+kl+attention": f"[{{name: cross_entropy}}, {{name: forward_kl}}, {ATTENTION}]",
 }
+PAIRS = [("ce+kl", "ce"), ("ce+attention", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")]
 STAGE = (
     f"stages=[{{name: compress, steps: {STEPS}, trainable: [projector, language, voco], learning_rate: 5.0e-4, "
     "learning_rates: {voco: 5.0e-3}, batch_size: 12, read: [full, 8, 4, 2, 1], read_weights: [1, 2, 2, 2, 3]}]"
@@ -45,7 +46,7 @@ def compared(out: Path, teacher: Path, seeds: list[int], cases: list[str]) -> No
             if not (run / "eval" / "easyvqa-1.json").exists():
                 evaluate(str(run / "model"), "easyvqa", [1], out=run / "eval")
             add_new(BENCH, of_run(BENCH, case, run))
-    conclude(BENCH, [(case, "ce") for case in cases if case != "ce" and "ce" in cases and len(seeds) > 1])
+    conclude(BENCH, [pair for pair in PAIRS if set(pair) <= set(cases)] if len(seeds) > 1 else [])
 
 
 if __name__ == "__main__":
