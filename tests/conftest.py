@@ -37,11 +37,11 @@ get_context("forkserver").set_forkserver_preload(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in tests/distributed and tests/e2e carry the folder's mark; gpu tests are left out without a GPU."""
+    """Files of long tests come first, or one of several processes would end with them alone; gpu tests are left out
+    without a GPU."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "distributed", "e2e")))}
+    items.sort(key=lambda item: item.path not in long)
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if folder in ("distributed", "e2e"):
-            item.add_marker(folder)
         if item.get_closest_marker("gpu"):
             import torch
 
