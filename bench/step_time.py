@@ -217,11 +217,12 @@ def figures(out: Path, cases: list[str], rounds: int, steps: int) -> list[tuple[
     for case, base in (("cached", "sft"), ("live", "sft"), ("live", "gold")):
         if case in found and base in found:
             pairs = list(zip(found[case], found[base], strict=True))
-            name = f"{case} against {base}"
-            rows.append(row(f"time_ratio@{name}", [a["seconds"] / b["seconds"] for a, b in pairs], f"of {base}", base))
-            rows.append(row(f"memory_ratio@{name}", [a["mib"] / b["mib"] for a, b in pairs], f"of {base}", base))
+            times = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
+            rows.append(row(f"time_of_{base}@{case}", times, f"of {base}", base))
+            memory = [ours["mib"] / theirs["mib"] for ours, theirs in pairs]
+            rows.append(row(f"memory_of_{base}@{case}", memory, f"of {base}", base))
     if "live" in found:
-        rows.append(("expected_ratio@live against sft", expected(out), "of sft", 0.0, "sft"))
+        rows.append(("time_expected@live", expected(out), "of sft", 0.0, "sft"))
     return rows
 
 
