@@ -12,9 +12,9 @@ demo: $(READY)
 demo-full: $(READY)
 	mmkd demo --full
 
-# A file's tests stay in one process, so what they share is made once; files come in the order of tests/conftest.py.
+# Two processes; tests/conftest.py says what runs in which.
 test: lint
-	pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(READY)
 	ruff check .

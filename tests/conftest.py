@@ -37,11 +37,12 @@ get_context("forkserver").set_forkserver_preload(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of long tests come first, or one of several processes would end with them alone; gpu tests are left out
-    without a GPU."""
-    long = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "distributed", "e2e")))}
-    items.sort(key=lambda item: item.path not in long)
+    """Of two processes (`make test`) one runs the files with tests of several ranks, which fill two cores, and the other
+    the rest, a file's tests together. gpu tests are left out without a GPU."""
+    ranks = {item.path for item in items if item.get_closest_marker("distributed")}
+    items.sort(key=lambda item: item.path not in ranks)
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("ranks" if item.path in ranks else item.path.name))
         if item.get_closest_marker("gpu"):
             import torch
 
