@@ -37,8 +37,8 @@ get_context("forkserver").set_forkserver_preload(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes (`make test`) one runs the files with tests of several ranks, which fill two cores, and the other
-    the rest, a file's tests together. gpu tests are left out without a GPU."""
+    """Of two processes (`make test`) one runs the files with tests of several ranks, which fill two cores, and the
+    other the rest, a file's tests together. gpu tests are left out without a GPU."""
     ranks = {item.path for item in items if item.get_closest_marker("distributed")}
     items.sort(key=lambda item: item.path not in ranks)
     for item in items:
