@@ -36,6 +36,7 @@ get_context("forkserver").set_forkserver_preload(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes (`make test`) one runs the files with tests of several ranks, which fill two cores, and the
     other the rest, a file's tests together. gpu tests are left out without a GPU."""
