@@ -120,6 +120,7 @@ def test_the_job_starts_under_a_launcher(launcher, tmp_path):
         [sys.executable, "-m", *launcher, "mmkd", "distill", "x.yaml"],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"DS_ACCELERATOR": "cpu"}, check=False,
     )  # fmt: skip
-    # Both ranks came as far as reading the config; more is tested where training is.
+    # A rank came as far as reading the config. The launcher may have ended the other one for it before that one did;
+    # more is tested where training is.
     assert result.returncode != 0
-    assert (result.stdout + result.stderr).count("teacher is missing; distill needs one") == 2
+    assert "teacher is missing; distill needs one" in result.stdout + result.stderr
