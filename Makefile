@@ -12,9 +12,8 @@ demo: $(READY)
 demo-full: $(READY)
 	mmkd demo --full
 
-# Two processes; tests/conftest.py says what runs in which.
 test: lint
-	pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	pytest -q
 
 lint: $(READY)
 	ruff check .

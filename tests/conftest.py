@@ -36,14 +36,12 @@ get_context("forkserver").set_forkserver_preload(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes (`make test`) one runs the files with tests of several ranks, which fill two cores, and the
-    other the rest, a file's tests together. gpu tests are left out without a GPU."""
-    ranks = {item.path for item in items if item.get_closest_marker("distributed")}
-    items.sort(key=lambda item: item.path not in ranks)
+    """Tests in tests/distributed and tests/e2e carry the folder's mark; gpu tests are left out without a GPU."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ranks" if item.path in ranks else item.path.name))
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in ("distributed", "e2e"):
+            item.add_marker(folder)
         if item.get_closest_marker("gpu"):
             import torch
 
