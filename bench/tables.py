@@ -88,7 +88,8 @@ def _footnote(rows: list[Row]) -> str:
 def _value(row: Row | None) -> str:
     if row is None:
         return ""
-    return _number(row.value) + (f" ± {_number(row.spread)}" if row.spread is not None else "")
+    # The bound of an interval has no spread of its own; a row of several seeds writes 0.
+    return _number(row.value) + (f" ± {_number(row.spread)}" if row.spread else "")
 
 
 def _number(value: float) -> str:

@@ -70,4 +70,5 @@ def whole_lines(file: int) -> int:
 
 
 def _refused(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be written ({error}). Make room and run again.")
+    mend = "Make it writable" if error.errno in (errno.EACCES, errno.EROFS) else "Make room"
+    return DataError(f"{path} cannot be written ({error}). {mend} and run again.")
