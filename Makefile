@@ -12,8 +12,9 @@ demo: $(READY)
 demo-full: $(READY)
 	mmkd demo --full
 
+# Two processes; tests/conftest.py says what runs in which.
 test: lint
-	pytest -q
+	pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(READY)
 	ruff check .

@@ -36,12 +36,14 @@ get_context("forkserver").set_forkserver_preload(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in tests/distributed and tests/e2e carry the folder's mark; gpu tests are left out without a GPU."""
+    """Of two processes (`make test`) one begins with the files that start several ranks, which fill two cores, and the
+    other with the rest, a file's tests together. gpu tests are left out without a GPU."""
+    ranks = {item.path for item in items if item.get_closest_marker("distributed")}
+    items.sort(key=lambda item: item.path not in ranks)
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if folder in ("distributed", "e2e"):
-            item.add_marker(folder)
+        item.add_marker(pytest.mark.xdist_group("ranks" if item.path in ranks else item.path.name))
         if item.get_closest_marker("gpu"):
             import torch
 
