@@ -25,6 +25,7 @@ COLOR_WORDS = frozenset((
 NUMBER_WORDS = {word: number for number, word in enumerate(NUMBERS)}
 _BOX = re.compile(r"[\[(]\s*(-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?){3})\s*[\])]")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w])")
+_DOUBLE_QUOTES = str.maketrans('"“”', "   ")
 _WORD = re.compile(r"[^\W\d_]+")
 # An apostrophe inside a word opens and closes nothing.
 _QUOTED = re.compile(r"\"([^\"]*)\"|“([^”]*)”|‘([^’]*)’|(?<!\w)'([^']*)'(?!\w)")
@@ -115,6 +116,11 @@ def _color(word: str) -> str:
     return "gray" if word == "grey" else word
 
 
+def unquoted(text: str) -> str:
+    """Without double quotes, what stood around one apart: nothing new is read where it was."""
+    return text.translate(_DOUBLE_QUOTES)
+
+
 def _flat(text: str) -> str:
-    """Lower case, one space between words, no punctuation at their ends."""
-    return " ".join(filter(None, (word.strip(".,;:!?\"'“”‘’()[]") for word in text.lower().split())))
+    """Lower case, one space between words, no double quotes, no punctuation at the ends of words."""
+    return " ".join(filter(None, (word.strip(".,;:!?'‘’()[]") for word in unquoted(text).lower().split())))

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.events import Event
-from mmkd.synthesis.programs.evidence import unsupported
+from mmkd.synthesis.programs.evidence import unquoted, unsupported
 from mmkd.synthesis.programs.parts import Part, Thing, is_box
 from mmkd.synthesis.programs.runner import Outcome
 
@@ -41,7 +41,7 @@ def _shown(value: Any) -> str:
 
 def _quoted(text: Any) -> str:
     """In double quotes, out of which the text cannot get."""
-    return '"' + " ".join(str(text).replace('"', "").replace("“", "").replace("”", "").split()) + '"'
+    return '"' + " ".join(unquoted(str(text)).split()) + '"'
 
 
 def _named(part: Part) -> str:
