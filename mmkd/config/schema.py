@@ -220,8 +220,8 @@ class StageSection(Section):
         weights = self.read_weights
         if weights is not None and (len(weights) != len(self.read) or min(weights) < 0 or sum(weights) == 0):
             raise ValueError(
-                f"has read_weights {weights}; allowed: a number from 0 for each of the {len(self.read)} entries of read, "
-                "not all 0"
+                f"has read_weights {weights}; allowed: a number from 0 for each of the {len(self.read)} entries of "
+                "read, not all 0"
             )
         if self.reads > len(self.read):
             raise ValueError(f"has reads {self.reads}, and read has {len(self.read)} entries to draw from")

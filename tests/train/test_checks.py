@@ -67,5 +67,5 @@ def test_the_counts_of_a_student_that_is_there_already_are_those_of_its_folder(t
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_install_line(tmp_path, monkeypatch):
     monkeypatch.setattr("mmkd.train.checks.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="training.trackers names trackio.*pip install trackio"):
+    with pytest.raises(ConfigError, match=r"training\.trackers names trackio.*pip install trackio"):
         check_run(config(tmp_path, training={"trackers": ["trackio"]}))
