@@ -9,7 +9,8 @@ from typing import Any
 
 from mmkd.config.schema import Config
 from mmkd.errors import ConfigError
-from mmkd.objectives import build
+from mmkd.objectives import Needs, OfaLogits, build
+from mmkd.teachers.live import SharedTeacher
 
 MASK_TAKING = ("eager", "sdpa")
 
@@ -34,7 +35,7 @@ def check_trackers(trackers: list[Any]) -> None:
 
 
 def check_objectives(config: Config) -> None:
-    """Raises ConfigError for an unknown objective or option, or one that reads a teacher where there is none."""
+    """Raises ConfigError for an unknown objective or option, or one whose teacher is not there or cannot serve it."""
     for stage in config.stages:
         built = [build(section) for section in stage.objectives or config.objectives]
         asking = [objective.name for objective in built if objective.teacher or objective.own_tokens]
@@ -43,6 +44,10 @@ def check_objectives(config: Config) -> None:
                 f"stage {stage.name}: objectives {', '.join(asking)} need a teacher, and the config has none. Add e.g. "
                 "teacher: {kind: live, model: runs/teacher/model}."
             )
+        if config.teacher is not None and config.teacher.kind == "shared":
+            for objective in built:
+                own_head = isinstance(objective, OfaLogits)
+                SharedTeacher().check(Needs(objective.teacher, own_tokens=objective.own_tokens, teacher_head=own_head))
 
 
 def check_reading(config: Config) -> None:

@@ -36,6 +36,11 @@ def config(tmp_path: Path, stage: Any = None, data: Any = None, **sections: Any)
         ({"student": PARTS, "stage": {"read": [1]}}, "with full only, as it has no compression tokens"),
         ({"objectives": [{"name": "forward_kl"}]}, "objectives forward_kl need a teacher, and the config has none"),
         ({"objectives": [{"name": "voco_attention"}]}, "objectives voco_attention need a teacher"),
+        (
+            {"objectives": [{"name": "uld"}], "teacher": {"kind": "shared"}},
+            "shared reads the student's tokens, and uld",
+        ),
+        ({"objectives": [{"name": "ofa_logits"}], "teacher": {"kind": "shared"}}, "use teacher.kind live"),
         ({"stage": {"objectives": [{"name": "forward_kll"}]}}, "Did you mean forward_kl"),
         ({"objectives": [{"name": "forward_kl", "temperatur": 2}]}, "Did you mean temperature"),
         ({"data": {"mixture": [{"source": "jsonl", "path": "nowhere.jsonl"}]}}, r"mixture\[0\].path is nowhere.jsonl"),
