@@ -42,6 +42,21 @@ def test_two_passes_equal_the_masked_single_pass_in_value_and_gradient(model, im
         torch.testing.assert_close(ours / scale, definition / scale, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options", [{"mass_bias": True}, {"preset": "faithful", "pooled": True}], ids=["bias", "faithful"]
+)
+@pytest.mark.parametrize("decoder", tiny.DECODERS)
+def test_presets_and_score_biases_equal_the_masked_single_pass_too(decoder, options):
+    model = tiny.build(decoder, **options)
+    model.set_attn_implementation("eager")
+    text = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        feats = tiny.features(model, 2)
+        ours, definition = tiny.two_passes(model, feats, text, 3), tiny.masked_pass(model, feats, text, 3)
+    scale = definition.abs().max()
+    torch.testing.assert_close(ours / scale, definition / scale, rtol=1e-4, atol=1e-5)
+
+
 def test_answers_decoded_token_by_token_are_those_of_whole_forwards(model):
     usual_attention(model)
     inputs = tiny.prompt(K, [5, 6, 7], [8])
