@@ -103,22 +103,37 @@ def cache(
 
 @app.command("eval")
 def evaluate(
-    model: Model,
-    suite: Annotated[str, typer.Option(help="Suite below eval_suites, or a path.")] = "easyvqa",
-    tokens: Annotated[str, typer.Option(help="Token counts to score, comma-separated, e.g. 1,2,4,8,full.")] = "full",
+    model: Annotated[str, typer.Argument(help="Run folder, folder of a model or release, or a hub id.")],
+    suite: Annotated[str | None, typer.Option(help="Suite below eval_suites, or a path; easyvqa by default.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Token counts to score, comma-separated, e.g. 1,2,4,8,full; full by default.")
+    ] = None,
     blind: Annotated[
-        bool, typer.Option("--blind", help="Score without the images, to see what language gives.")
-    ] = False,
+        bool | None,
+        typer.Option("--blind/--no-blind", help="Score without the images too, to see what language gives."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first n questions.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one batch; scores do not depend on it.")] = 64,
-    out: Annotated[Path | None, typer.Option(help="Folder for results and samples.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions in one batch, 64 by default; scores do not depend on it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results and samples; RUN/eval for a run.")] = None,
 ) -> None:
-    """Score a model with lmms-eval."""
-    counts = _token_counts(tokens)
+    """Score a model with lmms-eval; of a run, as its config's evaluate section says unless an option says other."""
+    counts = None if tokens is None else _token_counts(tokens)
+    from mmkd.evaluate.job import job_of
+
+    job = job_of(model)
+    asked = job.asked
     from mmkd.evaluate.suite import evaluate as run_suite
 
     scores = run_suite(
-        model=model, suite=suite, tokens=counts, blind=blind, limit=limit, batch_size=batch_size, out=out
+        model=job.model,
+        suite=suite or asked.suite,
+        tokens=counts or asked.tokens,
+        blind=asked.blind if blind is None else blind,
+        limit=limit or asked.limit,
+        batch_size=batch_size or asked.batch_size,
+        out=out or job.out,
     )
     typer.echo(json.dumps(scores, indent=2, default=str))
 

@@ -70,6 +70,8 @@ def allowed(detail: ErrorDetails) -> str:
         return f"at least {context['min_length']} item(s)"
     if detail["type"] == "too_long":
         return f"at most {context['max_length']} item(s)"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"text that matches {context['pattern']}"
     if detail["type"] in ("model_type", "model_attributes_type"):
         return f"a mapping with the fields of {context['class_name']}"
     if detail["type"].startswith("int_"):

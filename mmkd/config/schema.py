@@ -167,7 +167,10 @@ Part = Literal["vision", "projector", "language", "embeddings", "voco"]
 class StageSection(Section):
     """One part of the training: what is trained, how long, how fast."""
 
-    name: str
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Also of the folder of its checkpoints: letters, digits, _.-",
+    )
     steps: int = Field(ge=1, description="Optimiser steps.")
     trainable: list[Part] = Field(
         ["projector", "language", "embeddings", "voco"],
@@ -191,8 +194,10 @@ class StageSection(Section):
         None, ge=1, description="Rows of one forward on one rank; batch_size/ranks by default."
     )
     gradient_clipping: float = Field(1.0, ge=0, description="0 switches it off.")
-    read: list[int | Literal["full"]] = Field(
-        ["full"], description="Token counts that a step may read the image with; each step draws `reads` of them."
+    read: list[Annotated[int, Field(ge=1)] | Literal["full"]] = Field(
+        ["full"],
+        min_length=1,
+        description="Token counts that a step may read the image with; each step draws `reads` of them.",
     )
     read_weights: list[float] | None = Field(None, description="Chance of each entry of `read`; equal by default.")
     reads: int = Field(1, ge=1, description="Different counts read in one step, sharing the encode pass.")
@@ -206,6 +211,25 @@ class StageSection(Section):
     )
     objectives: list[ObjectiveSection] | None = Field(None, description="Overrides the run's objectives in this stage.")
 
+    @model_validator(mode="after")
+    def drawable(self) -> StageSection:
+        if len(set(self.read)) != len(self.read):
+            raise ValueError(
+                f"has read {self.read}, which names a count twice; use read_weights to draw one more often"
+            )
+        weights = self.read_weights
+        if weights is not None and (len(weights) != len(self.read) or min(weights) < 0 or sum(weights) == 0):
+            raise ValueError(
+                f"has read_weights {weights}; allowed: a number from 0 for each of the {len(self.read)} entries of "
+                "read, not all 0"
+            )
+        if self.reads > len(self.read):
+            raise ValueError(f"has reads {self.reads}, and read has {len(self.read)} entries to draw from")
+        return self
+
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
 
 class TrainingSection(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -216,7 +240,7 @@ class TrainingSection(Section):
     log_every: int = Field(10, ge=1)
     save_every: int = Field(200, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    trackers: list[str] = Field(default_factory=list, description="tensorboard, wandb, trackio.")
+    trackers: list[Tracker] = Field(default_factory=list, description="Where metrics go beside metrics.jsonl.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -245,4 +269,19 @@ class Config(Section):
     stages: list[StageSection] = Field(min_length=1)
     training: TrainingSection = Field(default_factory=lambda: TrainingSection())
     deepspeed: DeepspeedSection = Field(default_factory=lambda: DeepspeedSection())
-    evaluate: EvaluateSection = Field(default_factory=lambda: EvaluateSection())
+    evaluate: EvaluateSection = Field(
+        default_factory=lambda: EvaluateSection(), description="What `mmkd eval RUN` does unless its options say other."
+    )
+
+    @model_validator(mode="after")
+    def stages_that_can_be(self) -> Config:
+        names = [stage.name for stage in self.stages]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"stages has two of the name {twice}, and a stage's folder has its name; rename one")
+        for stage in self.stages:
+            if self.data.cache_features and "vision" in stage.trainable:
+                raise ValueError(
+                    f"stage {stage.name} trains vision, whose features change; switch data.cache_features off"
+                )
+        return self

@@ -100,8 +100,8 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         return self.prefix(self.blocks(features, tiles, rows, [0] * len(rows), len(image_counts), tokens))
 
     def _decoding_mask(self, attention_mask: Tensor, prefix_bias: Tensor, embeds: Tensor) -> Tensor:
-        self._mask_taking_attention()
         length, total = embeds.shape[1], attention_mask.shape[1]
+        self._mask_taking_attention(total)
         query = torch.arange(total - length, total, device=embeds.device)
         see = (torch.arange(total, device=embeds.device) <= query[:, None]) & attention_mask[
             :, None, :

@@ -131,12 +131,21 @@ class TwoPassModel(MmkdPreTrainedModel):
         return output.last_hidden_state
 
     def _explicit_mask(self, prefix: Prefix, text_mask: Tensor, segment_ids: Tensor) -> Tensor:
-        kind = self._mask_taking_attention()
+        kind = self._mask_taking_attention(prefix.valid.shape[1] + text_mask.shape[1])
         return read_mask(prefix, text_mask, segment_ids, self.dtype, boolean="sdpa" in kind)
 
-    def _mask_taking_attention(self) -> str:
-        """Name of the decoder's attention. ValueError for one that would drop or misread a mask of ours."""
-        kind = self.config.text_config._attn_implementation
+    def _mask_taking_attention(self, length: int) -> str:
+        """Name of the decoder's attention over so many keys. ValueError where it would drop or misread a mask of ours,
+        or where the mask would take the place of a sliding window that is shorter."""
+        text = self.config.text_config
+        kind, window = text._attn_implementation, getattr(text, "sliding_window", None)
+        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
+        if window and slides and length > window:
+            raise ValueError(
+                f"packed rows and mass_bias need a mask of their own, which knows no sliding window: {length} tokens "
+                f"do not fit into this decoder's window of {window}. Lower data.max_length, or switch data.packing and "
+                "voco.mass_bias off."
+            )
         if "sdpa" not in kind and "eager" not in kind:
             raise ValueError(
                 f"packed rows and mass_bias need a mask of their own, which attention {kind!r} does not take; "

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,7 +58,10 @@ class VocoCache:
 
     @staticmethod
     def join(caches: list[VocoCache]) -> VocoCache:
-        """Caches of the same model and k as one, in this order."""
+        """Caches of the same model and k as one, in this order. Raises ValueError where they are not of the same."""
+        common = {name: value for name, value in caches[0].identity.items() if name != "image"}  # each file has its own
+        for cache in caches[1:]:
+            cache.require(common)
         layers = [
             (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))  # [M, Hkv, 1 + k, d]
             for layer in zip(*(cache.layers for cache in caches), strict=True)
@@ -82,7 +85,11 @@ class VocoCache:
 
         Raises: ValueError if it is no such file.
         """
-        with safe_open(path, framework="pt", device=device) as file:
+        try:
+            opened = safe_open(path, framework="pt", device=device)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a VoCo cache, nor any whole safetensors file ({error}).") from error
+        with opened as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != "mmkd.voco/1":
                 raise ValueError(

@@ -36,8 +36,10 @@ def train(config: Config, resume: bool = False) -> Path:
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
     from mmkd.teachers.checks import check_teacher
+    from mmkd.train.checks import check_run
     from mmkd.train.on_policy import check_on_policy
 
+    check_run(config)
     check_teacher(config)
     check_on_policy(config)
     config, plans, rank, world = open_run(config, resume)
@@ -188,9 +190,6 @@ def train_stage(
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
     shared_ids = side.shared_ids() if side is not None and side.own_tokens else None
     task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), shared_ids)
-    if teacher is None and task.needs.teacher:
-        names = ", ".join(s.name for s in sections)
-        raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")
     if task.needs.student_attention:
         student.set_attn_implementation(capture_name(config.student.attention))
     learns = set(stage.trainable)
@@ -204,10 +203,6 @@ def train_stage(
         measure_channels(config, composed, device)
     store = None
     if config.data.cache_features:
-        if "vision" in stage.trainable:
-            raise ConfigError(
-                f"stage {stage.name} trains vision; switch data.cache_features off, as its features change."
-            )
         store = cached_features(config, composed, teacher, device, rank, world)
     make_safe(task)
     if config.training.activation_checkpointing:
@@ -273,6 +268,8 @@ def training_arguments(config: Any, stage: Any, plan: tuple[int, int], folder: P
         ignore_data_skip=True,
         remove_unused_columns=False,
         report_to=config.training.trackers or "none",
+        project="mmkd",
+        run_name=f"{folder.parent.parent.name}/{stage.name}",
         disable_tqdm=True,
         log_level="error",
         deepspeed=deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation),

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmkd.checkpoints import is_complete
 from mmkd.config.vision_schema import ClassifierSection, VisionConfig
+from mmkd.train.checks import check_trackers
 from mmkd.train.run import how_to_go_on, open_run, run_trainer, training_arguments
 from mmkd.train.watch import Watch
 from mmkd.whole_files import write_whole
@@ -22,6 +23,7 @@ def train(config: VisionConfig, resume: bool = False) -> Path:
 
     Raises: ConfigError before anything is trained; TrainingError where a run has to stop.
     """
+    check_trackers(config.training.trackers)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model = run / "model"

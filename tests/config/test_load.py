@@ -148,6 +148,16 @@ def test_every_packaged_config_is_found_by_its_name():
         assert find_config(str(file.relative_to(folder).with_suffix(""))) == file
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "offload"),
+    [("zero1", 1, "none"), ("zero2", 2, "none"), ("zero3", 3, "none"), ("offload", 3, "cpu")],
+)
+def test_a_config_takes_its_zero_stage_from_a_packaged_one(base, name, stage, offload):
+    Path("mine.yaml").write_text(f"extends: [base.yaml, deepspeed/{name}]\n")
+    section = load_config("mine.yaml").deepspeed
+    assert (section.stage, section.offload) == (stage, offload)
+
+
 def test_packaged_configs_are_inside_the_package_when_it_is_installed(tmp_path):
     package = tmp_path / "site" / "mmkd"
     assert packaged("configs", package=package) == package / "_share" / "configs"

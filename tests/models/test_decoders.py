@@ -7,6 +7,8 @@ import tiny
 import torch
 from tiny import IMAGE, SINK, K
 
+from mmkd.models.voco import CompressionTokens
+
 
 @pytest.fixture(scope="module", params=list(tiny.DECODERS))
 def model(request):
@@ -40,6 +42,20 @@ def test_two_passes_equal_the_masked_single_pass_in_value_and_gradient(model, im
         assert scale > 1e-3
         # transformers runs softmax, norms and RoPE in fp32
         torch.testing.assert_close(ours / scale, definition / scale, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["keep_sink", "faithful"])
+def test_presets_and_score_biases_equal_the_masked_single_pass_too(model, preset, monkeypatch):
+    torch.manual_seed(4)
+    width = model.config.text_config.hidden_size
+    monkeypatch.setattr(model, "voco", CompressionTokens(K, width, mass_bias=True).to(model.dtype))
+    monkeypatch.setattr(model.config, "voco", model.config.voco | {"preset": preset, "mass_bias": True})
+    model.set_attn_implementation("eager")
+    text, feats = torch.tensor([[5, 6, 7]]), tiny.features(model, 2)
+    ours, definition = tiny.two_passes(model, feats, text, 3), tiny.masked_pass(model, feats, text, 3)
+    scale = definition.abs().max()
+    torch.testing.assert_close(ours / scale, definition / scale, rtol=1e-4, atol=1e-5)
 
 
 def test_answers_decoded_token_by_token_are_those_of_whole_forwards(model):

@@ -42,6 +42,16 @@ def test_token_by_token_decoding_equals_full_forwards_for_64_tokens(which, k, re
     torch.testing.assert_close(torch.stack(out.logits, dim=1).float(), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_with_score_biases_a_question_alone_is_answered_as_in_a_padded_batch(biased, beams):
+    settings = {"max_new_tokens": 6, "num_beams": beams, **GREEDY}
+    cache = biased.compress(pixels(1))
+    batch = biased.generate(**prompt(K, [5, 6, 7], [8]), voco_cache=cache, **settings)
+    for row, question in enumerate(([5, 6, 7], [8])):
+        alone = biased.generate(**prompt(K, question), voco_cache=cache, **settings)
+        assert alone[0, -6:].tolist() == batch[row, -6:].tolist()
+
+
 def test_sampling_draws_the_same_from_pixels_and_from_a_cache_and_other_tokens_with_another_seed(model):
     inputs = prompt(K, [5, 6, 7], [8, 9])
     settings = {"do_sample": True, "temperature": 1.5, "top_k": 0, "max_new_tokens": 12, "eos_token_id": None}

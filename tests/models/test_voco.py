@@ -79,6 +79,30 @@ def test_a_back_end_that_would_drop_the_mask_is_refused():
         model.generate(**prompt(K, [5]), pixel_values=pixels(1), voco_tokens=K, max_new_tokens=2)
 
 
+def test_a_mask_of_our_own_is_refused_where_it_would_switch_a_sliding_window_off():
+    model = tiny.build("mistral with a window", mass_bias=True)
+    two_passes(model, features(model, 1), TEXT, K)
+    model.config.text_config.sliding_window = 8
+    with pytest.raises(ValueError, match="10 tokens do not fit into this decoder's window of 8"):
+        two_passes(model, features(model, 1), TEXT, K)
+    model.generate(**prompt(1, [5]), pixel_values=pixels(1), voco_tokens=1, max_new_tokens=1)
+    with pytest.raises(ValueError, match="window of 8"):
+        model.generate(**prompt(1, [5]), pixel_values=pixels(1), voco_tokens=1, max_new_tokens=9, eos_token_id=None)
+
+
+@pytest.mark.gpu
+def test_flash_attention_reads_what_the_others_read():
+    pytest.importorskip("flash_attn")
+    model = tiny.build(dtype=torch.bfloat16).cuda()
+    read = {}
+    for attention in ("sdpa", "flash_attention_2"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            read[attention] = two_passes(model, features(model, 2).cuda(), TEXT.cuda(), K)
+    scale = read["sdpa"].abs().max()
+    torch.testing.assert_close(read["flash_attention_2"] / scale, read["sdpa"] / scale, rtol=0, atol=2e-2)
+
+
 def test_activation_checkpointing_changes_neither_values_nor_gradients():
     results = []
     for checkpointing in (False, True):

@@ -134,6 +134,22 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path):
         VocoCache.load(str(tmp_path / "other.safetensors"))
 
 
+def test_half_a_file_is_refused_as_well(model, tmp_path):
+    model.compress(pixels(1)).save(str(tmp_path / "image.voco"))
+    (tmp_path / "half.voco").write_bytes((tmp_path / "image.voco").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"half\.voco is not a VoCo cache, nor any whole"):
+        VocoCache.load(str(tmp_path / "half.voco"))
+
+
+def test_caches_of_different_k_or_model_are_not_joined(model):
+    cache, other = model.compress(pixels(1)), copy.deepcopy(model)
+    processor(other)
+    for stranger in (cache.keep(2), other.compress(pixels(1))):
+        with pytest.raises(ValueError, match="another model or setting"):
+            VocoCache.join([cache, stranger])
+    assert len(VocoCache.join([cache, cache])) == 2
+
+
 def test_more_tokens_than_a_cache_holds_are_refused(model):
     with pytest.raises(ValueError, match="holds 2 tokens"):
         model.compress(pixels(1), tokens=2).keep(3)

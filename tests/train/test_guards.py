@@ -11,7 +11,7 @@ from mmkd.checkpoints import MARKER, latest_complete, mark_complete
 from mmkd.config.load import dump_config
 from mmkd.config.schema import Config, DeepspeedSection, StageSection, TrainingSection
 from mmkd.errors import ConfigError
-from mmkd.train.deepspeed import deepspeed_config, make_safe
+from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
 from mmkd.train.run import plan_batches, with_precision
 from mmkd.train.trainer import draw_reads
 
@@ -47,6 +47,15 @@ def test_clipping_is_what_the_config_says_and_not_deepspeeds_default():
     stage = StageSection(name="s", steps=1, gradient_clipping=0.0)
     config = deepspeed_config(DeepspeedSection(stage=2), stage, TrainingSection(precision="fp32"), 1, 1)
     assert config["gradient_clipping"] == 0.0
+
+
+def test_no_operator_is_compiled_when_ranks_meet(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1" if name == "WORLD_SIZE" else "0")
+    assert prepare_launch() == (0, 1)
+    from deepspeed.comm.torch import build_shm_op
+
+    assert build_shm_op() is None  # or a compiler runs for a minute at the first start
 
 
 def test_stage_0_with_bf16_is_refused():

@@ -1,0 +1,34 @@
+"""What `mmkd eval` scores: a model as it is told, or the model of a run as the run's config says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmkd.config.load import load_config
+from mmkd.config.schema import EvaluateSection
+from mmkd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """Attributes: model to load; asked: of it, where no option says other; out: folder of the results, if any."""
+
+    model: str
+    asked: EvaluateSection
+    out: Path | None
+
+
+def job_of(model: str) -> Job:
+    """The job that `model` stands for: a run folder brings its config's `evaluate` section, and results go below it.
+
+    Raises: ConfigError for a run that has no model yet.
+    """
+    run = Path(model)
+    if not (run / "config.yaml").is_file():
+        return Job(model, EvaluateSection(), None)
+    if not (run / "model" / "config.json").is_file():
+        raise ConfigError(
+            f"{run} is a run without a model yet; finish it with --resume, or name the folder of a model."
+        )
+    return Job(str(run / "model"), load_config(run / "config.yaml").evaluate, run / "eval")

@@ -1,0 +1,98 @@
+"""What a run's config asks that cannot be, said before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmkd.config.schema import Config
+from mmkd.errors import ConfigError
+from mmkd.objectives import Needs, OfaLogits, build
+from mmkd.teachers.live import SharedTeacher
+
+MASK_TAKING = ("eager", "sdpa")
+
+
+def check_run(config: Config) -> None:
+    """Refuse objectives without their teacher, token counts that the student does not have, attention that would drop
+    a mask, trackers and files that are not there.
+
+    Raises: ConfigError.
+    """
+    check_trackers(config.training.trackers)
+    check_objectives(config)
+    check_reading(config)
+    check_paths(config)
+
+
+def check_trackers(trackers: list[Any]) -> None:
+    """Raises ConfigError for a tracker whose package is not installed."""
+    for name in trackers:
+        if find_spec(name) is None:
+            raise ConfigError(f"training.trackers names {name}, which is not installed: pip install {name}")
+
+
+def check_objectives(config: Config) -> None:
+    """Raises ConfigError for an unknown objective or option, or one whose teacher is not there or cannot serve it."""
+    for stage in config.stages:
+        built = [build(section) for section in stage.objectives or config.objectives]
+        asking = [objective.name for objective in built if objective.teacher or objective.own_tokens]
+        if asking and config.teacher is None:
+            raise ConfigError(
+                f"stage {stage.name}: objectives {', '.join(asking)} need a teacher, and the config has none. Add e.g. "
+                "teacher: {kind: live, model: runs/teacher/model}."
+            )
+        if config.teacher is not None and config.teacher.kind == "shared":
+            for objective in built:
+                own_head = isinstance(objective, OfaLogits)
+                SharedTeacher().check(Needs(objective.teacher, own_tokens=objective.own_tokens, teacher_head=own_head))
+
+
+def check_reading(config: Config) -> None:
+    """Raises ConfigError for token counts above the student's K, or a mask that its attention would not take."""
+    voco = _voco(config)
+    if voco is None:
+        return
+    for stage in config.stages:
+        most = max((count for count in stage.read if count != "full"), default=0)
+        if most > voco.get("tokens", 0):
+            has = f"1 to {voco['tokens']}, or full" if voco else "full only, as it has no compression tokens"
+            raise ConfigError(
+                f"stage {stage.name}: read names {most}, and the student can be read with {has}. Change read, or "
+                "student.voco.tokens."
+            )
+    needing = [
+        name for name, on in (("data.packing", config.data.packing), ("voco.mass_bias", voco.get("mass_bias"))) if on
+    ]
+    if needing and config.student.attention not in MASK_TAKING:
+        raise ConfigError(
+            f"student.attention {config.student.attention} takes no mask of ours, which {' and '.join(needing)} needs; "
+            f"use attention: sdpa (or eager), or switch {' and '.join(needing)} off."
+        )
+
+
+def _voco(config: Config) -> dict[str, Any] | None:
+    """The student's compression settings, {} for a student that has none, None where only its weights' owner knows."""
+    if config.student.voco is not None:
+        return config.student.voco.model_dump()
+    if config.student.init is None:
+        return {}
+    try:
+        return json.loads((Path(config.student.init) / "config.json").read_text()).get("voco") or {}
+    except (OSError, ValueError):  # a hub id; or no folder of a model, which loading says better
+        return None
+
+
+def check_paths(config: Config) -> None:
+    """Raises ConfigError for a file or folder of the mixture that is not there."""
+    for place, section in enumerate(config.data.mixture):
+        options = section.options()
+        named = ["images"] if section.source == "datasets" else ["path", "images"]  # a data set's path may be a hub id
+        for key in named:
+            path = options.get(key)
+            if isinstance(path, str) and not Path(path).exists():
+                raise ConfigError(
+                    f"data.mixture[{place}].{key} is {path}, which is not there. Paths are relative to where you run."
+                )

@@ -1,0 +1,76 @@
+"""What cannot be is refused before a weight is loaded: in each config here student and teacher are not even there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmkd.config.schema import Config
+from mmkd.errors import ConfigError
+from mmkd.train.checks import check_run
+from mmkd.train.run import train
+
+PARTS = {"vision": {"source": "timm:none"}, "language": {"source": "hf:none"}}
+STAGE = {"name": "s", "steps": 3}
+
+
+def config(tmp_path: Path, stage: Any = None, data: Any = None, **sections: Any) -> Config:
+    records = tmp_path / "records.jsonl"
+    records.touch()
+    base = {
+        "run": {"dir": str(tmp_path / "run")},
+        "student": PARTS | {"voco": {"tokens": 4}},
+        "data": {"mixture": [{"source": "jsonl", "path": str(records)}]} | (data or {}),
+        "stages": [STAGE | (stage or {})],
+    }
+    return Config.model_validate(base | sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"stage": {"read": ["full", 9]}}, r"read names 9, and the student can be read with 1 to 4, or full"),
+        ({"student": PARTS, "stage": {"read": [1]}}, "with full only, as it has no compression tokens"),
+        ({"objectives": [{"name": "forward_kl"}]}, "objectives forward_kl need a teacher, and the config has none"),
+        ({"objectives": [{"name": "voco_attention"}]}, "objectives voco_attention need a teacher"),
+        (
+            {"objectives": [{"name": "uld"}], "teacher": {"kind": "shared"}},
+            "shared reads the student's tokens, and uld",
+        ),
+        ({"objectives": [{"name": "ofa_logits"}], "teacher": {"kind": "shared"}}, "use teacher.kind live"),
+        ({"stage": {"objectives": [{"name": "forward_kll"}]}}, "Did you mean forward_kl"),
+        ({"objectives": [{"name": "forward_kl", "temperatur": 2}]}, "Did you mean temperature"),
+        ({"data": {"mixture": [{"source": "jsonl", "path": "nowhere.jsonl"}]}}, r"mixture\[0\].path is nowhere.jsonl"),
+        (
+            {"data": {"packing": True}, "student": PARTS | {"attention": "flex_attention"}},
+            "flex_attention takes no mask of ours, which data.packing needs",
+        ),
+        (
+            {"student": PARTS | {"voco": {"mass_bias": True}, "attention": "flash_attention_2"}},
+            "voco.mass_bias needs; use attention: sdpa",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        train(config(tmp_path, **sections))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_counts_of_a_student_that_is_there_already_are_those_of_its_folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for voco, allowed in (({"tokens": 2}, "1 to 2"), (None, "full only")):
+        (folder / "config.json").write_text(json.dumps({"voco": voco}))
+        with pytest.raises(ConfigError, match=allowed):
+            check_run(config(tmp_path, student={"init": str(folder)}, stage={"read": [3]}))
+    check_run(config(tmp_path, student={"init": "some/hub-id"}, stage={"read": [3]}))  # loading will say
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_install_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmkd.train.checks.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"training\.trackers names trackio.*pip install trackio"):
+        check_run(config(tmp_path, training={"trackers": ["trackio"]}))
