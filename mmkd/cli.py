@@ -321,11 +321,17 @@ def assets(
 
 
 @app.command()
-def schema(out: Annotated[Path | None, typer.Option(help="File to write; printed by default.")] = None) -> None:
-    """Write the JSON schema of a config, for editors."""
+def schema(
+    kind: Annotated[str, typer.Argument(help="train, vision, answer, select, compete, evolve or programs.")] = "train",
+    out: Annotated[Path | None, typer.Option(help="File to write; printed by default.")] = None,
+) -> None:
+    """Write the JSON schema of a kind of config, for editors."""
+    from mmkd.config.kinds import KINDS
     from mmkd.config.load import json_schema
 
-    text = json.dumps(json_schema(), indent=2) + "\n"
+    if kind not in KINDS:
+        raise ConfigError(f"schema: no kind of config is called {kind!r}; allowed: {', '.join(KINDS)}.")
+    text = json.dumps(json_schema(KINDS[kind]), indent=2) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -105,10 +105,23 @@ def _deepspeed() -> Iterable[Finding]:
     cuda = _cuda_wanted()
     yield Finding("nvcc", bool(nvcc) or not cuda, nvcc or "not found", "install the CUDA toolkit of torch's version")
     ready = bool(compiler and ninja)
-    cpu = ["cpu_adam", "fused_adam (CPU)"] if ready else []
-    gpu = ["fused_adam (CUDA)", "fused_lamb"] if ready and nvcc and cuda else []
-    found = f"can build {', '.join(cpu + gpu)}" if ready else "none can be built"
+    found = _ops() if ready else "none can be built"
     yield Finding("deepspeed ops", ready, found, "see g++ and ninja above; torch's AdamW needs neither")
+
+
+def _ops() -> str:
+    """What DeepSpeed itself says of its compiled ops on this device."""
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # it compiles one function at import: seconds for nothing
+    if not _cuda_wanted():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it warns where it has to find that out
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+    by_answer: dict[bool, list[str]] = {True: [], False: []}
+    for name, builder in ALL_OPS.items():
+        if name != "deepspeed_not_implemented":  # what stands for ops that a device has none of
+            by_answer[bool(builder.is_compatible(verbose=False))].append(name)
+    lacking = f"; not {', '.join(by_answer[False])}" if by_answer[False] else ""
+    return f"can build {', '.join(by_answer[True])}{lacking}"
 
 
 def _bitsandbytes() -> Iterable[Finding]:

@@ -30,6 +30,12 @@ def test_versions_are_those_installed():
     assert findings()["torch"].found == torch.__version__
 
 
+def test_ops_are_those_that_deepspeed_itself_can_build_here():
+    able, _, unable = findings()["deepspeed ops"].found.partition("; not ")
+    assert "cpu_adam" in able
+    assert "cpu_adam" not in unable
+
+
 def test_every_lacking_part_comes_with_something_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("MMKD_CACHE", str(tmp_path))  # no assets
     monkeypatch.setenv("PATH", str(tmp_path))  # no compiler, no browser

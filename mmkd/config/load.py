@@ -115,11 +115,12 @@ def dump_config(config: Config | VisionConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON schema for editors. Sections may be partial, since a file may extend another; list items are whole."""
-    schema = Config.model_json_schema()
+def json_schema(config: type[Section] = Config) -> dict[str, Any]:
+    """JSON schema of a kind of config, for editors. Sections may be partial, since a file may extend another; list
+    items are whole."""
+    schema = config.model_json_schema()
     items = set(re.findall(r"'items': \{'\$ref': '#/\$defs/(\w+)'\}", str(schema)))
-    for name, section in [("Config", schema), *schema["$defs"].items()]:
+    for name, section in [(config.__name__, schema), *schema["$defs"].items()]:
         if name not in items:
             section.pop("required", None)
     text = {"type": "string"}

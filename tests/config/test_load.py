@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmkd.config.kinds import KINDS
 from mmkd.config.load import dump_config, find_config, json_schema, load_config, packaged, where
 from mmkd.config.yaml_tree import format_path, parse_path
 from mmkd.errors import ConfigError
@@ -198,3 +199,10 @@ def test_the_schema_knows_every_field_and_lets_files_be_partial():
     assert "required" not in schema["$defs"]["VisionSection"]
     assert schema["$defs"]["StageSection"]["required"] == ["name", "steps"]
     assert schema["$defs"]["VocoSection"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_config_has_a_schema_in_which_every_field_is_known(kind):
+    schema = json_schema(KINDS[kind])
+    assert set(KINDS[kind].model_fields) | {"extends"} == set(schema["properties"])
+    assert "required" not in schema

@@ -117,7 +117,7 @@ def test_the_template_never_says_what_events_do_not_hold(trace, answer, question
     assert unsupported(text, trace, question, answer) == []
 
 
-@pytest.mark.parametrize("name", ['0"0', '1"2', 'a "red" thing', '“4”5'])
+@pytest.mark.parametrize("name", ['0"0', '1"2', 'a "red" thing', "“4”5"])
 def test_quotes_inside_a_name_neither_end_its_quotation_nor_make_new_words(name):
     event = replace(FOUND, arguments={"image": "image:0", "name": name})
     assert unsupported(tell([event], 1), [event], "", 1) == []
