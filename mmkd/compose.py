@@ -70,11 +70,7 @@ def _from_parts(student: StudentSection) -> Composed:
     read = adapter("language", text_spec)().load(text_spec, pretrained=language.pretrained)
     decoder, tokenizer = read.model, read.tokenizer
     cut = cut_layers(decoder, language.keep_layers)
-    if tokenizer.bos_token is None:
-        tokenizer.bos_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    _add_tokens(tokenizer)
     if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
@@ -109,6 +105,15 @@ def _from_parts(student: StudentSection) -> Composed:
     return Composed(_assemble(config, seen.tower, projector, decoder), processor)
 
 
+def _add_tokens(tokenizer: Any) -> None:
+    """What every chat here needs: a sink, padding, and the place of an image."""
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+
+
 def _from_folder(student: StudentSection) -> Composed:
     base = load(student.init)
     cut = cut_layers(base.model.language_model, student.keep_layers)
@@ -127,6 +132,16 @@ def _from_folder(student: StudentSection) -> Composed:
     model = _assemble(config, base.model.vision_tower, base.model.projector, base.model.language_model, voco)
     base.processor.voco_tokens = config.voco_tokens or None
     return Composed(model, _with_template(base.processor, student))
+
+
+def compose_tokenizer(student: StudentSection) -> Any:
+    """The tokenizer of the VLM that a student section describes; no weights are loaded. Raises: as `compose`."""
+    if student.init:
+        return compose_processor(student).tokenizer
+    spec = Spec.parse(student.language.source)
+    tokenizer = adapter("language", spec)().tokenizer(spec)
+    _add_tokens(tokenizer)
+    return tokenizer
 
 
 def compose_processor(student: StudentSection) -> MmkdProcessor:

@@ -143,7 +143,13 @@ class ContrastiveAdapter(Protocol):
 
 
 class LanguageAdapter(Protocol):
-    def load(self, spec: Spec, *, pretrained: bool) -> LanguageParts: ...
+    def load(self, spec: Spec, *, pretrained: bool) -> LanguageParts:
+        """Build the decoder of `spec`. `pretrained` False leaves all weights random."""
+        ...
+
+    def tokenizer(self, spec: Spec) -> PreTrainedTokenizerBase:
+        """Its tokenizer alone: configs are checked by it before any weight is loaded."""
+        ...
 
 
 def adapters(kind: str) -> dict[str, Any]:

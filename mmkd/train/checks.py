@@ -7,17 +7,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmkd.compose import compose_tokenizer
 from mmkd.config.schema import Config
 from mmkd.errors import ConfigError
 from mmkd.objectives import Needs, OfaLogits, build
 from mmkd.teachers.live import SharedTeacher
+from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer
 
 MASK_TAKING = ("eager", "sdpa")
 
 
 def check_run(config: Config) -> None:
     """Refuse objectives without their teacher, token counts that the student does not have, attention that would drop
-    a mask, trackers and files that are not there.
+    a mask, tokenizers that do not meet, trackers and files that are not there.
 
     Raises: ConfigError.
     """
@@ -25,6 +27,7 @@ def check_run(config: Config) -> None:
     check_objectives(config)
     check_reading(config)
     check_paths(config)
+    check_tokenizers(config)
 
 
 def check_trackers(trackers: list[Any]) -> None:
@@ -48,6 +51,17 @@ def check_objectives(config: Config) -> None:
             for objective in built:
                 own_head = isinstance(objective, OfaLogits)
                 SharedTeacher().check(Needs(objective.teacher, own_tokens=objective.own_tokens, teacher_head=own_head))
+
+
+def check_tokenizers(config: Config) -> None:
+    """Raises ConfigError where a teacher is to be read on tokens that are not its own, or on two kinds in one stage."""
+    reading = set()
+    for stage in config.stages:
+        built = [build(section) for section in stage.objectives or config.objectives]
+        require_one_reading(stage.name, built)
+        reading |= {objective.name for objective in built if objective.teacher}
+    if reading and config.teacher is not None and config.teacher.kind == "live":
+        require_one_tokenizer(config.teacher, compose_tokenizer(config.student), sorted(reading))
 
 
 def check_reading(config: Config) -> None:

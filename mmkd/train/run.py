@@ -155,7 +155,7 @@ def train_stage(
     from mmkd.objectives import build
     from mmkd.teachers.cached import CachedTeacher, require_same_text
     from mmkd.teachers.live import build_teacher
-    from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer, teacher_side, vocabulary_size
+    from mmkd.teachers.tokenizers import teacher_side, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.features import cached_features, measure_channels
     from mmkd.train.task import DistillTask
@@ -178,13 +178,7 @@ def train_stage(
     student = composed.model
     sections = stage.objectives or config.objectives
     objectives = [(build(s), s.weight) for s in sections]
-    # Of all stages, or the refusal would come when those before are trained.
-    tokenizer, reading = composed.processor.tokenizer, set()
-    for each in config.stages:
-        built = [build(s) for s in each.objectives or config.objectives]
-        require_one_reading(each.name, built)
-        reading |= {objective.name for objective in built if objective.teacher}
-    require_one_tokenizer(config.teacher, tokenizer, sorted(reading))
+    tokenizer = composed.processor.tokenizer
     side = teacher_side(config.teacher, composed.processor, [objective for objective, _ in objectives])
     require_same_text(config.teacher, composed.processor)
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,18 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_install_line(tmp_path
     monkeypatch.setattr("mmkd.train.checks.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"training\.trackers names trackio.*pip install trackio"):
         check_run(config(tmp_path, training={"trackers": ["trackio"]}))
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_tokenizers_that_do_not_meet_are_refused_where_there_are_no_weights_at_all(
+    tmp_path, student, foreign_teacher, composed
+):
+    for name, folder in (("student", student), ("teacher", foreign_teacher)):
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    at = str(tmp_path / "student")
+    begun = {"init": at} if composed else PARTS | {"language": {"source": f"hf:{at}"}}
+    teacher = {"kind": "live", "model": str(tmp_path / "teacher")}
+    settings = config(tmp_path, student=begun, teacher=teacher, objectives=[{"name": "forward_kl"}])
+    with pytest.raises(ConfigError, match="need one tokenizer. Use uld"):
+        train(settings)
+    assert not (tmp_path / "run").exists()

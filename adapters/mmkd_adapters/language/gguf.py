@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mmkd import assets
 from mmkd.contracts import LanguageParts, Spec
 from mmkd.errors import AssetError
 
 from ..sources import refuse_revision, unknown_name
-from .hf import load_folder
+from .hf import load_folder, load_tokenizer
 
 CONVERSION = 2  # raise it when `convert` changes, so that older folders are not taken
 
@@ -27,19 +27,28 @@ class GgufAdapter:
 
     def load(self, spec: Spec, *, pretrained: bool = True) -> LanguageParts:
         """See `mmkd.contracts.LanguageAdapter`. ConfigError: unknown asset; AssetError: no readable file."""
-        refuse_revision(spec)
-        if spec.name.endswith(".gguf"):
-            file, license = Path(spec.name), "unknown"
-            if not file.is_file():
-                raise AssetError(f"{spec}: there is no file {file}.")
-        elif spec.name in assets.ASSETS:
-            file, license = assets.path(spec.name), assets.ASSETS[spec.name].license
-        else:
-            raise unknown_name(spec, spec.name, assets.ASSETS, "mmkd's assets (a file's name must end in .gguf)")
+        file, license = found(spec)
         folder = converted(spec, file)
         parts = load_folder(spec, str(folder), pretrained, license)
         parts.notes = {"gguf": file.name, "folder": str(folder)}
         return parts
+
+    def tokenizer(self, spec: Spec) -> PreTrainedTokenizerBase:
+        """See `mmkd.contracts.LanguageAdapter`; errors as `load`. The first use of a file converts it whole."""
+        return load_tokenizer(spec, str(converted(spec, found(spec)[0])))
+
+
+def found(spec: Spec) -> tuple[Path, str]:
+    """The file that `spec` means, and its licence. ConfigError: unknown asset; AssetError: no such file."""
+    refuse_revision(spec)
+    if spec.name.endswith(".gguf"):
+        file = Path(spec.name)
+        if not file.is_file():
+            raise AssetError(f"{spec}: there is no file {file}.")
+        return file, "unknown"
+    if spec.name in assets.ASSETS:
+        return assets.path(spec.name), assets.ASSETS[spec.name].license
+    raise unknown_name(spec, spec.name, assets.ASSETS, "mmkd's assets (a file's name must end in .gguf)")
 
 
 def converted(spec: Spec, file: Path) -> Path:

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mmkd.contracts import LanguageParts, Spec
 from mmkd.errors import ConfigError
@@ -20,6 +20,10 @@ class HfLanguageAdapter:
     def load(self, spec: Spec, *, pretrained: bool = True) -> LanguageParts:
         """See `mmkd.contracts.LanguageAdapter`. ConfigError: no decoder with a Cache; AssetError: nothing to load."""
         return load_folder(spec, spec.name, pretrained, card_license(spec.name, spec.revision))
+
+    def tokenizer(self, spec: Spec) -> PreTrainedTokenizerBase:
+        """See `mmkd.contracts.LanguageAdapter`. AssetError: nothing to load."""
+        return load_tokenizer(spec, spec.name)
 
 
 def load_folder(spec: Spec, name: str, pretrained: bool, license: str) -> LanguageParts:
@@ -39,6 +43,14 @@ def load_folder(spec: Spec, name: str, pretrained: bool, license: str) -> Langua
     except (OSError, ValueError) as error:
         raise not_found(spec, error) from error
     return LanguageParts(model.eval(), tokenizer, license)
+
+
+def load_tokenizer(spec: Spec, name: str) -> PreTrainedTokenizerBase:
+    """As `load_folder`, the tokenizer alone."""
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=spec.revision)
+    except (OSError, ValueError) as error:
+        raise not_found(spec, error) from error
 
 
 def require_cache(spec: Spec, config: Any) -> None:
