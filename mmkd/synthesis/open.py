@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
+from mmkd.synthesis.shards import merge_left
 from mmkd.synthesis.store import Store
+
+if TYPE_CHECKING:
+    from mmkd.synthesis.local import LocalModel
 
 
 def open_backend(section: ModelSection, store: Store) -> Backend:
@@ -19,6 +24,11 @@ def open_backend(section: ModelSection, store: Store) -> Backend:
         from mmkd.synthesis.client import Endpoint
 
         return Endpoint(section.endpoint, store.spent(section.endpoint.model))
+    return open_local(section)
+
+
+def open_local(section: ModelSection) -> LocalModel:
+    """The model of a section that is no endpoint. Raises ConfigError, AssetError where it cannot be loaded."""
     from mmkd.synthesis import local_models  # torch, only where a model runs here
 
     if section.language is not None:
@@ -28,10 +38,15 @@ def open_backend(section: ModelSection, store: Store) -> Backend:
 
 
 def open_asker(section: ModelSection, folder: str | Path, reasks: int = 2) -> Asker:
-    """An Asker that keeps its answers in `folder`; close it, or use it in a `with`."""
+    """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`."""
     store = Store(folder)
     try:
-        return Asker(open_backend(section, store), store, reasks)
+        merge_left(store)
+        if section.fleet is None:
+            return Asker(open_backend(section, store), store, reasks)
+        from mmkd.synthesis.fleet import Fleet
+
+        return Fleet(section, section.fleet, store, reasks)
     except BaseException:
         store.close()
         raise
