@@ -22,7 +22,8 @@ def page(root) -> str:
     return (root / "docs" / "synthesis.md").read_text()
 
 
-def test_the_configs_of_the_page_are_configs(page, tmp_path):
+def test_the_configs_of_the_page_are_configs(page, root, tmp_path):
+    page += (root / "docs" / "scale.md").read_text()
     shapes = {"answer.yaml": AnswerConfig, "select.yaml": SelectConfig}
     found = 0
     for text in re.findall(r"```yaml\n(# (?:answer|select)\.yaml\n.*?)```", page, re.DOTALL):
@@ -32,7 +33,7 @@ def test_the_configs_of_the_page_are_configs(page, tmp_path):
         found += 1
         if isinstance(config, SelectConfig):
             assert all(selector(section.name) for section in config.select)
-    assert found == 2
+    assert found == 3
     kinds = page.split("model:\n", 1)[1].split("```")[0]
     for line in re.findall(r"^  (\w+: \{.*?\})", kinds, re.MULTILINE):
         ModelSection.model_validate(yaml.safe_load(line))

@@ -20,7 +20,9 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.errors import AssetError
 from mmkd.synthesis.answering import answer_records
 from mmkd.synthesis.fleet_worker import COLUMN, Batch, Done, Orders, Worker
+from mmkd.synthesis.judging.judge import Item, Judge, Verdict
 from mmkd.synthesis.limits import BudgetSpent
+from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.store import Store
 from tests.synthesis.fault_proxy import FaultProxy
 
@@ -124,18 +126,24 @@ def test_killed_it_goes_on_with_other_workers_and_asks_for_nothing_that_came(clu
         assert resumed == answered(written(tmp_path, records, model, "alone"))
 
 
-def test_a_worker_that_dies_costs_the_calls_on_their_way(cluster, endpoint, records, tmp_path):
+def test_a_worker_that_dies_costs_the_calls_on_their_way(cluster, endpoint, picture, tmp_path):
     def fault(number, body) -> str:
         if number == 5:
             workers()[0].kill()
         return ""
 
-    with FaultProxy(None, content=said, fault=fault) as proxy:
-        model = {"endpoint": endpoint(proxy.url, check_images=False, concurrency=1).model_dump()}
-        fleet = answered(written(tmp_path, records, model | {"fleet": {"workers": 1, "batch": 50}}, "fleet"))
+    def graded(model: dict, folder: Path) -> dict[str, Verdict]:
+        items = [Item(f"i{n}", f"What {n}?", ("red", "blue"), (picture(n),)) for n in range(6)]
+        with open_asker(ModelSection.model_validate(model), folder) as asker:
+            return {verdict.item.id: verdict for verdict in Judge(asker).judge(items)}
+
+    grades = '{"reason": "r", "first": 8, "second": 5}'
+    with FaultProxy(None, content=lambda body: grades, fault=fault) as proxy:
+        model = {"endpoint": endpoint(proxy.url, concurrency=1).model_dump()}
+        fleet = graded(model | {"fleet": {"workers": 1, "batch": 50}}, tmp_path / "fleet")
         calls = [seen.call for seen in proxy.seen]
-        assert len(calls) - len(set(calls)) == 1
-        assert fleet == answered(written(tmp_path, records, model, "alone"))
+        assert (len(calls), len(set(calls))) == (13, 12)
+        assert fleet == graded(model, tmp_path / "alone")
 
 
 def test_a_budget_is_neither_passed_nor_left_by_the_parts_of_a_fleet(cluster, endpoint, records, tmp_path):
