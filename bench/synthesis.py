@@ -83,13 +83,14 @@ def bare_rate(section: EndpointSection, concurrency: int, asked: Sequence[Reques
 
     async def work() -> float:
         client = openai.AsyncOpenAI(base_url=section.url, api_key="none", max_retries=0, timeout=section.timeout)
-        waiting = iter(asked)
+        # Before the clock starts: it is the server's own rate that is looked for, so this client does the least it can.
+        waiting = iter([to_messages(one.turns, one.images) for one in asked])
 
         async def worker() -> None:
-            for one in waiting:
-                arguments: dict[str, Any] = {"messages": to_messages(one.turns, one.images)}
+            for messages in waiting:
+                arguments: dict[str, Any] = {"messages": messages, "seed": asked[0].sampling.seed}
                 await client.chat.completions.create(
-                    model=section.model, temperature=0.0, max_tokens=ANSWER, seed=one.sampling.seed, **arguments
+                    model=section.model, temperature=0.0, max_tokens=ANSWER, **arguments
                 )
 
         started = time.perf_counter()
@@ -124,11 +125,16 @@ def rates(model: str, count: int, rounds: int, folder: Path) -> tuple[dict[int, 
             for number in CONCURRENCIES
         }
         best = max(by_concurrency, key=lambda number: by_concurrency[number])
-        bare, ours = [], []
+        bare: list[float] = []
+        ours: list[float] = []
         for number in range(rounds):
-            bare.append(bare_rate(section, best, list(requests(f"bare {number}", count, pictures))))
-            asked = list(requests(f"ours {number}", count, pictures))
-            ours.append(asker_rate(section, best, asked, folder / f"store-{number}"))
+            turns = [
+                lambda asked: bare.append(bare_rate(section, best, asked)),
+                lambda asked, store=folder / f"store-{number}": ours.append(asker_rate(section, best, asked, store)),
+            ]
+            # Who begins changes, so that neither gets the better half of a machine that warms up or slows down.
+            for turn, take in enumerate(reversed(turns) if number % 2 else turns):
+                take(list(requests(f"round {number}.{turn}", count, pictures)))
     return by_concurrency, best, bare, ours
 
 

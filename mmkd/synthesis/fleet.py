@@ -128,7 +128,6 @@ class Fleet(Asker):
 
     def _spent(self) -> BudgetSpent:
         endpoint = self.section.endpoint
-        assert endpoint is not None
         spent = self.store.spent(endpoint.model)
         return BudgetSpent(told(endpoint.budget, spent, "what is left does not cover the next call"))
 
@@ -199,7 +198,6 @@ def _known(orders: Orders) -> tuple[str, str | None, int] | MmkdError:
     worker = Worker(orders)
     if worker.trouble is not None:
         return worker.trouble
-    assert worker.local is not None
     return worker.local.model, worker.local.license, worker.local.concurrency
 
 

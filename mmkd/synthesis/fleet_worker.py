@@ -157,7 +157,6 @@ class Worker:
         from mmkd.synthesis.client import Endpoint
 
         section = self.orders.section.endpoint
-        assert section is not None
         budget, size = section.budget, len(batch.requests)
         part = {
             "tokens": None if budget.tokens is None else budget.tokens * size,

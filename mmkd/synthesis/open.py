@@ -33,7 +33,6 @@ def open_local(section: ModelSection) -> LocalModel:
 
     if section.language is not None:
         return local_models.language_model(section.language)
-    assert section.vlm is not None
     return local_models.vlm(section.vlm)
 
 
