@@ -13,7 +13,7 @@ from mmkd.config.synthesis_schema import ModelSection
 from mmkd.errors import DataError, MmkdError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
-from mmkd.synthesis.open import open_local
+from mmkd.synthesis.in_process import open_local
 from mmkd.synthesis.requests import Answer, Request, Usage
 from mmkd.synthesis.shards import shard_of
 from mmkd.synthesis.store import Entry, Store

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
+from mmkd.synthesis.in_process import open_local
 from mmkd.synthesis.shards import merge_left
 from mmkd.synthesis.store import Store
-
-if TYPE_CHECKING:
-    from mmkd.synthesis.local import LocalModel
 
 
 def open_backend(section: ModelSection, store: Store) -> Backend:
@@ -25,15 +22,6 @@ def open_backend(section: ModelSection, store: Store) -> Backend:
 
         return Endpoint(section.endpoint, store.spent(section.endpoint.model))
     return open_local(section)
-
-
-def open_local(section: ModelSection) -> LocalModel:
-    """The model of a section that is no endpoint. Raises ConfigError, AssetError where it cannot be loaded."""
-    from mmkd.synthesis import local_models  # torch, only where a model runs here
-
-    if section.language is not None:
-        return local_models.language_model(section.language)
-    return local_models.vlm(section.vlm)
 
 
 def open_asker(section: ModelSection, folder: str | Path, reasks: int = 2) -> Asker:
