@@ -24,8 +24,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +210,9 @@ def main(arguments: list[str]) -> None:
     rate.add_argument("model", help="model folder to serve")
     rate.add_argument("--count", type=int, default=400, help="requests of a turn")
     rate.add_argument("--rounds", type=int, default=5, help="turns of each client")
-    held = jobs.add_parser("memory", help="of the process that asks")
-    held.add_argument("--count", type=int, default=100_000, help="requests")
-    held.add_argument("--points", type=int, default=10, help="readings on the way")
+    kept = jobs.add_parser("memory", help="of the process that asks")
+    kept.add_argument("--count", type=int, default=100_000, help="requests")
+    kept.add_argument("--points", type=int, default=10, help="readings on the way")
     asked = parser.parse_args(arguments)
     around = surroundings()  # before anything is measured: the commit that runs
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +221,10 @@ def main(arguments: list[str]) -> None:
             settings = {"model": asked.model, "count": asked.count, "rounds": asked.rounds}
             command = f"python -m bench.synthesis rate {asked.model} --count {asked.count} --rounds {asked.rounds}"
         else:
-            figures = memory_figures(memory(asked.count, asked.points, Path(folder)))
+            # In a process of its own: this one has loaded torch to tell what it runs on.
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                held = pool.submit(memory, asked.count, asked.points, Path(folder)).result()
+            figures = memory_figures(held)
             settings = {"count": asked.count, "points": asked.points}
             command = f"python -m bench.synthesis memory --count {asked.count} --points {asked.points}"
     rows = [
