@@ -17,7 +17,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-import pandas
 
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.synthesis_schema import FleetSection, ModelSection
@@ -33,6 +32,7 @@ from mmkd.synthesis.store import Store
 from mmkd.synthesis.tally import Tally
 
 try:
+    import pandas
     import ray
     import ray.data
 except ImportError as error:
@@ -111,15 +111,15 @@ class Fleet(Asker):
 
     def _answered(self, batches: Sequence[Any], total: int, misses: Misses) -> Iterator[Answer]:
         """Answers of all batches; those whose part of the budget ran out go again, one by one, with what is left."""
-        short: list[list[tuple[str, Request]]] = []
+        short: list[tuple[Any, int]] = []
         for done in self._run(batches, total):
             yield from self._taken(done, misses)
             if isinstance(done.trouble, BudgetSpent):
-                short.append([(self._key(request), request) for request in done.left])
+                short.append((self._put([(self._key(request), request) for request in done.left]), len(done.left)))
             elif done.trouble is not None:
                 raise done.trouble
-        for left in short:
-            for done in self._run([self._put(left)], len(left)):
+        for left, size in short:
+            for done in self._run([left], size):
                 yield from self._taken(done, misses)
                 if isinstance(done.trouble, BudgetSpent):
                     raise self._spent()
