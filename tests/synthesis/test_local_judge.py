@@ -29,7 +29,6 @@ from mmkd.synthesis.local_models import language_model
 from mmkd.synthesis.requests import Sampling, ScoredToken, TokenScore
 from mmkd.synthesis.store import Store
 from tests.synthesis.fault_proxy import FaultProxy
-from tests.train import ranks
 from tests.train.conftest import save_tiny_model
 
 COLORS = ["red", "green", "blue", "grey"]
@@ -152,6 +151,8 @@ def test_a_missing_judge_is_told(config):
 
 @pytest.mark.slow
 def test_an_ordinary_run_on_the_records_is_a_judge(config, tmp_path):
+    import ranks  # by its name, as forked ranks import it; tests.train.conftest has put it within reach
+
     save_tiny_model(tmp_path / "start", seed=0, layers=2, voco=None, width=64)
     judge_records(config())
     run = {
