@@ -24,8 +24,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,14 @@ def bare_rate(section: EndpointSection, concurrency: int, asked: Sequence[Reques
 
     async def work() -> float:
         client = openai.AsyncOpenAI(base_url=section.url, api_key="none", max_retries=0, timeout=section.timeout)
-        waiting = iter(asked)
+        # Before the clock starts: it is the server's own rate that is looked for, so this client does the least it can.
+        waiting = iter([to_messages(one.turns, one.images) for one in asked])
 
         async def worker() -> None:
-            for one in waiting:
-                arguments: dict[str, Any] = {"messages": to_messages(one.turns, one.images)}
+            for messages in waiting:
+                arguments: dict[str, Any] = {"messages": messages, "seed": asked[0].sampling.seed}
                 await client.chat.completions.create(
-                    model=section.model, temperature=0.0, max_tokens=ANSWER, seed=one.sampling.seed, **arguments
+                    model=section.model, temperature=0.0, max_tokens=ANSWER, **arguments
                 )
 
         started = time.perf_counter()
@@ -124,11 +127,16 @@ def rates(model: str, count: int, rounds: int, folder: Path) -> tuple[dict[int, 
             for number in CONCURRENCIES
         }
         best = max(by_concurrency, key=lambda number: by_concurrency[number])
-        bare, ours = [], []
+        bare: list[float] = []
+        ours: list[float] = []
         for number in range(rounds):
-            bare.append(bare_rate(section, best, list(requests(f"bare {number}", count, pictures))))
-            asked = list(requests(f"ours {number}", count, pictures))
-            ours.append(asker_rate(section, best, asked, folder / f"store-{number}"))
+            turns = [
+                lambda asked: bare.append(bare_rate(section, best, asked)),
+                lambda asked, store=folder / f"store-{number}": ours.append(asker_rate(section, best, asked, store)),
+            ]
+            # Who begins changes, so that neither gets the better half of a machine that warms up or slows down.
+            for turn, take in enumerate(reversed(turns) if number % 2 else turns):
+                take(list(requests(f"round {number}.{turn}", count, pictures)))
     return by_concurrency, best, bare, ours
 
 
@@ -202,9 +210,9 @@ def main(arguments: list[str]) -> None:
     rate.add_argument("model", help="model folder to serve")
     rate.add_argument("--count", type=int, default=400, help="requests of a turn")
     rate.add_argument("--rounds", type=int, default=5, help="turns of each client")
-    held = jobs.add_parser("memory", help="of the process that asks")
-    held.add_argument("--count", type=int, default=100_000, help="requests")
-    held.add_argument("--points", type=int, default=10, help="readings on the way")
+    kept = jobs.add_parser("memory", help="of the process that asks")
+    kept.add_argument("--count", type=int, default=100_000, help="requests")
+    kept.add_argument("--points", type=int, default=10, help="readings on the way")
     asked = parser.parse_args(arguments)
     around = surroundings()  # before anything is measured: the commit that runs
     with tempfile.TemporaryDirectory() as folder:
@@ -213,7 +221,10 @@ def main(arguments: list[str]) -> None:
             settings = {"model": asked.model, "count": asked.count, "rounds": asked.rounds}
             command = f"python -m bench.synthesis rate {asked.model} --count {asked.count} --rounds {asked.rounds}"
         else:
-            figures = memory_figures(memory(asked.count, asked.points, Path(folder)))
+            # In a process of its own: this one has loaded torch to tell what it runs on.
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                held = pool.submit(memory, asked.count, asked.points, Path(folder)).result()
+            figures = memory_figures(held)
             settings = {"count": asked.count, "points": asked.points}
             command = f"python -m bench.synthesis memory --count {asked.count} --points {asked.points}"
     rows = [

@@ -42,6 +42,8 @@ programs = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(programs, name="programs")
+judge = typer.Typer(help="A local judge: its training records, and how far it can be trusted.", no_args_is_help=True)
+app.add_typer(judge, name="judge")
 
 ConfigPath = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file, run folder, or packaged config such as demo/distill.")
@@ -226,6 +228,28 @@ def select(config: ConfigPath, overrides: Overrides = None) -> None:
     from mmkd.synthesis.selecting import select_records
 
     typer.echo(str(select_records(load_as(config, overrides or [], SelectConfig))))
+
+
+@judge.command("records")
+def records_of_judge(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Make answers of known quality into records on which mmkd train trains a judge."""
+    from mmkd.config.judge_schema import JudgeConfig
+    from mmkd.config.load import load_as
+    from mmkd.synthesis.judge_jobs import judge_records
+
+    typer.echo(judge_records(load_as(config, overrides or [], JudgeConfig)))
+
+
+@judge.command("calibrate")
+def calibrate_judge(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Hold the config's judge against the labels of answers whose pictures it did not learn from."""
+    from mmkd.config.judge_schema import JudgeConfig
+    from mmkd.config.load import load_as
+    from mmkd.synthesis.judge_jobs import judge_calibration
+
+    loaded = load_as(config, overrides or [], JudgeConfig)
+    judge_calibration(loaded)
+    typer.echo(str(Path(loaded.out) / "calibration.json"))
 
 
 @app.command()

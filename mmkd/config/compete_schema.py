@@ -28,6 +28,9 @@ class JudgeSection(Section):
     """Who scores: a model that sees the image, in both orders; or, without one, the items' labels."""
 
     model: ModelSection | None = None
+    form: Literal["words", "digit"] = Field(
+        "words", description="words: reasons and scores as JSON. digit: of a judge that mmkd judge has trained."
+    )
     max_tokens: int = Field(400, ge=1, description="Of one verdict.")
 
 

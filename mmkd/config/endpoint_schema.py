@@ -27,6 +27,10 @@ class EndpointSection(Section):
     """An OpenAI-compatible server: vLLM, SGLang, llama.cpp, mmkd serve, a vendor."""
 
     url: str = Field(description="Up to and with /v1, e.g. http://127.0.0.1:8000/v1.")
+    replicas: list[str] = Field(
+        default_factory=list,
+        description="Further servers of the same model; each call goes to the one with the fewest on their way.",
+    )
     model: str = Field(description="As the server calls it. Answers are kept under this name.")
     license: str | None = Field(None, description="Of what the model writes, as SPDX id; kept with every answer.")
     api_key_env: str | None = Field(
@@ -34,7 +38,7 @@ class EndpointSection(Section):
     )
     price: PriceSection = Field(default_factory=lambda: PriceSection())
     budget: BudgetSection = Field(default_factory=lambda: BudgetSection())
-    concurrency: int = Field(16, ge=1, description="Calls at once.")
+    concurrency: int = Field(16, ge=1, description="Calls at once to each server.")
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1, description="Counted as the most that a call can use.")
     timeout: float = Field(120.0, gt=0, description="Seconds for one whole reply, however slowly it drips.")

@@ -28,12 +28,24 @@ class VlmSection(Section):
     license: str | None = Field(None, description="Of what the model writes.")
 
 
+class FleetSection(Section):
+    """Ray's workers, each with the model (or connections to its servers) of its own."""
+
+    workers: int = Field(ge=1, description="At most so many at once; fewer where the cluster has no room.")
+    gpus: float = Field(0.0, ge=0, description="Of each worker.")
+    cpus: float = Field(1.0, gt=0, description="Of each worker.")
+    batch: int | None = Field(
+        None, ge=1, description="Requests that a worker takes at once; 32 for each call that keeps the model busy."
+    )
+
+
 class ModelSection(Section):
-    """Who is asked: one of the three."""
+    """Who is asked: one of endpoint, language, vlm; by this process, or by a fleet."""
 
     endpoint: EndpointSection | None = None
     language: LanguageModelSection | None = None
     vlm: VlmSection | None = None
+    fleet: FleetSection | None = Field(None, description="Ask through Ray Data, here or on a cluster.")
 
     @model_validator(mode="after")
     def one(self) -> ModelSection:

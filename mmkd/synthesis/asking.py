@@ -89,7 +89,7 @@ class Asker:
         try:
             content = await asyncio.to_thread(request.content)
         except BadRow as error:
-            return _unreadable(request, self.backend.model, error)
+            return unreadable(request, self.backend.model, error)
         key = request_key(self.backend.model, content)
         if key in self._asked:
             return replace(await asyncio.shield(self._asked[key]), request=request, usage=Usage())
@@ -166,8 +166,7 @@ class _Run:
     def __init__(self, asker: Asker, requests: Iterator[Request]):
         self.asker, self.requests = asker, requests
         self.ready: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()  # None ends it
-        self.stopped = False
-        self.seen = self.missed = 0
+        self.stopped, self.misses = False, Misses(asker.backend.model)
         self.places = asyncio.Semaphore(READY_AHEAD * asker.backend.concurrency)
 
     async def work(self) -> None:
@@ -196,17 +195,25 @@ class _Run:
                     return
                 answer = await self.asker.one(request)
                 self.ready.put(answer)
-                self._count(answer)
+                self.misses.count(answer)
         except BaseException:
             self.stop()  # the others end what they have begun
             raise
 
-    def _count(self, answer: Answer) -> None:
+
+class Misses:
+    """Requests that got nothing, which are too many where it is the server that is at fault."""
+
+    def __init__(self, model: str):
+        self.model, self.seen, self.missed = model, 0, 0
+
+    def count(self, answer: Answer) -> None:
+        """Raises DataError once more than 10 % of at least 50 requests got no reply or were refused."""
         self.seen += 1
         self.missed += answer.status in (Status.UNANSWERED, Status.REFUSED)
         if self.seen >= FEWEST_SEEN and self.missed > MOST_BAD * self.seen:
             raise DataError(
-                f"{self.missed} of {self.seen} requests to {self.asker.backend.model} got no reply or were refused, "
+                f"{self.missed} of {self.seen} requests to {self.model} got no reply or were refused, "
                 f"more than {MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to "
                 "the server and run again to go on."
             )
@@ -233,7 +240,7 @@ def _last(request: Request, paid: list[Entry]) -> tuple[str, Problem | None]:
     return entry.text, value if isinstance(value, Problem) else Problem(entry.kind, entry.reason)
 
 
-def _unreadable(request: Request, model: str, error: BadRow) -> Answer:
+def unreadable(request: Request, model: str, error: BadRow) -> Answer:
     """Nothing was asked and nothing is kept: an image that is mended gets another key."""
     key = digest({"model": model, "id": request.id, "problem": str(error)})
     return Answer(request, key, Status.REFUSED, model, kind=error.kind, reason=str(error))

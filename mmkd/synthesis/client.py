@@ -19,8 +19,9 @@ try:
     import httpx2  # openai's own HTTP library
     import openai
 
-    from mmkd.synthesis.limits import Budget, Pause, Rates, priced
-    from mmkd.synthesis.retrying import Trouble, retried, trouble_of
+    from mmkd.synthesis.limits import Budget, Rates, priced
+    from mmkd.synthesis.retrying import Trouble, retried
+    from mmkd.synthesis.servers import Server, servers_of
 except ImportError as error:
     raise ConfigError(f"asking an endpoint needs {error.name}: pip install 'mmkd[synthesis]'.") from error
 
@@ -62,7 +63,8 @@ class Endpoint:
     A call goes out within budget and rates; a 429, a 5xx, a cut or slow connection and a reply that is no chat
     completion send it again, with growing, jittered waits, no sooner than the server's Retry-After, until retry_seconds
     have passed. A 4xx that speaks of this call refuses it; one that speaks of every call (key, model, path) stops the
-    run.
+    run. Of several servers, each try goes to the one with the fewest calls on their way, and one that failed is left
+    alone for a while.
 
     Args:
         spent: what the store paid this model before, for the budget.
@@ -72,19 +74,12 @@ class Endpoint:
 
     def __init__(self, section: EndpointSection, spent: Usage | None = None):
         self.section, self.model, self.license = section, section.model, section.license
-        self.concurrency = section.concurrency
+        self.concurrency = section.concurrency * (1 + len(section.replicas))
         self.sent = 0  # HTTP requests, retries included
-        self._budget, self._rates, self._pause = Budget(section.budget, spent or Usage()), Rates(section), Pause()
+        self._budget, self._rates = Budget(section.budget, spent or Usage()), Rates(section)
         self._server_forms = section.structured != "validate"
         self._random = random.Random()
-        self._client = openai.AsyncOpenAI(
-            base_url=section.url,
-            api_key=_key(section.api_key_env),
-            max_retries=0,
-            timeout=section.timeout,
-            # A redirect would carry the key and the images to another host.
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=section.timeout),
-        )
+        self._servers = servers_of(section, _key(section.api_key_env))
 
     async def complete(self, call: Call) -> Completion:
         most = self._most(call)
@@ -98,44 +93,41 @@ class Endpoint:
             await self._budget.settle(most, used)
 
     async def close(self) -> None:
-        await self._client.close()
+        for server in self._servers:
+            await server.client.close()
 
     async def _retrying(self, call: Call, most: Usage) -> Completion:
         messages = await asyncio.to_thread(to_messages, call.turns, call.images)  # decoding and base64 take their time
         try:
             async for attempt in retried(self.section.retry_seconds, self._random):
                 with attempt:
-                    await self._pause.over()
-                    await self._rates.wait(most)
-                    return await self._once(call, messages, most)
+                    server = min(self._servers, key=Server.burden)
+                    with server.called():
+                        await server.pause.over()
+                        await self._rates.wait(most)
+                        return await self._once(server, call, messages, most)
         except Trouble as trouble:
             raise NoReply(trouble.kind, f"{trouble} (sent again for {self.section.retry_seconds:.0f} s)") from trouble
         raise AssertionError("tenacity ends with a return or an exception")
 
-    async def _once(self, call: Call, messages: list[dict[str, Any]], most: Usage) -> Completion:
+    async def _once(self, server: Server, call: Call, messages: list[dict[str, Any]], most: Usage) -> Completion:
         self.sent += 1
         forms = self._server_forms
         try:
             async with asyncio.timeout(self.section.timeout):
-                body = await self._body(call, self._arguments(call, messages, forms))
+                body = await self._body(server, call, self._arguments(call, messages, forms))
             return self._completion(_Reply.model_validate_json(body), most)
         except openai.APIStatusError as error:
             if call.schema and forms and self.section.structured == "auto" and _no_forms(error):
                 self._server_forms = False  # the schema is stated in the prompt from now on
-                return await self._once(call, messages, most)
-            raise self._told(error) from error
+                return await self._once(server, call, messages, most)
+            raise server.told(error) from error
         except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError) as error:  # pydantic's is a ValueError
-            raise self._told(error) from error
+            raise server.told(error) from error
 
-    def _told(self, error: Exception) -> Exception:
-        told = trouble_of(error, self.section)
-        if isinstance(told, Trouble) and told.retry_after:
-            self._pause.extend(told.retry_after)
-        return told
-
-    async def _body(self, call: Call, arguments: dict[str, Any]) -> bytes:
+    async def _body(self, server: Server, call: Call, arguments: dict[str, Any]) -> bytes:
         """The reply's bytes; read here, because the client would take in a reply of any length."""
-        create, body = self._client.chat.completions.with_streaming_response.create, bytearray()
+        create, body = server.client.chat.completions.with_streaming_response.create, bytearray()
         # A server that knows the header charges a call that is sent again only once.
         async with create(**arguments, extra_headers={"Idempotency-Key": call.id}) as response:
             async for chunk in response.iter_bytes():

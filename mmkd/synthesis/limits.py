@@ -38,7 +38,8 @@ class Budget:
         async with self._changed:
             while not self._covers(most):
                 if not self._calls:
-                    raise BudgetSpent(self._told(most))
+                    why = f"the next call may take {most.tokens:,} tokens ({most.cost:.4f})"
+                    raise BudgetSpent(told(self.section, self.spent, why))
                 await self._changed.wait()
             self._calls += 1
             self.reserved += most
@@ -55,16 +56,17 @@ class Budget:
         tokens, cost = self.section.tokens, self.section.cost
         return (tokens is None or wanted.tokens <= tokens) and (cost is None or wanted.cost <= cost + 1e-9)
 
-    def _told(self, most: Usage) -> str:
-        limits = []
-        if self.section.tokens is not None:
-            limits.append(f"{self.spent.tokens:,} of {self.section.tokens:,} tokens")
-        if self.section.cost is not None:
-            limits.append(f"{self.spent.cost:.4f} of {self.section.cost:.4f}")
-        return (
-            f"budget: {' and '.join(limits)} are spent, and the next call may take {most.tokens:,} tokens "
-            f"({most.cost:.4f}). Every answer so far is kept; raise budget and run again to go on."
-        )
+
+def told(section: BudgetSection, spent: Usage, why: str) -> str:
+    limits = []
+    if section.tokens is not None:
+        limits.append(f"{spent.tokens:,} of {section.tokens:,} tokens")
+    if section.cost is not None:
+        limits.append(f"{spent.cost:.4f} of {section.cost:.4f}")
+    return (
+        f"budget: {' and '.join(limits)} are spent, and {why}. Every answer so far is kept; raise budget and run again "
+        "to go on."
+    )
 
 
 def priced(prices: PriceSection, prompt_tokens: int, answer_tokens: int, estimated: bool = False) -> Usage:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmkd.errors import DataError
 from mmkd.models import VocoCache
 from mmkd.synthesis.backends import Call, Refused
-from mmkd.synthesis.requests import Completion, Usage
+from mmkd.synthesis.requests import Completion, ScoredToken, TokenScore, Usage
 from mmkd.synthesis.sampling import RowSampler
 
 Inputs = dict[str, Any]  # of `generate`, for one chat
 ROWS = ("input_ids", "attention_mask")
+LEAST_LOG_PROB = -1e4  # what stands for a token that cannot come
 
 
 class LocalModel:
@@ -93,15 +96,45 @@ class LocalModel:
     def _batch(self, rows: list[tuple[Call, Inputs, int]]) -> list[Completion]:
         inputs = joined([inputs for _, inputs, _ in rows], self._generation["pad_token_id"])
         sampler = RowSampler([call.sampling for call, _, _ in rows])
-        sequences = self._generator.generate(
+        wanted = [call.sampling.log_probs for call, _, _ in rows]
+        generated = self._generator.generate(
             **inputs,
             **self._generation,
             do_sample=False,
             max_new_tokens=max(most for _, _, most in rows),
             logits_processor=LogitsProcessorList([sampler]),
+            return_dict_in_generate=True,
+            output_logits=any(wanted),
         )
-        new, lengths = sequences[:, inputs["input_ids"].shape[1] :].tolist(), inputs["attention_mask"].sum(1).tolist()
-        return [self._completion(ids[:most], length) for (_, _, most), ids, length in zip(rows, new, lengths)]
+        new = generated.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        completions = [self._completion(ids[:most], length) for (_, _, most), ids, length in zip(rows, new, lengths)]
+        return [
+            replace(one, tokens=self._scored(new[row][: one.usage.answer_tokens], generated.logits, row, wanted[row]))
+            if wanted[row]
+            else one
+            for row, one in enumerate(completions)
+        ]
+
+    def _scored(self, ids: list[int], logits: Sequence[Tensor], row: int, count: int) -> tuple[ScoredToken, ...]:
+        """Tokens of a reply with their natural log-probabilities, before any temperature, as an endpoint tells them.
+
+        Args:
+            logits: [B, V] of each step.
+        """
+        found = []
+        for token, scores in zip(ids, logits, strict=False):
+            if token in self._generation["eos_token_id"]:
+                break
+            log_probs = scores[row].float().log_softmax(-1)  # [V]
+            likeliest = log_probs.topk(min(count, len(log_probs)))
+            top = [self._token(*pair) for pair in zip(likeliest.indices.tolist(), likeliest.values.tolist())]
+            said = self._token(token, float(log_probs[token]))
+            found.append(ScoredToken(token=said.token, logprob=said.logprob, top_logprobs=top))
+        return tuple(found)
+
+    def _token(self, token: int, log_prob: float) -> TokenScore:
+        return TokenScore(token=self._tokenizer.decode([token]), logprob=max(log_prob, LEAST_LOG_PROB))
 
     def _completion(self, new: list[int], prompt_tokens: int) -> Completion:
         ends = set(self._generation["eos_token_id"])

@@ -7,6 +7,8 @@ from pathlib import Path
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
+from mmkd.synthesis.in_process import open_local
+from mmkd.synthesis.shards import merge_left
 from mmkd.synthesis.store import Store
 
 
@@ -19,19 +21,19 @@ def open_backend(section: ModelSection, store: Store) -> Backend:
         from mmkd.synthesis.client import Endpoint
 
         return Endpoint(section.endpoint, store.spent(section.endpoint.model))
-    from mmkd.synthesis import local_models  # torch, only where a model runs here
-
-    if section.language is not None:
-        return local_models.language_model(section.language)
-    assert section.vlm is not None
-    return local_models.vlm(section.vlm)
+    return open_local(section)
 
 
 def open_asker(section: ModelSection, folder: str | Path, reasks: int = 2) -> Asker:
-    """An Asker that keeps its answers in `folder`; close it, or use it in a `with`."""
+    """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`."""
     store = Store(folder)
     try:
-        return Asker(open_backend(section, store), store, reasks)
+        merge_left(store)
+        if section.fleet is None:
+            return Asker(open_backend(section, store), store, reasks)
+        from mmkd.synthesis.fleet import Fleet
+
+        return Fleet(section, section.fleet, store, reasks)
     except BaseException:
         store.close()
         raise

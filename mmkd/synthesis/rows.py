@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 from mmkd.config.schema import SourceSection
@@ -13,6 +15,8 @@ from mmkd.data.records import Record
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.sources import open_source
 from mmkd.errors import ConfigError, DataError
+
+AT_ONCE = 256  # rows whose pictures are looked at together
 
 
 class Chained(Sequence[Record]):
@@ -48,21 +52,54 @@ def usable(records: Sequence[Record], log: RejectedLog, source: str) -> list[int
 
     Raises: DataError once more than 10 % of at least 50 rows were bad, or where none is left.
     """
-    good, seen = [], set[str]()
-    for index in range(len(records)):
-        name = str(index)
-        try:
-            record = records[index]
-            name = record.id
-            for image in record.images:
-                if isinstance(image, bytes) or image not in seen:
-                    open_image(image)
-                    seen.update([image] if isinstance(image, str) else [])
-        except BadRow as error:
-            log.reject(source, index, name, error)
-            continue
-        log.good()
-        good.append(index)
+    good: list[int] = []
+    seen = set[str]()  # pictures that several rows share
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding lets other threads run
+        for start in range(0, len(records), AT_ONCE):
+            for index, name, problem in _looked_at(
+                records, range(start, min(start + AT_ONCE, len(records))), seen, pool
+            ):
+                if problem is None:
+                    log.good()
+                    good.append(index)
+                else:
+                    log.reject(source, index, name, problem)
     if not good:
         raise DataError(f"none of the {len(records)} rows can be used; the reasons are in {log.path}.")
     return good
+
+
+def _looked_at(
+    records: Sequence[Record], indices: range, seen: set[str], pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, str, BadRow | None]]:
+    """(index, id, what is wrong) of each row, in order."""
+    rows: list[tuple[int, Record | BadRow]] = []
+    pictures: dict[str | int, str | bytes] = {}
+    for index in indices:
+        try:
+            record = records[index]
+        except BadRow as error:
+            rows.append((index, error))
+            continue
+        rows.append((index, record))
+        pictures |= {_place(image): image for image in record.images if image not in seen}
+    problems = dict(zip(pictures, pool.map(_problem, pictures.values()), strict=True))
+    seen.update(place for place, problem in problems.items() if problem is None and isinstance(place, str))
+    for index, row in rows:
+        if isinstance(row, BadRow):
+            yield index, str(index), row
+        else:
+            wrong = (problems.get(_place(image)) for image in row.images)
+            yield index, row.id, next((problem for problem in wrong if problem is not None), None)
+
+
+def _place(image: str | bytes) -> str | int:
+    return image if isinstance(image, str) else id(image)
+
+
+def _problem(image: str | bytes) -> BadRow | None:
+    try:
+        open_image(image)
+    except BadRow as error:
+        return error
+    return None

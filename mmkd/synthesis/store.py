@@ -102,7 +102,7 @@ class Store:
             self._index.add(self._size, len(line), entry)
             self._size = size
             if time.monotonic() - self._synced > SYNC_SECONDS:
-                self._sync()
+                self.sync()
 
     def final(self, key: str) -> Entry | None:
         """The entry that ended a request, done or rejected."""
@@ -141,7 +141,7 @@ class Store:
 
     def close(self) -> None:
         with self._lock:
-            self._sync()
+            self.sync()
             self._index.close()
             os.close(self._file)
         self._writer.release()
@@ -155,10 +155,12 @@ class Store:
     def _read(self, place: int, length: int) -> Entry:
         return Entry.read(os.pread(self._file, length, place))
 
-    def _sync(self) -> None:
-        os.fsync(self._file)
-        self._index.commit()
-        self._synced = time.monotonic()
+    def sync(self) -> None:
+        """Flush all to the disk."""
+        with self._lock:
+            os.fsync(self._file)
+            self._index.commit()
+            self._synced = time.monotonic()
 
     def _catch_up(self) -> None:
         """Index what was appended since; all of it where the index does not belong to this journal."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -16,10 +17,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from mmkd.config.endpoint_schema import EndpointSection
+from mmkd.data.records import Turn
 from mmkd.errors import ReleaseError
 from mmkd.release import clean_process
 from mmkd.release.bundle import load_student, release, write_model
 from mmkd.release.llava import to_llava
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.client import Endpoint
+from mmkd.synthesis.requests import Request, Sampling
+from mmkd.synthesis.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def test_what_stock_llava_has_no_place_for_is_refused_by_name(make_run, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_transformers_serve_answers_about_an_image_in_the_request(llava, tmp_path):
+def test_transformers_serve_answers_about_an_image_as_the_model_here_does(llava, tmp_path):
     openai = pytest.importorskip("openai")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -117,11 +124,34 @@ def test_transformers_serve_answers_about_an_image_in_the_request(llava, tmp_pat
         _wait(server, f"http://127.0.0.1:{port}/health", tmp_path / "log")
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
         answers = [_answer(client, llava, picture) for picture in (0, 1)]
+        asked = _asked(f"http://127.0.0.1:{port}/v1", llava, tmp_path / "store")
     finally:
         server.terminate()
         server.wait(30)
     assert answers == [_in_process(llava, picture) for picture in (0, 1)]
     assert answers[0] != answers[1]
+    assert asked == [answer.strip() for answer in answers]
+
+
+def _asked(url: str, llava: Path, store: Path) -> list[str]:
+    """What mmkd's own client gets of the same server: JSON replies, usage and all."""
+    section = EndpointSection(url=url, model=str(llava))
+    requests = [
+        Request(
+            str(picture), (Turn("user", "What is this?"),), (_png(picture),), Sampling(max_tokens=8), may_be_cut=True
+        )
+        for picture in (0, 1)
+    ]
+    with Asker(Endpoint(section), Store(store)) as asker:
+        said = {answer.request.id: answer for answer in asker.answer(requests)}
+    assert all(answer.usage.prompt_tokens > 4 and not answer.usage.estimated for answer in said.values())
+    return [said[request.id].text.strip() for request in requests]
+
+
+def _png(picture: int) -> bytes:
+    buffer = BytesIO()
+    clean_process.pictures()[picture].save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
@@ -137,11 +167,7 @@ def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
 
 
 def _answer(client, llava: Path, picture: int) -> str:
-    from io import BytesIO
-
-    buffer = BytesIO()
-    clean_process.pictures()[picture].save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    url = "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
     reply = client.chat.completions.create(
         model=str(llava), messages=[{"role": "user", "content": content}], max_tokens=8, temperature=0

@@ -9,7 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from mmkd.cli import app
-from mmkd.config.load import load_as
+from mmkd.config.judge_schema import JudgeConfig
+from mmkd.config.load import load_as, load_config
 from mmkd.config.synthesis_schema import AnswerConfig, EndpointSection, ModelSection, SelectConfig
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record, Turn
@@ -22,17 +23,19 @@ def page(root) -> str:
     return (root / "docs" / "synthesis.md").read_text()
 
 
-def test_the_configs_of_the_page_are_configs(page, tmp_path):
-    shapes = {"answer.yaml": AnswerConfig, "select.yaml": SelectConfig}
+def test_the_configs_of_the_page_are_configs(page, root, tmp_path):
+    page += (root / "docs" / "scale.md").read_text()
+    shapes = {"answer.yaml": AnswerConfig, "select.yaml": SelectConfig, "judge.yaml": JudgeConfig}
     found = 0
-    for text in re.findall(r"```yaml\n(# (?:answer|select)\.yaml\n.*?)```", page, re.DOTALL):
+    for text in re.findall(r"```yaml\n(# (?:answer|select|judge)\.yaml\n.*?)```", page, re.DOTALL):
         name = text.split()[1]
         (tmp_path / name).write_text(text)
         config = load_as(tmp_path / name, [], shapes[name])
         found += 1
         if isinstance(config, SelectConfig):
             assert all(selector(section.name) for section in config.select)
-    assert found == 2
+    assert found == 4
+    assert load_as("demo/judge", [], JudgeConfig).out in load_config("demo/judge-train").run.dir
     kinds = page.split("model:\n", 1)[1].split("```")[0]
     for line in re.findall(r"^  (\w+: \{.*?\})", kinds, re.MULTILINE):
         ModelSection.model_validate(yaml.safe_load(line))

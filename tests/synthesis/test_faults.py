@@ -153,6 +153,16 @@ def test_a_dead_server_stops_the_run_and_the_next_run_asks_again(served, endpoin
     assert {a.status for a in ask_all(endpoint(served), tmp_path, few)} <= {Status.DONE, Status.REJECTED}
 
 
+def test_of_several_servers_one_that_is_dead_costs_little(endpoint, request_of, tmp_path):
+    with FaultProxy(None) as one, FaultProxy(None) as other:
+        dead = "http://127.0.0.1:9/v1"  # refuses connections, and so has always the fewest calls on their way
+        section = endpoint(one.url, replicas=[dead, other.url], concurrency=2, retry_seconds=30)
+        answers = ask_all(section, tmp_path, [request_of(number) for number in range(60)])
+        assert all(answer.done for answer in answers)
+        assert min(len(one.seen), len(other.seen)) > 20
+        assert Endpoint(section).concurrency == 6
+
+
 def test_a_wrong_key_or_model_stops_the_run_at_once(served, endpoint, request_of, tmp_path):
     with pytest.raises(ConfigError, match=r"does not answer for model 'other'.*404.*Check url, model"):
         ask_all(endpoint(served, model="other"), tmp_path, [request_of(number) for number in range(100)])

@@ -180,6 +180,23 @@ def test_a_wrong_selector_or_option_is_named_before_a_row_is_read(tmp_path):
         select_records(config(tmp_path, _one(tmp_path), {"name": "image_need", "model": {}}))
 
 
+def test_a_selector_of_another_package_is_known_by_its_entry_point(tmp_path, monkeypatch):
+    package = tmp_path / "site"
+    (package / "mine-1.0.dist-info").mkdir(parents=True)
+    (package / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (package / "mine-1.0.dist-info" / "entry_points.txt").write_text("[mmkd.selectors]\nshort = mine_selects:short\n")
+    (package / "mine_selects.py").write_text(
+        "def short(rows, most: int = 20) -> dict[int, str]:\n"
+        "    return {i: 'long' for i, record in rows if len(record.turns[1].text) > most}\n"
+    )
+    monkeypatch.syspath_prepend(str(package))
+    write_jsonl(tmp_path / "two.jsonl", [row("a", "What?", "red"), row("b", "What?", "a red circle")])
+    kept = jsonl(str(select_records(config(tmp_path, tmp_path / "two.jsonl", {"name": "short", "most": 4}))))
+    assert [record.id for record in kept] == ["a"]
+    with pytest.raises(ConfigError, match="Did you mean short"):
+        select_records(config(tmp_path, "no-such-file", {"name": "shortt"}))
+
+
 def _one(tmp_path):
     write_jsonl(tmp_path / "one.jsonl", [row("r", "What?", "red", scene(0))])
     return tmp_path / "one.jsonl"

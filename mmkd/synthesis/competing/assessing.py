@@ -15,6 +15,7 @@ from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.judging import judge as judging
+from mmkd.synthesis.judging.grades import GradeJudge
 from mmkd.synthesis.judging.judge import Judge, OrderBias, Verdict
 from mmkd.synthesis.judging.labels import LabelScorer
 from mmkd.synthesis.open import open_asker
@@ -69,7 +70,10 @@ def open_judge(config: CompeteConfig, out: Path) -> Iterator[tuple[Scorer, Order
         yield LabelScorer(), OrderBias()
         return
     with open_asker(config.judge.model, out / "asked" / "judge", config.reasks) as asker:
-        judge = Judge(asker, sampling=Sampling(max_tokens=config.judge.max_tokens))
+        if config.judge.form == "digit":
+            judge = GradeJudge(asker)
+        else:
+            judge = Judge(asker, sampling=Sampling(max_tokens=config.judge.max_tokens))
         yield judge, judge.bias
 
 

@@ -4,6 +4,8 @@
 def short_answers(rows: Rows, most: int = 20) -> dict[int, str]:
     return {i: f"an answer of more than {most} letters"
             for i, record in rows if any(len(t.text) > most for t in record.turns if t.role == "assistant")}
+
+In a package of its own, an entry point of the group `mmkd.selectors` makes it known to the command line.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from mmkd.data.records import Record
@@ -41,6 +44,7 @@ class Rows:
 # Rows and the options of the YAML -> the reason of each row that goes, by index.
 Selector = Callable[..., dict[int, str]]
 
+GROUP = "mmkd.selectors"
 SELECTORS: dict[str, Selector] = {}
 
 
@@ -55,9 +59,13 @@ def register(name: str) -> Callable[[Selector], Selector]:
 
 
 def selector(name: str) -> Selector:
-    """Raises ConfigError with the nearest name."""
-    if name not in SELECTORS:
-        near = difflib.get_close_matches(name, SELECTORS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"selector {name!r} is not one of {', '.join(sorted(SELECTORS))}.{hint}")
-    return SELECTORS[name]
+    """The packaged, registered or installed selector of that name. Raises ConfigError with the nearest name."""
+    if name in SELECTORS:
+        return SELECTORS[name]
+    installed = {point.name: point for point in entry_points(group=GROUP)}
+    if name in installed:
+        return installed[name].load()
+    known = {*SELECTORS, *installed}
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"selector {name!r} is not one of {', '.join(sorted(known))}.{hint}")

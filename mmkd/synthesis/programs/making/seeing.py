@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmkd.config.programs_schema import ToolsSection
+from mmkd.errors import ConfigError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.backends.base import Backends
@@ -67,6 +68,8 @@ def open_backends(section: ToolsSection, folder: Path) -> Iterator[tuple[Backend
             chosen = getattr(section, kind)
             if chosen is None:
                 return None
+            if chosen.fleet is not None:
+                raise ConfigError(f"tools.{kind}.fleet: a tool is asked one question at a time; leave fleet out.")
             return ModelTool(stack.enter_context(open_asker(chosen, folder / kind)), troubles)
 
         classical = ClassicalDetector() if section.detector == "classical" else None
