@@ -87,6 +87,6 @@ def test_tokenizers_that_do_not_meet_are_refused_where_there_are_no_weights_at_a
     begun = {"init": at} if composed else PARTS | {"language": {"source": f"hf:{at}"}}
     teacher = {"kind": "live", "model": str(tmp_path / "teacher")}
     settings = config(tmp_path, student=begun, teacher=teacher, objectives=[{"name": "forward_kl"}])
-    with pytest.raises(ConfigError, match="need one tokenizer. Use uld"):
+    with pytest.raises(ConfigError, match=r"need one tokenizer\. Use uld"):
         train(settings)
     assert not (tmp_path / "run").exists()
