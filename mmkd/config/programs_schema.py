@@ -17,6 +17,14 @@ class ToolsSection(Section):
     knowledge: ModelSection | None = Field(None, description="Who answers questions without an image.")
 
 
+class WritingSection(SamplingSection):
+    temperature: float = Field(0.5, ge=0, le=2)
+    max_tokens: int = Field(160, ge=1, description="Of one program.")
+    constrained: bool = Field(
+        False, description="Draw only tokens that lead to a program of the tools' grammar; endpoints need `grammar`."
+    )
+
+
 class TuneSection(Section):
     """How the writer is tuned between rounds, always from its first weights."""
 
@@ -38,9 +46,8 @@ class ProgramsConfig(Section):
     data: list[SourceSection] = Field(min_length=1, description="As data.mixture, without weights; one image a record.")
     out: str = Field(description="Folder: records.jsonl, programs.jsonl, yield.json, rejected.jsonl, and the stores.")
     samples: int = Field(5, ge=1, le=64, description="Programs for a question that has an answer; else one, greedy.")
-    sampling: SamplingSection = Field(
-        default_factory=lambda: SamplingSection(temperature=0.5, max_tokens=160),
-        description="Of one program; sample n has the seed plus n.",
+    sampling: WritingSection = Field(
+        default_factory=lambda: WritingSection(), description="Of one program; sample n has the seed plus n."
     )
     examples: int = Field(5, ge=0, description="Examples in the prompt, the most alike.")
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
@@ -60,4 +67,10 @@ class ProgramsConfig(Section):
     def tunable(self) -> ProgramsConfig:
         if self.tune is not None and self.writer.language is None:
             raise ValueError("tune needs a writer of this process: writer.language")
+        return self
+
+    @model_validator(mode="after")
+    def constrainable(self) -> ProgramsConfig:
+        if self.sampling.constrained and self.writer.endpoint is not None and self.writer.endpoint.grammar is None:
+            raise ValueError("sampling.constrained needs writer.endpoint.grammar: vllm, sglang or llama_cpp")
         return self

@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from mmkd.errors import DataError
 from mmkd.models import VocoCache
 from mmkd.synthesis.backends import Call, Refused
+from mmkd.synthesis.constraint import Constraint
 from mmkd.synthesis.requests import Completion, Usage
 from mmkd.synthesis.sampling import RowSampler
 
@@ -45,6 +46,7 @@ class LocalModel:
         self.model, self.license, self.batch_size = name, license, batch_size
         self.concurrency = 2 * batch_size  # one batch waits while the other is answered
         self._generator, self._tokenizer, self._prepare, self._generation = model, tokenizer, prepare, generation
+        self._constraint = Constraint(tokenizer, generation["eos_token_id"])
         self._waiting: list[tuple[Call, asyncio.Future[Completion]]] = []
         self._running: asyncio.Task | None = None
 
@@ -93,12 +95,14 @@ class LocalModel:
     def _batch(self, rows: list[tuple[Call, Inputs, int]]) -> list[Completion]:
         inputs = joined([inputs for _, inputs, _ in rows], self._generation["pad_token_id"])
         sampler = RowSampler([call.sampling for call, _, _ in rows])
+        grammars = [call.sampling.grammar for call, _, _ in rows]
+        constrained = [self._constraint.rows(grammars)] if any(grammars) else []
         sequences = self._generator.generate(
             **inputs,
             **self._generation,
             do_sample=False,
             max_new_tokens=max(most for _, _, most in rows),
-            logits_processor=LogitsProcessorList([sampler]),
+            logits_processor=LogitsProcessorList([*constrained, sampler]),
         )
         new, lengths = sequences[:, inputs["input_ids"].shape[1] :].tolist(), inputs["attention_mask"].sum(1).tolist()
         return [self._completion(ids[:most], length) for (_, _, most), ids, length in zip(rows, new, lengths)]

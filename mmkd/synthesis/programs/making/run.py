@@ -20,6 +20,7 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
+from mmkd.synthesis.programs.grammar import gbnf
 from mmkd.synthesis.programs.making.items import Item, OneImage, items_of
 from mmkd.synthesis.programs.making.ledger import Ledger
 from mmkd.synthesis.programs.making.seeing import open_backends
@@ -108,7 +109,11 @@ def sample(config: ProgramsConfig, prompts: Prompts, items: Iterable[Item], fold
     """Ask the writer for what its store does not hold, and read the candidates. The writer is let go of then."""
     questions = distinct([(item.question, item.label is not None) for item in items])
     with open_asker(config.writer, folder) as asker:
-        writer = Writer(asker, prompts, Sampling(**config.sampling.model_dump()), config.samples)
+        drawn = Sampling(
+            **config.sampling.model_dump(exclude={"constrained"}),
+            grammar=gbnf(prompts.tools) if config.sampling.constrained else "",
+        )
+        writer = Writer(asker, prompts, drawn, config.samples)
         for _ in shown(
             asker.answer(writer.requests(questions)), asker.tally, "writing programs", writer.count(questions)
         ):
