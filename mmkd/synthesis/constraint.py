@@ -45,7 +45,11 @@ class Constraint:
         return matcher
 
     def _lark(self, text: str) -> str:
-        return self._library.LLMatcher.grammar_from_lark(self._library.gbnf_to_lark.any_to_lark(text))
+        try:
+            read = self._library.gbnf_to_lark.any_to_lark(text)
+        except Exception as error:  # what the converter raises has no class of its own
+            raise ConfigError(f"llguidance cannot read this grammar: {error}") from error
+        return self._library.LLMatcher.grammar_from_lark(read)
 
     @cached_property
     def _library(self) -> Any:
@@ -76,7 +80,7 @@ class GrammarRows(LogitsProcessor):
         return torch.stack(kept)
 
     def _kept(self, scores: Tensor, matcher: Any) -> Tensor:  # [V]
-        if not matcher or matcher.is_stopped():
+        if not matcher:
             return scores
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")[: len(scores)]
         allowed = torch.from_numpy(bits.astype(bool)).to(scores.device)

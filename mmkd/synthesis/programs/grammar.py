@@ -76,7 +76,7 @@ def _statements() -> dict[str, str]:
             [
                 _if([ast.Assign], 'target (", " target)* " = " exprs'),
                 _if([ast.AugAssign], f"NAME ({_any(_text(f' {op}= ') for op in added)}) expr"),
-                _if([ast.Expr], 'NAME index* "." METHOD "(" args ")"'),
+                _if([ast.Expr], 'NAME index* "." METHOD "(" args ")" | call'),
             ]
         ),
         "target": "NAME index?",

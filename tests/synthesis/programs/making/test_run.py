@@ -113,6 +113,27 @@ def test_a_program_that_is_right_by_luck_on_one_picture_falls_by_the_others(conf
     assert reasons <= {"wrong answer", "wrong on other pictures", "same answer without the picture"}
 
 
+def test_a_server_is_asked_for_programs_of_the_grammar_in_its_own_field(config, writer, rows, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", rows[:1])
+    plain = config(tmp_path / "out", samples=1)
+    make_programs(plain)
+    assert not {"structured_outputs", "ebnf", "grammar"} & set(writer.last)
+    endpoint = plain.writer.endpoint.model_dump()
+    held = {"samples": 1, "sampling": {"constrained": True}}
+    with pytest.raises(ValidationError, match=r"writer\.endpoint\.grammar: vllm, sglang or llama_cpp"):
+        config(tmp_path / "out", writer={"endpoint": endpoint}, **held)
+    for server, field in (("vllm", "structured_outputs"), ("sglang", "ebnf"), ("llama_cpp", "grammar")):
+        endpoint["grammar"] = server
+        make_programs(config(tmp_path / "out", writer={"endpoint": endpoint}, **held))
+        found = writer.last.get(field)
+        assert (found["grammar"] if server == "vllm" else found).startswith('root ::= "def answer(image):"')
+        assert len(writer.asked) == 2  # once without and once with: what a server's field is called changes no answer
+        (tmp_path / "out" / "asked" / "journal.jsonl").unlink()
+        for index in (tmp_path / "out" / "asked").glob("index*"):
+            index.unlink()
+        writer.asked.pop()
+
+
 def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(config, rows, tmp_path):
     from tests.synthesis.programs.making.scripted import ScriptedWriter
 
