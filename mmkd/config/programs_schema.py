@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from mmkd.config.schema import Section, SourceSection
@@ -15,6 +17,15 @@ class ToolsSection(Section):
     ocr: bool = Field(False, description="Read text with rapidocr.")
     query: ModelSection | None = Field(None, description="Who answers questions about parts of images; reads images.")
     knowledge: ModelSection | None = Field(None, description="Who answers questions without an image.")
+
+
+class ContainerSection(Section):
+    """Sandbox workers in containers, one container a worker."""
+
+    image: str = Field(description="Local image with `monty` on its PATH: of pydantic-monty, in this machine's version.")
+    engine: Literal["docker", "podman"] = "docker"
+    memory: int = Field(512, ge=64, description="MiB of one container.")
+    cpus: float = Field(1.0, gt=0, description="Of one container.")
 
 
 class WritingSection(SamplingSection):
@@ -60,6 +71,7 @@ class ProgramsConfig(Section):
     )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
     tune: TuneSection | None = Field(None, description="Tune the writer on its verified programs and write again.")
+    container: ContainerSection | None = Field(None, description="Run programs in containers; in processes by default.")
     workers: int = Field(2, ge=1, description="Programs that run at once.")
     seed: int = Field(0, ge=0, description="Of the choice of control pictures.")
 

@@ -20,6 +20,7 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
+from mmkd.synthesis.programs.container import container
 from mmkd.synthesis.programs.grammar import gbnf
 from mmkd.synthesis.programs.making.items import Item, OneImage, items_of
 from mmkd.synthesis.programs.making.ledger import Ledger
@@ -75,7 +76,8 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         log = RejectedLog(out / "rejected.jsonl")
         items = items_of(records, usable(records, log, "data"))
         backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools"))
-        runner = Runner(backends, executor=MontyExecutor(config.workers), tools=config.tools.names)
+        command = container(config.container) if config.container else None
+        runner = Runner(backends, executor=MontyExecutor(config.workers, command=command), tools=config.tools.names)
         stack.enter_context(runner)
         prompts = Prompts(runner.tools, config.examples)
         sampled = sample(config, prompts, items, out / "asked")
