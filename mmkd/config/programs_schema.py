@@ -22,10 +22,20 @@ class ToolsSection(Section):
 class ContainerSection(Section):
     """Sandbox workers in containers, one container a worker."""
 
-    image: str = Field(description="Local image with `monty` on its PATH: of pydantic-monty, in this machine's version.")
+    image: str = Field(
+        description="Local image with `monty` on its PATH: of pydantic-monty, in this machine's version."
+    )
     engine: Literal["docker", "podman"] = "docker"
     memory: int = Field(512, ge=64, description="MiB of one container.")
     cpus: float = Field(1.0, gt=0, description="Of one container.")
+
+
+class InventSection(Section):
+    """New questions about the images of data, proposed by the writer, with the answer that its programs agree on."""
+
+    questions: int = Field(100, ge=1, description="Proposals asked for; what is a new question among them is kept.")
+    images: int = Field(8, ge=1, description="Pictures that each new question is asked of.")
+    agree: int = Field(2, ge=2, description="Different programs that have to give an answer, and more than any other.")
 
 
 class WritingSection(SamplingSection):
@@ -70,6 +80,9 @@ class ProgramsConfig(Section):
         0.6, ge=0, le=1, description="Least share of the rows with the same question that a program has to get right."
     )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
+    invent: InventSection | None = Field(
+        None, description="Ask new questions about the images of data, in the place of its own."
+    )
     tune: TuneSection | None = Field(None, description="Tune the writer on its verified programs and write again.")
     container: ContainerSection | None = Field(None, description="Run programs in containers; in processes by default.")
     workers: int = Field(2, ge=1, description="Programs that run at once.")
@@ -79,6 +92,8 @@ class ProgramsConfig(Section):
     def tunable(self) -> ProgramsConfig:
         if self.tune is not None and self.writer.language is None:
             raise ValueError("tune needs a writer of this process: writer.language")
+        if self.tune is not None and self.invent is not None:
+            raise ValueError("tune and invent go one after the other: a tuned writer writes programs, not questions")
         return self
 
     @model_validator(mode="after")

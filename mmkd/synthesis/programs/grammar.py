@@ -171,7 +171,10 @@ def _name(taken: Sequence[str], before: str) -> str:
         if len(word) > len(before):
             nexts.setdefault(word[len(before)], []).append(word)
     free = _class([letter for letter in letters if letter not in nexts])
-    ways = [f"{free} [A-Za-z0-9_]*", *(f'"{letter}" {_name(words, before + letter)}' for letter, words in nexts.items())]
+    ways = [
+        f"{free} [A-Za-z0-9_]*",
+        *(f'"{letter}" {_name(words, before + letter)}' for letter, words in nexts.items()),
+    ]
     optional = "?" if before and before not in taken else ""
     return f"({' | '.join(ways)}){optional}"
 

@@ -28,7 +28,7 @@ class Texts:
         return self._text(("rule", "root"), 40)
 
     def _text(self, part: Part, left: int) -> str:
-        """left: rules inside each other from here on. It, and after `free` rules brevity, as far as the grammar lets us."""
+        """left: rules inside each other from here on, none once `free` is spent; more where the grammar needs them."""
         if isinstance(part, str):
             return part
         kind, inside, *times = part

@@ -55,6 +55,7 @@ class Trials:
             "tools": {name: runner.tools[name].version for name in runner.tools},
             "seeing": config.tools.model_dump(),
             "choices": config.choices,
+            **({"agree": config.invent.agree} if config.invent else {}),
         }
 
     def run(self) -> Iterator[None]:
@@ -101,7 +102,8 @@ class Trials:
 
     def _tried(self, item: Item) -> list[Outcome]:
         image = self._image(item.row)
-        labelled = item.truth is not None
+        # Without a label nothing was right by luck; a question of the writer's own has its programs alone to go by.
+        choices = self.config.choices if item.truth is not None else None if self.config.invent else ()
         return verify(
             self.runner,
             [one.runnable for one in self._of(item)],
@@ -109,7 +111,8 @@ class Trials:
             item.question,
             item.truth,
             [blank(image), *map(self._image, self._controls(item))],
-            self.config.choices if labelled else (),  # without a label, nothing was right by luck
+            choices,
+            self.config.invent.agree if self.config.invent else 2,
         )
 
     # --- afterwards ------------------------------------------------------------------------------------------------
@@ -129,14 +132,19 @@ class Trials:
 
     @cached_property
     def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(question, program) -> labelled rows on which its answer is right, and all."""
+        """(question, program) -> labelled rows on which its answer is right, and all; of invented questions, pictures on
+        which its answer is the one agreed on, and all with such an answer."""
         right: Counter[tuple[str, str]] = Counter()
         tried: Counter[tuple[str, str]] = Counter()
         for item in self.items:
-            if item.label is None or not self._of(item):
+            if not self._of(item):
                 continue
-            for one, outcome in zip(self._of(item), self.ledger.get(self.key(item)), strict=True):
-                right[item.question, one.key] += is_right(outcome)
+            outcomes = self.ledger.get(self.key(item))
+            good = [(is_right if item.label is not None else is_agreed)(outcome) for outcome in outcomes]
+            if item.label is None and not (self.config.invent and any(good)):
+                continue
+            for one, well in zip(self._of(item), good, strict=True):
+                right[item.question, one.key] += well
                 tried[item.question, one.key] += 1
         questions = {(question, one.key) for question, each in self.candidates.items() for one in each}
         return {pair: (right[pair], tried[pair]) for pair in questions}
@@ -146,6 +154,11 @@ def is_right(outcome: Outcome) -> bool:
     """Whether it gave an answer that is not wrong, for whatever reason."""
     gave = outcome.verdict in (Verdict.RAN, Verdict.VERIFIED, Verdict.REJECTED)
     return gave and outcome.reason is not Reason.WRONG
+
+
+def is_agreed(outcome: Outcome) -> bool:
+    """Whether enough programs gave its answer, for whatever reason."""
+    return outcome.verdict is Verdict.VERIFIED or outcome.reason is Reason.UNMOVED
 
 
 def best(outcomes: Sequence[tuple[Candidate, Outcome]]) -> tuple[Candidate, Outcome] | None:
