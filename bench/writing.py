@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from bench.token_losses import Figure
 from mmkd.config.synthesis_schema import LanguageModelSection
@@ -40,10 +41,11 @@ def writing_figures(
         for start in range(0, len(work), batch):
             rows = work[start : start + batch]
             for name, grammar in grammars.items():
+                drawn = Sampling(temperature, max_tokens=MOST_TOKENS, grammar=grammar)
                 calls = [
-                    Call("writing", prompts.turns(record.turns[0].text), (), Sampling(temperature, 1.0, MOST_TOKENS, n, 0, grammar))
+                    Call("writing", prompts.turns(record.turns[0].text), (), replace(drawn, seed=n))
                     for record, n in rows
-                ]  # fmt: skip
+                ]
                 began = time.perf_counter()
                 replies = model.generate(calls)
                 seconds[name] += time.perf_counter() - began

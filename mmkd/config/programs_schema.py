@@ -79,6 +79,13 @@ class ProgramsConfig(Section):
     right_elsewhere: float = Field(
         0.6, ge=0, le=1, description="Least share of the rows with the same question that a program has to get right."
     )
+    luck: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="A program whose guessable answer no second one gives holds where it is right on all rows with its "
+        "question and the chance of that by luck is at most this; 0: never.",
+    )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
     invent: InventSection | None = Field(
         None, description="Ask new questions about the images of data, in the place of its own."

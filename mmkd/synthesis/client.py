@@ -166,8 +166,8 @@ class Endpoint:
         if sampling.grammar:
             if self.section.grammar is None:
                 raise ConfigError(
-                    f"{self.section.model} is asked for answers that follow a grammar, and nothing says how this server "
-                    f"takes one. Set endpoint.grammar to one of {', '.join(GRAMMAR_FIELDS)}."
+                    f"{self.section.model} is asked for answers that follow a grammar, and nothing says how this "
+                    f"server takes one. Set endpoint.grammar to one of {', '.join(GRAMMAR_FIELDS)}."
                 )
             arguments["extra_body"] = GRAMMAR_FIELDS[self.section.grammar](sampling.grammar)
         if call.schema is not None and forms:

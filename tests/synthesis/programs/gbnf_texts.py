@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|[A-Za-z0-9]+|[()|*+?])')
-# Parsed: text | ("rule", name) | ("class", characters) | ("either", ways) | ("all", parts) | ("times", part, least, most)
+# Parsed: text | ("rule", name) | ("class", characters) | ("either", ways) | ("all", parts) | ("times", part, least, 2)
 Part = Any
 
 

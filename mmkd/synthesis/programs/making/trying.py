@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
+from math import factorial, prod
 
 from PIL import Image
 
@@ -127,13 +128,36 @@ class Trials:
             if outcome.verdict is Verdict.VERIFIED and tried and right < self.config.right_elsewhere * tried:
                 message = f"right on {right} of the {tried} rows with this question."
                 outcome = replace(outcome, verdict=Verdict.REJECTED, reason=Reason.ELSEWHERE, message=message)
+            elif outcome.reason is Reason.ALONE and right == tried and self._luck[item.question] <= self.config.luck:
+                # Right on pictures with different answers, it also moves with the picture.
+                message = f"alone, but right on all {tried} rows with this question."
+                outcome = replace(outcome, verdict=Verdict.VERIFIED, reason=None, message=message)
             found.append((one, outcome))
         return found
 
     @cached_property
+    def _luck(self) -> dict[str, float]:
+        """Question -> chance that a program which tells nothing apart is right on all its labelled pictures.
+
+        Given how often it says what, each order of its answers is as likely as any other (Fisher's exact test), and one
+        is right: the chance is the product of n_a! over n!, n pictures of which n_a have the answer a.
+        """
+        labels: dict[str, dict[str | bytes, str]] = defaultdict(dict)
+        for item in self.items:
+            if item.label is not None:
+                labels[item.question][self.records[item.row].images[0]] = item.label.lower()
+        chances = dict.fromkeys(self.asking, 1.0)
+        for question, known in labels.items():
+            orders = factorial(len(known)) // prod(factorial(n) for n in Counter(known.values()).values())
+            chances[question] = 1 / orders
+        return chances
+
+    @cached_property
     def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(question, program) -> labelled rows on which its answer is right, and all; of invented questions, pictures on
-        which its answer is the one agreed on, and all with such an answer."""
+        """(question, program) -> labelled rows on which its answer is right, and all.
+
+        Of invented questions: pictures on which its answer is the one agreed on, and all with such an answer.
+        """
         right: Counter[tuple[str, str]] = Counter()
         tried: Counter[tuple[str, str]] = Counter()
         for item in self.items:

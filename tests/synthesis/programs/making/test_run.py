@@ -134,6 +134,36 @@ def test_a_server_is_asked_for_programs_of_the_grammar_in_its_own_field(config, 
         writer.asked.pop()
 
 
+@pytest.mark.parametrize(("program", "holds"), [("red circle", True), ("circle", False), ("red shape", False)])
+def test_one_program_alone_holds_where_the_rows_of_its_question_rule_out_luck(
+    config, tmp_path, make_scene, program, holds
+):
+    """A writer that says the same each time gives no second program; programs that are nearly right stay out."""
+    from mmkd.data.scenes import records
+    from tests.synthesis.programs.making.scripted import ScriptedWriter
+
+    question, asked = "is there a red circle?", []
+    for place, record in enumerate(records("train", 40, 0)):
+        there = any((one.color, one.shape) == ("red", "circle") for one in make_scene("train", place, 0).things)
+        turns = [Turn("user", question), Turn("assistant", "yes" if there else "no")]
+        asked.append(Record(record.id, turns, record.images))
+    yes = [row for row in asked if row.turns[1].text == "yes"]
+    no = [row for row in asked if row.turns[1].text == "no"][: len(yes) + 4]
+    write_jsonl(tmp_path / "rows.jsonl", yes + no)
+    source = f"def answer(image):\n    return exists(image, {program!r})"
+    with ScriptedWriter(lambda *_: source) as same:
+        endpoint = {"endpoint": {"url": same.url, "model": "same"}}
+        made = make_programs(config(tmp_path / "out", writer=endpoint, samples=3)).yields["all"]
+        assert made["verified"] == (len(yes + no) if holds else 0)
+        assert (
+            make_programs(config(tmp_path / "out", writer=endpoint, samples=3, luck=0)).yields["all"]["verified"] == 0
+        )
+        # Of few rows, or rows with one answer alone, nothing is known.
+        for few in ([*yes[:2], *no[:2]], no):
+            write_jsonl(tmp_path / "rows.jsonl", few)
+            assert make_programs(config(tmp_path / "out", writer=endpoint, samples=3)).yields["all"]["verified"] == 0
+
+
 def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(config, rows, tmp_path):
     from tests.synthesis.programs.making.scripted import ScriptedWriter
 
