@@ -34,7 +34,7 @@ class InventSection(Section):
     """New questions about the images of data, proposed by the writer, with the answer that its programs agree on."""
 
     questions: int = Field(100, ge=1, description="Proposals asked for; what is a new question among them is kept.")
-    images: int = Field(8, ge=1, description="Pictures that each new question is asked of.")
+    images: int = Field(8, ge=3, description="Pictures that each new question is asked of.")
     agree: int = Field(2, ge=2, description="Different programs that have to give an answer, and more than any other.")
 
 

@@ -156,7 +156,8 @@ class Trials:
     def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
         """(question, program) -> labelled rows on which its answer is right, and all.
 
-        Of invented questions: pictures on which its answer is the one agreed on, and all with such an answer.
+        Of invented questions: pictures on which its answer is the one agreed on, and all on which any program answers, for
+        two that mean different things agree now and then too.
         """
         right: Counter[tuple[str, str]] = Counter()
         tried: Counter[tuple[str, str]] = Counter()
@@ -164,9 +165,10 @@ class Trials:
             if not self._of(item):
                 continue
             outcomes = self.ledger.get(self.key(item))
-            good = [(is_right if item.label is not None else is_agreed)(outcome) for outcome in outcomes]
-            if item.label is None and not (self.config.invent and any(good)):
+            answered = any(one.verdict in (Verdict.VERIFIED, Verdict.REJECTED) for one in outcomes)
+            if item.label is None and not (self.config.invent and answered):
                 continue
+            good = [(is_right if item.label is not None else is_agreed)(outcome) for outcome in outcomes]
             for one, well in zip(self._of(item), good, strict=True):
                 right[item.question, one.key] += well
                 tried[item.question, one.key] += 1

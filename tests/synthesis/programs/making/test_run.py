@@ -226,6 +226,11 @@ def test_the_config_of_the_page_is_a_config(root, tmp_path):
     (tmp_path / "programs.yaml").write_text(re.search(r"```yaml\n(# programs.yaml\n.*?)```", page, re.DOTALL)[1])
     config = load_as(tmp_path / "programs.yaml", ["tune.rounds=2"], ProgramsConfig)
     assert config.tune.rounds == 2
+    (tmp_path / "invent.yaml").write_text(re.search(r"```yaml\n(# invent.yaml\n.*?)```", page, re.DOTALL)[1])
+    assert load_as(tmp_path / "invent.yaml", [], ProgramsConfig).invent.agree == 2
+    line = re.search(r"^container: .*", page, re.MULTILINE)[0]
+    contained = load_as(tmp_path / "programs.yaml", [f"container={line.removeprefix('container: ')}"], ProgramsConfig)
+    assert contained.container.engine == "podman"
     served = {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "x"}}
     with pytest.raises(ValidationError, match="needs a writer of this process"):
         ProgramsConfig.model_validate(config.model_dump() | {"writer": served})
