@@ -59,6 +59,7 @@ ACTS = {
 }
 WHY = {
     "hangs": Reason.TIME,
+    "says the same again and again": Reason.TOOL_CALLS,  # each is a call of a tool, so the quota ends it
     "asks for a tool that is none": Reason.UNKNOWN_NAME,
     "asks for another tool": Reason.UNKNOWN_NAME,  # none of those that are offered
     "forges a handle": Reason.BAD_ARGUMENT,

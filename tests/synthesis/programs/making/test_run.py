@@ -143,7 +143,7 @@ def test_one_program_alone_holds_where_the_rows_of_its_question_rule_out_luck(
     from tests.synthesis.programs.making.scripted import ScriptedWriter
 
     question, asked = "is there a red circle?", []
-    for place, record in enumerate(records("train", 40, 0)):
+    for place, record in enumerate(records("train", 60, 0)):
         there = any((one.color, one.shape) == ("red", "circle") for one in make_scene("train", place, 0).things)
         turns = [Turn("user", question), Turn("assistant", "yes" if there else "no")]
         asked.append(Record(record.id, turns, record.images))
