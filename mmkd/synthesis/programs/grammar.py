@@ -15,6 +15,7 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations
 
+from mmkd.synthesis.programs.checker import ENTRY
 from mmkd.synthesis.programs.parts import Box, Picture, Region, Thing
 from mmkd.synthesis.programs.rules import BUILTINS, METHODS, NODES
 from mmkd.synthesis.programs.tools.base import Parameter, Tool
@@ -41,7 +42,7 @@ def gbnf(tools: Toolset) -> str:
 
     Rules in capitals are made of characters alone: for a lexer, each is one token.
     """
-    return "".join(f"{name} ::= {body}\n" for name, body in _rules(tools, "answer").items())
+    return "".join(f"{name} ::= {body}\n" for name, body in _rules(tools, ENTRY).items())
 
 
 def _rules(tools: Toolset, entry: str) -> dict[str, str]:
@@ -52,11 +53,11 @@ def _rules(tools: Toolset, entry: str) -> dict[str, str]:
         for inside, name in loops.items():
             last = ['"return " exprs', _if([ast.Pass], '"pass"')]
             last += [_if([ast.Break], '"break"'), _if([ast.Continue], '"continue"')] if inside else []
-            rules[f"{name}{level}"] = _block(level, inside, _any(last))
+            rules[f"{name}{level}"] = _block(level, inside, last=_any(last))
     return rules | _statements() | _expressions() | _calls(tools) | _tokens(tools)
 
 
-def _block(level: int, inside: bool = False, last: str = "") -> str:
+def _block(level: int, inside: bool = False, *, last: str) -> str:
     """Lines at one level of indentation; what leaves the block comes last. `inside`: of a loop."""
     line, inner = _text("\n" + "    " * level), f"{'loop' if inside else 'block'}{level + 1}"
     steps = ["simple"]

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from mmkd.synthesis.programs import grammar
 from mmkd.synthesis.programs.backends.base import Backends
 from mmkd.synthesis.programs.backends.classical import ClassicalAsker, ClassicalDetector
 from mmkd.synthesis.programs.checker import ProgramError, check
@@ -145,6 +146,23 @@ def test_a_tool_that_is_not_offered_cannot_be_written(admits):
     assert admits(source.format("count"), few)
     assert not admits(source.format("find"), few)
     assert admits(source.format("find"))
+
+
+@pytest.mark.parametrize(
+    ("construct", "source"),
+    [
+        (ast.For, "for n in [1]:\n        pass\n    return 1"),
+        (ast.Mod, "return 1 % 1"),
+        (ast.IfExp, "return 1 if 2 else 3"),
+        (ast.JoinedStr, 'return f"{image}"'),
+        (ast.IsNot, "return image is not None"),
+    ],
+)
+def test_a_construct_that_the_checker_drops_cannot_be_written(admits, monkeypatch, construct, source):
+    assert admits(f"def answer(image):\n    {source}")
+    monkeypatch.setattr(grammar, "NODES", [one for one in NODES if one is not construct])
+    assert not admits(f"def answer(image):\n    {source}")
+    assert admits("def answer(image):\n    return count(image, 'red')")
 
 
 def test_every_letter_of_its_texts_is_one_that_the_checker_takes(every_tool):

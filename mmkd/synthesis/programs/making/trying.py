@@ -156,8 +156,8 @@ class Trials:
     def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
         """(question, program) -> labelled rows on which its answer is right, and all.
 
-        Of invented questions: pictures on which its answer is the one agreed on, and all on which any program answers, for
-        two that mean different things agree now and then too.
+        Of invented questions: pictures on which its answer is the one agreed on, and all on which any program answers,
+        since two that mean different things agree now and then too.
         """
         right: Counter[tuple[str, str]] = Counter()
         tried: Counter[tuple[str, str]] = Counter()
