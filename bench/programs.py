@@ -4,6 +4,7 @@
     python -m bench.programs memory                     # of the parent, over 100,000 programs
     python -m bench.programs forward MODEL RUN          # a student's answer against running its program; likewise
     python -m bench.programs false_accepts RUN          # verified programs on new scenes (false_accepts.py)
+    python -m bench.programs writing                    # samples of a writer, free and held to the grammar (writing.py)
 
 Throughput and memory run through the real Runner: check, sandbox, tool server, trace, as many programs at once as
 there are workers. RUN is the folder of a finished `mmkd programs` on scenes.
@@ -27,6 +28,7 @@ from PIL import Image
 from bench.false_accepts import accepted, shares, try_elsewhere
 from bench.rows import RESULTS, Row, append, config_hash, surroundings
 from bench.token_losses import Figure, status_bytes
+from bench.writing import writing_figures
 from mmkd.config.programs_schema import ToolsSection
 from mmkd.config.synthesis_schema import VlmSection
 from mmkd.data.images import open_image, read_image
@@ -216,6 +218,13 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
     one.add_argument("--scenes", type=int, default=40, help="for each program")
     one.add_argument("--most", type=int, default=4_000, help="scenes looked through for one that offers its question")
     one.add_argument("--share", type=float, default=0.05, help="of scenes that a program may be wrong on")
+    one = jobs.add_parser("writing", help="samples of a writer, free and held to the grammar")
+    one.add_argument("--writer", default="gguf:smollm2-135m")
+    one.add_argument("--questions", type=int, default=20, help="different ones about scenes, all types alike")
+    one.add_argument("--samples", type=int, default=5, help="of each question")
+    one.add_argument("--temperature", type=float, default=0.5)
+    one.add_argument("--seed", type=int, default=0, help="of scenes and samples")
+    one.add_argument("--batch", type=int, default=20)
     asked = parser.parse_args(arguments)
     around = surroundings()  # before anything is measured: the commit that runs
     if asked.job == "throughput":
@@ -224,6 +233,10 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
         figures = memory_figures(asked.workers, asked.programs)
     elif asked.job == "forward":
         figures = forward_figures(asked.model, asked.run, asked.questions, asked.detector, asked.workers)
+    elif asked.job == "writing":
+        figures = writing_figures(
+            asked.writer, asked.questions, asked.samples, asked.temperature, asked.seed, asked.batch
+        )
     else:
         figures = false_figures(asked.run, asked.seed, asked.scenes, asked.most, asked.share)
     for metric, value, unit, spread, against in figures:

@@ -48,6 +48,9 @@ class EndpointSection(Section):
         description="Who sees to the form of JSON answers: the server, by response_format; or validate alone, which "
         "states the schema in the prompt; auto tries the server first. Answers are validated in all cases.",
     )
+    grammar: Literal["vllm", "sglang", "llama_cpp"] | None = Field(
+        None, description="Which server's field a grammar goes into, where answers are asked for that follow one."
+    )
     image_tokens: int = Field(4096, ge=1, description="Most tokens of one image, for budget and rate.")
     check_images: bool = Field(True, description="Stop where the prompt tokens show that an image was not read.")
     unique_ids: bool = Field(True, description="False for servers that give every reply the same id.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from mmkd.config.schema import Section, SourceSection
@@ -15,6 +17,33 @@ class ToolsSection(Section):
     ocr: bool = Field(False, description="Read text with rapidocr.")
     query: ModelSection | None = Field(None, description="Who answers questions about parts of images; reads images.")
     knowledge: ModelSection | None = Field(None, description="Who answers questions without an image.")
+
+
+class ContainerSection(Section):
+    """Sandbox workers in containers, one container a worker."""
+
+    image: str = Field(
+        description="Local image with `monty` on its PATH: of pydantic-monty, in this machine's version."
+    )
+    engine: Literal["docker", "podman"] = "docker"
+    memory: int = Field(512, ge=64, description="MiB of one container.")
+    cpus: float = Field(1.0, gt=0, description="Of one container.")
+
+
+class InventSection(Section):
+    """New questions about the images of data, proposed by the writer, with the answer that its programs agree on."""
+
+    questions: int = Field(100, ge=1, description="Proposals asked for; what is a new question among them is kept.")
+    images: int = Field(8, ge=3, description="Pictures that each new question is asked of.")
+    agree: int = Field(2, ge=2, description="Different programs that have to give an answer, and more than any other.")
+
+
+class WritingSection(SamplingSection):
+    temperature: float = Field(0.5, ge=0, le=2)
+    max_tokens: int = Field(160, ge=1, description="Of one program.")
+    constrained: bool = Field(
+        False, description="Draw only tokens that lead to a program of the tools' grammar; endpoints need `grammar`."
+    )
 
 
 class TuneSection(Section):
@@ -38,9 +67,8 @@ class ProgramsConfig(Section):
     data: list[SourceSection] = Field(min_length=1, description="As data.mixture, without weights; one image a record.")
     out: str = Field(description="Folder: records.jsonl, programs.jsonl, yield.json, rejected.jsonl, and the stores.")
     samples: int = Field(5, ge=1, le=64, description="Programs for a question that has an answer; else one, greedy.")
-    sampling: SamplingSection = Field(
-        default_factory=lambda: SamplingSection(temperature=0.5, max_tokens=160),
-        description="Of one program; sample n has the seed plus n.",
+    sampling: WritingSection = Field(
+        default_factory=lambda: WritingSection(), description="Of one program; sample n has the seed plus n."
     )
     examples: int = Field(5, ge=0, description="Examples in the prompt, the most alike.")
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
@@ -51,8 +79,19 @@ class ProgramsConfig(Section):
     right_elsewhere: float = Field(
         0.6, ge=0, le=1, description="Least share of the rows with the same question that a program has to get right."
     )
+    luck: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="A program whose guessable answer no second one gives holds where it is right on all rows with its "
+        "question and the chance of that by luck is at most this; 0: never.",
+    )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
+    invent: InventSection | None = Field(
+        None, description="Ask new questions about the images of data, in the place of its own."
+    )
     tune: TuneSection | None = Field(None, description="Tune the writer on its verified programs and write again.")
+    container: ContainerSection | None = Field(None, description="Run programs in containers; in processes by default.")
     workers: int = Field(2, ge=1, description="Programs that run at once.")
     seed: int = Field(0, ge=0, description="Of the choice of control pictures.")
 
@@ -60,4 +99,12 @@ class ProgramsConfig(Section):
     def tunable(self) -> ProgramsConfig:
         if self.tune is not None and self.writer.language is None:
             raise ValueError("tune needs a writer of this process: writer.language")
+        if self.tune is not None and self.invent is not None:
+            raise ValueError("tune and invent go one after the other: a tuned writer writes programs, not questions")
+        return self
+
+    @model_validator(mode="after")
+    def constrainable(self) -> ProgramsConfig:
+        if self.sampling.constrained and self.writer.endpoint is not None and self.writer.endpoint.grammar is None:
+            raise ValueError("sampling.constrained needs writer.endpoint.grammar: vllm, sglang or llama_cpp")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -26,6 +27,11 @@ except ImportError as error:
     raise ConfigError(f"asking an endpoint needs {error.name}: pip install 'mmkd[synthesis]'.") from error
 
 MOST_REPLY = 16 * 2**20  # bytes of one reply
+GRAMMAR_FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {  # beside OpenAI's own; vLLM's is so since 0.12
+    "vllm": lambda text: {"structured_outputs": {"grammar": text}},
+    "sglang": lambda text: {"ebnf": text},
+    "llama_cpp": lambda text: {"grammar": text},
+}
 
 
 class _Message(BaseModel):
@@ -149,6 +155,13 @@ class Endpoint:
             arguments |= {"logprobs": True, "top_logprobs": sampling.log_probs}
         if sampling.top_p != 1:
             arguments["top_p"] = sampling.top_p
+        if sampling.grammar:
+            if self.section.grammar is None:
+                raise ConfigError(
+                    f"{self.section.model} is asked for answers that follow a grammar, and nothing says how this "
+                    f"server takes one. Set endpoint.grammar to one of {', '.join(GRAMMAR_FIELDS)}."
+                )
+            arguments["extra_body"] = GRAMMAR_FIELDS[self.section.grammar](sampling.grammar)
         if call.schema is not None and forms:
             form = {"name": call.schema.__name__, "schema": call.schema.model_json_schema(), "strict": True}
             arguments["response_format"] = {"type": "json_schema", "json_schema": form}

@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from mmkd.errors import DataError
 from mmkd.models import VocoCache
 from mmkd.synthesis.backends import Call, Refused
+from mmkd.synthesis.constraint import Constraint
 from mmkd.synthesis.requests import Completion, ScoredToken, TokenScore, Usage
 from mmkd.synthesis.sampling import RowSampler
 
@@ -48,6 +49,7 @@ class LocalModel:
         self.model, self.license, self.batch_size = name, license, batch_size
         self.concurrency = 2 * batch_size  # one batch waits while the other is answered
         self._generator, self._tokenizer, self._prepare, self._generation = model, tokenizer, prepare, generation
+        self._constraint = Constraint(tokenizer, generation["eos_token_id"])
         self._waiting: list[tuple[Call, asyncio.Future[Completion]]] = []
         self._running: asyncio.Task | None = None
 
@@ -97,12 +99,14 @@ class LocalModel:
         inputs = joined([inputs for _, inputs, _ in rows], self._generation["pad_token_id"])
         sampler = RowSampler([call.sampling for call, _, _ in rows])
         wanted = [call.sampling.log_probs for call, _, _ in rows]
+        grammars = [call.sampling.grammar for call, _, _ in rows]
+        constrained = [self._constraint.rows(grammars)] if any(grammars) else []
         generated = self._generator.generate(
             **inputs,
             **self._generation,
             do_sample=False,
             max_new_tokens=max(most for _, _, most in rows),
-            logits_processor=LogitsProcessorList([sampler]),
+            logits_processor=LogitsProcessorList([*constrained, sampler]),
             return_dict_in_generate=True,
             output_logits=any(wanted),
         )

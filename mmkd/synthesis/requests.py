@@ -22,6 +22,7 @@ class Sampling:
         temperature: 0 takes the likeliest token each time.
         max_tokens: of an answer; one that is cut off there is no answer, unless the request may be cut.
         log_probs: how many of the likeliest tokens are wanted with each token of the answer; 0 for none.
+        grammar: GBNF of which the answer has to be a text; only tokens that lead to one can be drawn. Empty for none.
     """
 
     temperature: float = 0.0
@@ -29,10 +30,12 @@ class Sampling:
     max_tokens: int = 512
     seed: int = 0
     log_probs: int = 0
+    grammar: str = ""
 
     def content(self) -> dict[str, Any]:
         """As JSON; what is not asked for is left out, so that answers from before it could be are still found."""
-        return {name: value for name, value in asdict(self).items() if name != "log_probs" or value}
+        asked = {name: value for name, value in asdict(self).items() if name not in ("log_probs", "grammar") or value}
+        return asked | ({"grammar": digest(self.grammar)} if self.grammar else {})
 
 
 class TokenScore(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 
 import pytest
@@ -84,6 +85,34 @@ def test_a_seed_repeats_and_another_differs(decoder):
     hot = [decoder.generate([call("Hello", temperature=1.5, seed=seed)])[0].text for seed in (1, 2, 3, 1)]
     assert hot[0] == hot[3]
     assert len(set(hot)) > 1
+
+
+def test_rows_with_a_grammar_answer_in_its_language_and_their_neighbours_as_ever(decoder):
+    grammar = 'root ::= WORD (" and " WORD)?\nWORD ::= ("red" | "blue") [0-9]\n'
+    hot = {"temperature": 2.0, "max_tokens": 40}
+    held = [call("What?", seed=seed, grammar=grammar, **hot) for seed in range(6)]
+    free = [call("What?", seed=seed, **hot) for seed in range(2)]
+    together = decoder.generate([*held[:3], *free, *held[3:]])
+    texts = [reply.text for reply in (*together[:3], *together[5:])]
+    assert all(re.fullmatch(r"(red|blue)\d( and (red|blue)\d)?", text) for text in texts), texts
+    assert len(set(texts)) > 3
+    assert {reply.finish for reply in (*together[:3], *together[5:])} == {"stop"}
+    assert together[3:5] == [decoder.generate([one])[0] for one in free]
+    [greedy] = decoder.generate([call("What?", grammar=grammar, max_tokens=40)])
+    assert re.match(r"(red|blue)\d", greedy.text)
+
+
+def test_a_grammar_is_part_of_what_an_answer_is_kept_under():
+    def key(**sampling):
+        return Request("q", (Turn("user", "What?"),), sampling=Sampling(**sampling)).content()
+
+    assert "grammar" not in key()["sampling"]
+    assert len({str(one) for one in (key(), key(grammar='root ::= "a"'), key(grammar='root ::= "b"'))}) == 3
+
+
+def test_a_grammar_that_is_none_is_told(decoder):
+    with pytest.raises(ConfigError, match="grammar"):
+        decoder.generate([call("What?", grammar="root ::= nothing")])
 
 
 def test_what_the_model_cannot_read_is_refused_and_its_neighbours_are_answered(decoder, reading, picture):

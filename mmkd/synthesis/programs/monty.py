@@ -7,6 +7,7 @@ program. No mounts, no OS handler and no importable modules exist.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmkd.errors import ConfigError
+from mmkd.synthesis.programs.container import Command
 from mmkd.synthesis.programs.executor import Call, Execution
 from mmkd.synthesis.programs.limits import Limits
 from mmkd.synthesis.programs.reasons import Reason, Stop
@@ -40,11 +42,12 @@ class MontyExecutor:
     Args:
         workers: processes, and so programs at a time.
         confine: put every worker into the confinement of worker.py. Linux only; elsewhere workers are plain processes.
+        command: start workers by it instead, e.g. in containers (container.py).
 
     Raises: ConfigError where pydantic-monty is not installed, or its workers do not start.
     """
 
-    def __init__(self, workers: int = 2, confine: bool = sys.platform == "linux"):
+    def __init__(self, workers: int = 2, confine: bool = sys.platform == "linux", command: Command | None = None):
         try:
             import pydantic_monty
         except ImportError as error:
@@ -52,7 +55,7 @@ class MontyExecutor:
         self._monty = pydantic_monty
         self._folder = tempfile.TemporaryDirectory(prefix="mmkd-programs-")
         self._pool = pydantic_monty.Monty(
-            binary_path=_launcher(Path(self._folder.name)) if confine else None,
+            binary_path=_launcher(Path(self._folder.name), command) if confine or command else None,
             min_processes=workers,
             max_processes=workers,
             request_timeout=MOST_SECONDS,
@@ -64,6 +67,12 @@ class MontyExecutor:
         except (pydantic_monty.MontyError, OSError, RuntimeError) as error:
             self._folder.cleanup()
             raise ConfigError(f"programs: the sandbox's workers do not start: {error}") from error
+        if command:
+            tried = self.execute("1 + 1", {}, lambda *_: None, Limits(seconds=MOST_SECONDS))
+            if tried.answer != 2:
+                self.close()
+                why = tried.message or f"1 + 1 gives {tried.answer}"
+                raise ConfigError(f"programs: no worker comes of {' '.join(command.run)}: {why}")
 
     def __enter__(self) -> MontyExecutor:
         return self
@@ -97,7 +106,7 @@ class MontyExecutor:
             return Execution(None, Reason.NOT_PYTHON, _line(error))
         except monty.MontyError as error:
             return _raised(error)
-        except OSError as error:  # no worker to be had
+        except (OSError, RuntimeError) as error:  # no worker to be had, or one that breaks the protocol
             return Execution(None, Reason.WORKER_DIED, _line(error))
 
     def _drive(self, session: Any, code: str, inputs: dict[str, str], call: Call, limits: Limits) -> Execution:
@@ -144,19 +153,23 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _launcher(folder: Path) -> str:
-    """An executable that confines itself and becomes the monty worker.
+def _launcher(folder: Path, command: Command | None) -> str:
+    """An executable that confines itself and becomes the monty worker, or that becomes the command.
 
-    worker.py under a first line that names this Python; by a short link, since a first line has no room for spaces or
-    long paths.
+    worker.py or contained.py under a first line that names this Python; by a short link, since a first line has no room
+    for spaces or long paths.
     """
     from pydantic_monty._binary import find_monty_binary
 
     python, launcher = folder / "python", folder / "worker"
     python.symlink_to(sys.executable)
-    (folder / "monty").symlink_to(find_monty_binary())
-    (folder / "empty").mkdir()
-    source = Path(__file__).with_name("worker.py").read_text(encoding="utf-8")
+    if command:
+        (folder / "command.json").write_text(json.dumps({"run": command.run, "stop": command.stop}), encoding="utf-8")
+    else:
+        (folder / "monty").symlink_to(find_monty_binary())
+        (folder / "empty").mkdir()
+    file = "contained.py" if command else "worker.py"
+    source = Path(__file__).with_name(file).read_text(encoding="utf-8")
     launcher.write_text(f"#!{python} -IS\n{source}", encoding="utf-8")
     launcher.chmod(0o500)
     return str(launcher)

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     NOT_GROUNDED = "looked at nothing"
     UNMOVED = "same answer without the picture"
     ALONE = "no second program agrees"
+    DISPUTED = "other programs say otherwise"
     ELSEWHERE = "wrong on other pictures"
 
 

@@ -24,19 +24,21 @@ def verify(
     question: str,
     truth: Truth | None = None,
     controls: Sequence[Image.Image] | None = None,
-    choices: Sequence[str] = ("yes", "no"),
+    choices: Sequence[str] | None = ("yes", "no"),
+    agree: int = 2,
 ) -> list[Outcome]:
     """Run the programs sampled for one question; each comes back VERIFIED, or with the reason why not.
 
     In this order: it ran; its answer is right; some tool that it called looked at the picture; where the answer is
-    one of `choices` (and so right by luck one time in a few), a second, different program gives the same; and on some
-    control picture it answers otherwise or fails.
+    one of `choices` (and so right by luck one time in a few), a second, different program gives the same; where no
+    answer is known, no other answer has as many programs; and on some control picture it answers otherwise or fails.
 
     Args:
         truth: an answer, several human answers, or a box; None where there is no label (nothing counts as wrong).
         controls: pictures on which the right reason would not give this answer; by default a blank one. Answers such
             as "no" and 0 are right on a blank picture too and so never pass it: give pictures of other rows for these.
-        choices: the answers that could be guessed; for multiple choice, all that are on offer.
+        choices: the answers that could be guessed; for multiple choice, all that are on offer; None for every answer.
+        agree: different programs that have to give such an answer.
     """
     outcomes = _run(runner, programs, image, question)
     for place, one in enumerate(outcomes):
@@ -45,7 +47,7 @@ def verify(
         elif one.verdict is Verdict.RAN and not any(event.grounded for event in one.events):
             outcomes[place] = _rejected(one, Reason.NOT_GROUNDED, "no tool that it called looked at the picture.")
 
-    guessable = {choice.lower() for choice in choices}
+    guessable = {choice.lower() for choice in choices or ()}
     by_answer: dict[str, set[str]] = defaultdict(set)
     for one in outcomes:
         if one.verdict is Verdict.RAN:
@@ -54,8 +56,16 @@ def verify(
         text = as_text(one.answer).lower()
         if one.verdict is not Verdict.RAN:
             continue
-        if text in guessable and len(by_answer[text]) < 2:
-            outcomes[place] = _rejected(one, Reason.ALONE, f"{text!r} could be luck, and no second program says so.")
+        said, rivals = (
+            len(by_answer[text]),
+            max((len(keys) for rival, keys in by_answer.items() if rival != text), default=0),
+        )
+        if (choices is None or text in guessable) and said < agree:
+            why = f"{text!r} could be luck: {said} of {agree} different programs say so."
+            outcomes[place] = _rejected(one, Reason.ALONE, why)
+        elif truth is None and choices is None and rivals >= said:
+            why = f"{said} different programs say {text!r}, and {rivals} something else."
+            outcomes[place] = _rejected(one, Reason.DISPUTED, why)
         elif not _moves(runner, programs[place], one, [blank(image)] if controls is None else controls):
             outcomes[place] = _rejected(one, Reason.UNMOVED, f"{text!r} is its answer without this picture too.")
         else:

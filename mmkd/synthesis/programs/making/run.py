@@ -18,8 +18,12 @@ from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
+from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
+from mmkd.synthesis.programs.container import container
+from mmkd.synthesis.programs.grammar import gbnf
+from mmkd.synthesis.programs.making.inventing import invent
 from mmkd.synthesis.programs.making.items import Item, OneImage, items_of
 from mmkd.synthesis.programs.making.ledger import Ledger
 from mmkd.synthesis.programs.making.seeing import open_backends
@@ -74,10 +78,14 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         log = RejectedLog(out / "rejected.jsonl")
         items = items_of(records, usable(records, log, "data"))
         backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools"))
-        runner = Runner(backends, executor=MontyExecutor(config.workers), tools=config.tools.names)
+        command = container(config.container) if config.container else None
+        runner = Runner(backends, executor=MontyExecutor(config.workers, command=command), tools=config.tools.names)
         stack.enter_context(runner)
         prompts = Prompts(runner.tools, config.examples)
-        sampled = sample(config, prompts, items, out / "asked")
+        with open_asker(config.writer, out / "asked") as asker:  # the writer is let go of then
+            if config.invent is not None:
+                items = invent(asker, config, prompts, items, records, log)
+            sampled = sample(asker, config, prompts, items)
         trials = Trials(config, runner, records, items, sampled.candidates, ledger, troubles)
         for _ in _bar(trials.run(), "running", len(items)):
             pass
@@ -104,20 +112,23 @@ class Sampled:
     license: str | None
 
 
-def sample(config: ProgramsConfig, prompts: Prompts, items: Iterable[Item], folder: Path) -> Sampled:
-    """Ask the writer for what its store does not hold, and read the candidates. The writer is let go of then."""
-    questions = distinct([(item.question, item.label is not None) for item in items])
-    with open_asker(config.writer, folder) as asker:
-        writer = Writer(asker, prompts, Sampling(**config.sampling.model_dump()), config.samples)
-        for _ in shown(
-            asker.answer(writer.requests(questions)), asker.tally, "writing programs", writer.count(questions)
-        ):
-            pass
-        Console(stderr=True).print(asker.tally.table(asker.backend.model))
-        read = {question: writer.candidates(question, labelled) for question, labelled in questions.items()}
-        candidates = {question: found for question, (found, _) in read.items()}
-        missing = {question: why for question, (_, why) in read.items()}
-        return Sampled(candidates, missing, asker.backend.model, asker.backend.license)
+def sample(asker: Asker, config: ProgramsConfig, prompts: Prompts, items: Iterable[Item]) -> Sampled:
+    """Ask the writer for what its store does not hold, and read the candidates."""
+    several = config.invent is not None  # programs have to agree where no answer is known
+    questions = distinct([(item.question, several or item.label is not None) for item in items])
+    drawn = Sampling(
+        **config.sampling.model_dump(exclude={"constrained"}),
+        grammar=gbnf(prompts.tools) if config.sampling.constrained else "",
+    )
+    writer = Writer(asker, prompts, drawn, config.samples)
+    answers = asker.answer(writer.requests(questions))
+    for _ in shown(answers, asker.tally, "writing programs", writer.count(questions)):
+        pass
+    Console(stderr=True).print(asker.tally.table(asker.backend.model))
+    read = {question: writer.candidates(question, labelled) for question, labelled in questions.items()}
+    candidates = {question: found for question, (found, _) in read.items()}
+    missing = {question: why for question, (_, why) in read.items()}
+    return Sampled(candidates, missing, asker.backend.model, asker.backend.license)
 
 
 def told(teller: Teller, trials: Trials, items: Iterable[Item]) -> None:

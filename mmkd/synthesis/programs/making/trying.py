@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
+from math import factorial, prod
 
 from PIL import Image
 
@@ -55,6 +56,7 @@ class Trials:
             "tools": {name: runner.tools[name].version for name in runner.tools},
             "seeing": config.tools.model_dump(),
             "choices": config.choices,
+            **({"agree": config.invent.agree} if config.invent else {}),
         }
 
     def run(self) -> Iterator[None]:
@@ -101,7 +103,8 @@ class Trials:
 
     def _tried(self, item: Item) -> list[Outcome]:
         image = self._image(item.row)
-        labelled = item.truth is not None
+        # Without a label nothing was right by luck; a question of the writer's own has its programs alone to go by.
+        choices = self.config.choices if item.truth is not None else None if self.config.invent else ()
         return verify(
             self.runner,
             [one.runnable for one in self._of(item)],
@@ -109,7 +112,8 @@ class Trials:
             item.question,
             item.truth,
             [blank(image), *map(self._image, self._controls(item))],
-            self.config.choices if labelled else (),  # without a label, nothing was right by luck
+            choices,
+            self.config.invent.agree if self.config.invent else 2,
         )
 
     # --- afterwards ------------------------------------------------------------------------------------------------
@@ -124,19 +128,49 @@ class Trials:
             if outcome.verdict is Verdict.VERIFIED and tried and right < self.config.right_elsewhere * tried:
                 message = f"right on {right} of the {tried} rows with this question."
                 outcome = replace(outcome, verdict=Verdict.REJECTED, reason=Reason.ELSEWHERE, message=message)
+            elif outcome.reason is Reason.ALONE and right == tried and self._luck[item.question] <= self.config.luck:
+                # Right on pictures with different answers, it also moves with the picture.
+                message = f"alone, but right on all {tried} rows with this question."
+                outcome = replace(outcome, verdict=Verdict.VERIFIED, reason=None, message=message)
             found.append((one, outcome))
         return found
 
     @cached_property
+    def _luck(self) -> dict[str, float]:
+        """Question -> chance that a program which tells nothing apart is right on all its labelled pictures.
+
+        Given how often it says what, each order of its answers is as likely as any other (Fisher's exact test), and one
+        is right: the chance is the product of n_a! over n!, n pictures of which n_a have the answer a.
+        """
+        labels: dict[str, dict[str | bytes, str]] = defaultdict(dict)
+        for item in self.items:
+            if item.label is not None:
+                labels[item.question][self.records[item.row].images[0]] = item.label.lower()
+        chances = dict.fromkeys(self.asking, 1.0)
+        for question, known in labels.items():
+            orders = factorial(len(known)) // prod(factorial(n) for n in Counter(known.values()).values())
+            chances[question] = 1 / orders
+        return chances
+
+    @cached_property
     def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(question, program) -> labelled rows on which its answer is right, and all."""
+        """(question, program) -> labelled rows on which its answer is right, and all.
+
+        Of invented questions: pictures on which its answer is the one agreed on, and all on which any program answers,
+        since two that mean different things agree now and then too.
+        """
         right: Counter[tuple[str, str]] = Counter()
         tried: Counter[tuple[str, str]] = Counter()
         for item in self.items:
-            if item.label is None or not self._of(item):
+            if not self._of(item):
                 continue
-            for one, outcome in zip(self._of(item), self.ledger.get(self.key(item)), strict=True):
-                right[item.question, one.key] += is_right(outcome)
+            outcomes = self.ledger.get(self.key(item))
+            answered = any(one.verdict in (Verdict.VERIFIED, Verdict.REJECTED) for one in outcomes)
+            if item.label is None and not (self.config.invent and answered):
+                continue
+            good = [(is_right if item.label is not None else is_agreed)(outcome) for outcome in outcomes]
+            for one, well in zip(self._of(item), good, strict=True):
+                right[item.question, one.key] += well
                 tried[item.question, one.key] += 1
         questions = {(question, one.key) for question, each in self.candidates.items() for one in each}
         return {pair: (right[pair], tried[pair]) for pair in questions}
@@ -146,6 +180,11 @@ def is_right(outcome: Outcome) -> bool:
     """Whether it gave an answer that is not wrong, for whatever reason."""
     gave = outcome.verdict in (Verdict.RAN, Verdict.VERIFIED, Verdict.REJECTED)
     return gave and outcome.reason is not Reason.WRONG
+
+
+def is_agreed(outcome: Outcome) -> bool:
+    """Whether enough programs gave its answer, for whatever reason."""
+    return outcome.verdict is Verdict.VERIFIED or outcome.reason is Reason.UNMOVED
 
 
 def best(outcomes: Sequence[tuple[Candidate, Outcome]]) -> tuple[Candidate, Outcome] | None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 # (question, seed) -> reply
 Rule = Callable[[str, int], str]
@@ -17,6 +18,7 @@ class ScriptedWriter:
 
     def __init__(self, rule: Rule, delay: float = 0.0):
         self.asked: list[tuple[str, int, str]] = []  # question, seed, Idempotency-Key
+        self.last: dict[str, Any] = {}  # body of the last request
         self.delay = delay
         outer = self
 
@@ -24,7 +26,7 @@ class ScriptedWriter:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 question = body["messages"][-1]["content"].removeprefix("Question: ")
-                seed = body.get("seed", 0)
+                seed, outer.last = body.get("seed", 0), body
                 outer.asked.append((question, seed, self.headers["Idempotency-Key"]))
                 time.sleep(outer.delay)
                 message = {"role": "assistant", "content": rule(question, seed)}

@@ -113,6 +113,57 @@ def test_a_program_that_is_right_by_luck_on_one_picture_falls_by_the_others(conf
     assert reasons <= {"wrong answer", "wrong on other pictures", "same answer without the picture"}
 
 
+def test_a_server_is_asked_for_programs_of_the_grammar_in_its_own_field(config, writer, rows, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", rows[:1])
+    plain = config(tmp_path / "out", samples=1)
+    make_programs(plain)
+    assert not {"structured_outputs", "ebnf", "grammar"} & set(writer.last)
+    endpoint = plain.writer.endpoint.model_dump()
+    held = {"samples": 1, "sampling": {"constrained": True}}
+    with pytest.raises(ValidationError, match=r"writer\.endpoint\.grammar: vllm, sglang or llama_cpp"):
+        config(tmp_path / "out", writer={"endpoint": endpoint}, **held)
+    for server, field in (("vllm", "structured_outputs"), ("sglang", "ebnf"), ("llama_cpp", "grammar")):
+        endpoint["grammar"] = server
+        make_programs(config(tmp_path / "out", writer={"endpoint": endpoint}, **held))
+        found = writer.last.get(field)
+        assert (found["grammar"] if server == "vllm" else found).startswith('root ::= "def answer(image):"')
+        assert len(writer.asked) == 2  # once without and once with: what a server's field is called changes no answer
+        (tmp_path / "out" / "asked" / "journal.jsonl").unlink()
+        for index in (tmp_path / "out" / "asked").glob("index*"):
+            index.unlink()
+        writer.asked.pop()
+
+
+@pytest.mark.parametrize(("program", "holds"), [("red circle", True), ("circle", False), ("red shape", False)])
+def test_one_program_alone_holds_where_the_rows_of_its_question_rule_out_luck(
+    config, tmp_path, make_scene, program, holds
+):
+    """A writer that says the same each time gives no second program; programs that are nearly right stay out."""
+    from mmkd.data.scenes import records
+    from tests.synthesis.programs.making.scripted import ScriptedWriter
+
+    question, asked = "is there a red circle?", []
+    for place, record in enumerate(records("train", 60, 0)):
+        there = any((one.color, one.shape) == ("red", "circle") for one in make_scene("train", place, 0).things)
+        turns = [Turn("user", question), Turn("assistant", "yes" if there else "no")]
+        asked.append(Record(record.id, turns, record.images))
+    yes = [row for row in asked if row.turns[1].text == "yes"]
+    no = [row for row in asked if row.turns[1].text == "no"][: len(yes) + 4]
+    write_jsonl(tmp_path / "rows.jsonl", yes + no)
+    source = f"def answer(image):\n    return exists(image, {program!r})"
+    with ScriptedWriter(lambda *_: source) as same:
+        endpoint = {"endpoint": {"url": same.url, "model": "same"}}
+        made = make_programs(config(tmp_path / "out", writer=endpoint, samples=3)).yields["all"]
+        assert made["verified"] == (len(yes + no) if holds else 0)
+        assert (
+            make_programs(config(tmp_path / "out", writer=endpoint, samples=3, luck=0)).yields["all"]["verified"] == 0
+        )
+        # Of few rows, or rows with one answer alone, nothing is known.
+        for few in ([*yes[:2], *no[:2]], no):
+            write_jsonl(tmp_path / "rows.jsonl", few)
+            assert make_programs(config(tmp_path / "out", writer=endpoint, samples=3)).yields["all"]["verified"] == 0
+
+
 def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(config, rows, tmp_path):
     from tests.synthesis.programs.making.scripted import ScriptedWriter
 
@@ -175,6 +226,11 @@ def test_the_config_of_the_page_is_a_config(root, tmp_path):
     (tmp_path / "programs.yaml").write_text(re.search(r"```yaml\n(# programs.yaml\n.*?)```", page, re.DOTALL)[1])
     config = load_as(tmp_path / "programs.yaml", ["tune.rounds=2"], ProgramsConfig)
     assert config.tune.rounds == 2
+    (tmp_path / "invent.yaml").write_text(re.search(r"```yaml\n(# invent.yaml\n.*?)```", page, re.DOTALL)[1])
+    assert load_as(tmp_path / "invent.yaml", [], ProgramsConfig).invent.agree == 2
+    line = re.search(r"^container: .*", page, re.MULTILINE)[0]
+    contained = load_as(tmp_path / "programs.yaml", [f"container={line.removeprefix('container: ')}"], ProgramsConfig)
+    assert contained.container.engine == "podman"
     served = {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "x"}}
     with pytest.raises(ValidationError, match="needs a writer of this process"):
         ProgramsConfig.model_validate(config.model_dump() | {"writer": served})
