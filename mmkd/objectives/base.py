@@ -66,6 +66,7 @@ class Outputs:
         text_positions: [B, T] position at which each text token really stands, or None.
         hidden: [N, D] output of each captured decoder layer at the answer rows, before the final norm.
         final_norm: [n, D] -> [n, D], the decoder's final norm, which stands before the head.
+        head_weight: [V, D] where `head` is the product with it and nothing else, and it is whole on this rank.
     """
 
     answer_hidden: Tensor
@@ -80,6 +81,7 @@ class Outputs:
     text_positions: Tensor | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     final_norm: Callable[[Tensor], Tensor] | None = None
+    head_weight: Tensor | None = None
 
 
 @dataclass

@@ -20,9 +20,11 @@ class TokenLoss(Objective):
     Attributes:
         label: its name in the report.
         chunk: most answer tokens that pass the heads at once; the smallest of the objectives in use counts.
+        kernel: chunked, which takes part in that pass, or what else computes it (`mmkd.objectives.kernels`).
     """
 
     label: str
+    kernel: str = "chunked"
 
     def __init__(self, chunk: int = 512):
         super().__init__()
@@ -42,7 +44,13 @@ class TokenLoss(Objective):
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         return Needs(teacher=self.teacher)
 
+    def in_kernel(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        """What `kernel` makes of it, if that is not chunked."""
+        raise NotImplementedError
+
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        if self.kernel != "chunked":
+            return self.in_kernel(student, teacher, batch)
         return token_losses([(self, 1.0)], student, teacher, batch)
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkd.models.attention_capture import capture
 from mmkd.models.hidden_capture import capture_hidden, final_norm
@@ -95,4 +95,13 @@ def read_outputs(
         text_positions=positions,
         hidden=kept,
         final_norm=lambda states: final_norm(model.decoder)(states),
+        head_weight=_head_weight(model),
     )
+
+
+def _head_weight(model: MmkdForConditionalGeneration) -> Tensor | None:
+    head, text = model.get_output_embeddings(), model.config.text_config
+    more = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # see MmkdPreTrainedModel.head
+    if type(head) is not nn.Linear or head.bias is not None or any(getattr(text, m, None) is not None for m in more):
+        return None
+    return head.weight if head.weight.ndim == 2 else None  # ZeRO-3 leaves nothing of it between its uses

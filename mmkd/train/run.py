@@ -35,10 +35,12 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
+    from mmkd.objectives.kernels import check_kernels
     from mmkd.teachers.checks import check_teacher
     from mmkd.train.on_policy import check_on_policy
 
     check_teacher(config)
+    check_kernels(config)
     check_on_policy(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
@@ -185,7 +187,8 @@ def train_stage(
     require_one_tokenizer(config.teacher, tokenizer, sorted(reading))
     side = teacher_side(config.teacher, composed.processor, [objective for objective, _ in objectives])
     require_same_text(config.teacher, composed.processor)
-    teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
+    zero_settings = config.deepspeed.config.get("zero_optimization")
+    teacher = build_teacher(config.teacher, dtype, config.student.attention, device, zero_settings)
     shared_ids = side.shared_ids() if side is not None and side.own_tokens else None
     task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), shared_ids)
     if teacher is None and task.needs.teacher:

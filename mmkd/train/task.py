@@ -133,11 +133,12 @@ class DistillTask(nn.Module):
         if places == ("on_policy/",):
             pairs = [(objective, weight) for objective, weight in pairs if objective.teacher]
         results = []
-        by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
+        by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss) and o.kernel == "chunked"]
         if by_token:
             results.append((token_losses(by_token, student, teacher, answers), 1.0))
         # What a cached teacher lacks was refused before anything was loaded.
-        results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
+        apart = [(o, w) for o, w in pairs if not isinstance(o, TokenLoss) or o.kernel != "chunked"]
+        results += [(o(student, teacher, answers), w) for o, w in apart]
         for result, _ in results:
             for name, ratio in result.report.items():
                 for key in (place + name for place in places):

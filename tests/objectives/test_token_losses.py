@@ -226,7 +226,7 @@ def test_objectives_are_listed_by_wildcard():
     assert {"cross_entropy", "forward_kl", "voco_attention"} <= set(names())
     assert "forward_kl" in names("*_kl")
     assert "cross_entropy" not in names("*_kl")
-    assert set(options("forward_kl")) == {"temperature", "chunk"}
+    assert set(options("forward_kl")) == {"temperature", "chunk", "kernel"}
 
 
 @pytest.mark.parametrize(
