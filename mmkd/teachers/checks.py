@@ -27,6 +27,11 @@ def check_teacher(config: Config) -> None:
     if section is None:
         return
     check_section(section)
+    if section.zero3 and config.data.cache_features:
+        raise ConfigError(
+            "data.cache_features compares the towers of both sides weight by weight, and teacher.zero3 cuts the "
+            "teacher's up; switch one of them off."
+        )
     if section.kind == "cached":
         folder = Path(section.store or "")
         manifest = require_same_teacher(section, folder)
@@ -100,6 +105,12 @@ def check_section(section: TeacherSection) -> None:
                 "trained; a quantised teacher is another copy: kind: live, with teacher.model."
             )
         require_bitsandbytes()
+    if section.zero3 and (section.kind != "live" or section.quantize is not None):
+        beside = f"kind: {section.kind}" if section.kind != "live" else f"quantize: {section.quantize}"
+        raise ConfigError(
+            f"teacher.zero3 has no place beside {beside}: it cuts up the weights of a kind: live teacher that are not "
+            "quantised. Leave one of the two out."
+        )
     if section.kind == "cached":
         if section.store is None:
             raise ConfigError("teacher.kind: cached needs teacher.store, the folder that mmkd cache fills.")
@@ -110,8 +121,8 @@ def check_section(section: TeacherSection) -> None:
         raise ConfigError(f"teacher.{given[0]} has no place beside kind: {section.kind}; it is for kind: cached.")
     if section.options():
         raise ConfigError(
-            f"teacher: unknown fields {', '.join(section.options())}; beside kind: {section.kind} allowed are model "
-            "and quantize."
+            f"teacher: unknown fields {', '.join(section.options())}; beside kind: {section.kind} allowed are model, "
+            "quantize and zero3."
         )
     if section.store is not None:
         raise ConfigError(f"teacher.store has no place beside kind: {section.kind}; write kind: cached to read it.")

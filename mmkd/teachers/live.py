@@ -3,6 +3,7 @@ asks for."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from mmkd.teachers.calibration import read_calibration
 from mmkd.teachers.checks import check_section
 from mmkd.teachers.quantized import load_quantized
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
+from mmkd.teachers.sharded import cut_up
 from mmkd.teachers.tokenizers import vocabulary_size
 
 
@@ -40,25 +42,33 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """Another model, whole on every rank.
+    """Another model, whole on every rank or cut up over them.
 
     Args:
         model: folder or hub id of a composed model.
         dtype: of its weights.
         attention: attention implementation, as the student's.
         quantize: nf4 or int8, of its decoder's layers; see `quantized`.
+        zero3: cut up over the ranks, with these settings; see `sharded`.
     """
 
     def __init__(
-        self, model: str, dtype: torch.dtype, attention: str, device: torch.device, quantize: str | None = None
+        self,
+        model: str,
+        dtype: torch.dtype,
+        attention: str,
+        device: torch.device,
+        quantize: str | None = None,
+        zero3: dict[str, Any] | None = None,
     ):
-        if quantize is None:
-            composed = load(model, dtype)
-            composed.model.to(device)
-        else:
-            composed = load_quantized(model, quantize, dtype, device)
+        composed = load(model, dtype) if quantize is None else load_quantized(model, quantize, dtype, device)
         self.model = composed.model.eval().requires_grad_(False)
         self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
+        self.zero3, self.read = zero3, partial(_full_vision, self.model)
+        if zero3 is not None:
+            self.read = cut_up(self.model, _full_vision, dtype, device, zero3)
+        elif quantize is None:
+            self.model.to(device)
         self.processor = composed.processor
         self.vocabulary = vocabulary_size(composed.processor.tokenizer)
 
@@ -69,7 +79,11 @@ class LiveTeacher:
         return self.model.config.text_config.hidden_size
 
     def check(self, needs: Needs) -> None:
-        pass  # it delivers all there is
+        if self.zero3 is not None and needs.teacher_head:
+            raise ConfigError(
+                "teacher.zero3 gathers the teacher's weights for reading only, and ofa_logits sends gradients through "
+                "its norm and head; leave zero3 out, or use hidden_states in the place of ofa_logits."
+            )
 
     @torch.no_grad()
     def outputs(
@@ -78,7 +92,7 @@ class LiveTeacher:
         batch = batch | batch.get("teacher", {})
         if needs.own_tokens:
             answers = answer_batch(batch)
-        outputs = _full_vision(self.model, batch, answers, needs)
+        outputs = self.read(batch, answers, needs)
         outputs.vocabulary = self.vocabulary
         return outputs
 
@@ -126,9 +140,17 @@ def _full_vision(
 
 
 def build_teacher(
-    section: TeacherSection | None, dtype: torch.dtype, attention: str, device: torch.device
+    section: TeacherSection | None,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    zero_settings: dict[str, Any] | None = None,
 ) -> Teacher | None:
-    """The teacher of a config. Raises ConfigError for a section that contradicts itself, a missing model or store."""
+    """The teacher of a config. Raises ConfigError for a section that contradicts itself, a missing model or store.
+
+    Args:
+        zero_settings: the run's own of DeepSpeed's zero_optimization, for a teacher that is cut up.
+    """
     if section is None:
         return None
     check_section(section)
@@ -137,4 +159,5 @@ def build_teacher(
     if section.kind == "cached":
         folder = Path(str(section.store))
         return CachedTeacher(folder, read_calibration(folder).c if section.validation else None)
-    return LiveTeacher(str(section.model), dtype, attention, device, section.quantize)
+    zero3 = (zero_settings or {}) if section.zero3 else None
+    return LiveTeacher(str(section.model), dtype, attention, device, section.quantize, zero3)
