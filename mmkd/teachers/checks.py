@@ -32,6 +32,7 @@ def check_teacher(config: Config) -> None:
             "data.cache_features compares the towers of both sides weight by weight, and teacher.zero3 cuts the "
             "teacher's up; switch one of them off."
         )
+    check_towers(config, section)
     if section.kind == "cached":
         folder = Path(section.store or "")
         manifest = require_same_teacher(section, folder)
@@ -39,6 +40,24 @@ def check_teacher(config: Config) -> None:
         if section.validation:
             require_recalibratable(config, manifest.settings)
             require_calibrated(folder, section.validation, config.data.max_length)
+
+
+def check_towers(config: Config, section: TeacherSection) -> None:
+    """Refuse a comparison of vision towers that has no second tower, or no tower to teach. Raises ConfigError."""
+    for stage in config.stages:
+        for objective in (build(each) for each in stage.objectives or config.objectives):
+            if not objective.teacher_tower:
+                continue
+            if section.kind != "live":
+                raise ConfigError(
+                    f"stage {stage.name}: {objective.name} compares the student's vision tower with the teacher's, and "
+                    f"teacher.kind {section.kind} has none of its own. Use teacher.kind: live."
+                )
+            if "vision" not in stage.trainable:
+                raise ConfigError(
+                    f"stage {stage.name}: {objective.name} teaches the student's vision tower, and `trainable` leaves "
+                    "that out; add vision to it, or leave the objective to a stage that trains it."
+                )
 
 
 def check_filling(config: Config) -> TargetSettings:

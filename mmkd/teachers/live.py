@@ -20,7 +20,7 @@ from mmkd.teachers.cached import CachedTeacher
 from mmkd.teachers.calibration import read_calibration
 from mmkd.teachers.checks import check_section
 from mmkd.teachers.quantized import load_quantized
-from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
+from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
 from mmkd.teachers.sharded import cut_up
 from mmkd.teachers.tokenizers import vocabulary_size
 
@@ -32,6 +32,9 @@ class Teacher(Protocol):
         """Layers of its decoder; None where it has none to show, as for `width`."""
 
     def width(self, student: MmkdForConditionalGeneration) -> int | None: ...
+
+    def tower_width(self) -> int | None:
+        """Channels of its vision tower; None where it has none of its own."""
 
     def check(self, needs: Needs) -> None:
         """Raises ConfigError for needs that this kind of teacher cannot serve."""
@@ -78,6 +81,9 @@ class LiveTeacher:
     def width(self, student: MmkdForConditionalGeneration) -> int:
         return self.model.config.text_config.hidden_size
 
+    def tower_width(self) -> int:
+        return self.model.config.vision_config.hidden_size
+
     def check(self, needs: Needs) -> None:
         if self.zero3 is not None and needs.teacher_head:
             raise ConfigError(
@@ -105,6 +111,9 @@ class SharedTeacher:
 
     def width(self, student: MmkdForConditionalGeneration) -> int:
         return student.config.text_config.hidden_size
+
+    def tower_width(self) -> None:
+        return None
 
     def check(self, needs: Needs) -> None:
         if needs.teacher_head:
@@ -134,9 +143,17 @@ class SharedTeacher:
 def _full_vision(
     model: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
 ) -> Outputs:
-    features = model.image_features(batch.get("pixel_values"), batch.get("image_features"))
+    features, tower = vision(model, batch)
+    if not needs.teacher:  # nothing of the text was asked for
+        none = batch["attention_mask"].new_zeros(len(batch["attention_mask"]), 0)
+        states = tower.new_zeros(0, model.config.text_config.hidden_size)
+        outputs = Outputs(states, model.head, {}, none.bool(), none.bool(), none)
+        outputs.tower = tower_map(model, tower)
+        return outputs
     [(_, prefix)] = prefixes(model, features, batch, [None])
-    return read_outputs(model, prefix, batch, answers, needs.teacher_attention, needs.teacher_hidden)
+    outputs = read_outputs(model, prefix, batch, answers, needs.teacher_attention, needs.teacher_hidden)
+    outputs.tower = tower_map(model, tower) if needs.tower else None
+    return outputs
 
 
 def build_teacher(

@@ -38,7 +38,23 @@ def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> Ans
         head_calls=batch.get("head_calls"),
         spans=spans,
         weights=batch["loss_weights"][rows, positions + 1] if "loss_weights" in batch else None,
+        images=(batch["image_rows"] >= 0).repeat_interleave(batch["image_tiles"]),
+        image_normalizer=batch.get("image_normalizer", 1.0),
     )
+
+
+def vision(model: MmkdForConditionalGeneration, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Projected vision tokens [M, n, D] of a batch's images, and the tower's features under them, [M, N, C]."""
+    features = batch.get("image_features")
+    if features is None:
+        features = model.tower_features(batch.get("pixel_values"))
+    return model.image_features(None, features), features
+
+
+def tower_map(model: MmkdForConditionalGeneration, features: Tensor) -> Tensor:
+    """Features of a model's tower, [M, rows * cols, C], as a map [M, C, rows, cols]."""
+    grid = model.config.vision_config.rows, model.config.vision_config.cols
+    return features.unflatten(1, grid).movedim(3, 1)
 
 
 def prefixes(

@@ -191,7 +191,7 @@ def train_stage(
     teacher = build_teacher(config.teacher, dtype, config.student.attention, device, zero_settings)
     shared_ids = side.shared_ids() if side is not None and side.own_tokens else None
     task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), shared_ids)
-    if teacher is None and task.needs.teacher:
+    if teacher is None and (task.needs.teacher or task.needs.tower):
         names = ", ".join(s.name for s in sections)
         raise ConfigError(f"stage {stage.name}: objectives {names} need a teacher, and the config has none.")
     if task.needs.student_attention:

@@ -21,7 +21,7 @@ from mmkd.objectives import (
     token_losses,
 )
 from mmkd.teachers.live import Teacher
-from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
+from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
 
 
 class DistillTask(nn.Module):
@@ -58,7 +58,11 @@ class DistillTask(nn.Module):
         self.needs = Needs()
         for objective, _ in objectives:
             self.needs = self.needs | objective.needs(text.num_hidden_layers, layers)
-            objective.make_heads(text.hidden_size, width)
+            if objective.teacher_tower:
+                tower = teacher.tower_width() if teacher is not None else None
+                objective.make_heads(student.config.vision_config.hidden_size, tower)
+            else:
+                objective.make_heads(text.hidden_size, width)
         if teacher is not None:
             teacher.check(self.needs)
         self.report: dict[str, Ratio] = {}
@@ -91,16 +95,17 @@ class DistillTask(nn.Module):
         `self.report`.
         """
         answers = answer_batch(batch, self.shared_ids)
-        features = self.student.image_features(batch.get("pixel_values"), batch.get("image_features"))
+        features, tower = vision(self.student, batch)
         needs = self.needs
         teacher = None
-        if self.teacher is not None and needs.teacher:
+        if self.teacher is not None and (needs.teacher or needs.tower):
             teacher = self.teacher.outputs(self.student, batch, answers, needs)
         self.report = {}
         losses = []
         for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
             outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention, needs.student_hidden)
             outputs.vocabulary = self.vocabulary
+            outputs.tower = tower_map(self.student, tower) if needs.tower else None
             places = ("on_policy/",) if batch.get("on_policy") else ("", "full/" if tokens is None else f"k{tokens}/")
             losses.append(self._loss(outputs, teacher, answers, places))
         loss = torch.stack(losses).mean()
