@@ -158,6 +158,11 @@ class LoraSection(Section):
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Names of the linear layers that get adapters; all but the head by default."
     )
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="Keep the decoder's layers in 4 bits while the stage trains adapters beside them (QLoRA); the "
+        "stage exports them as they were, adapters merged in.",
+    )
 
 
 class OnPolicySection(Section):

@@ -96,13 +96,14 @@ def token_losses(
 
     def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
         losses = [objective.token_loss(logits) for objective, _ in terms]
-        sums = plain = torch.stack([loss.sum() for loss in losses])
+        plain = torch.stack([loss.detach().sum() for loss in losses])
         if logits.weights is not None:
-            sums = torch.stack([(loss * logits.weights).sum() for loss in losses])
+            losses = [loss * logits.weights for loss in losses]
+        total = torch.stack([weight * loss.sum() for loss, (_, weight) in zip(losses, terms, strict=True)]).sum()
         numbers = report_numbers(logits)
-        return sums, torch.cat([numbers, plain.detach().to(numbers.dtype)])
+        return total[None], torch.cat([numbers, plain.to(numbers.dtype)])
 
-    sums, numbers = sum_over_chunks(
+    total, numbers = sum_over_chunks(
         function,
         batch.answer_ids,
         student.answer_hidden,
@@ -114,10 +115,10 @@ def token_losses(
         calls=batch.head_calls,
         vocabulary=_narrowest(student.vocabulary, other.vocabulary if other else None),
         weights=batch.weights,
+        head_weight=student.head_weight,
     )
     numbers, plain = numbers.tensor_split([len(numbers) - len(terms)])
-    weights = sums.new_tensor([weight for _, weight in terms])
-    return Losses((sums * weights).sum() / batch.normalizer, _report(terms, plain, numbers, len(batch.answer_ids)))
+    return Losses(total[0] / batch.normalizer, _report(terms, plain, numbers, len(batch.answer_ids)))
 
 
 def smallest_chunk(objectives: Sequence[TokenLoss]) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmkd.bits import require_bitsandbytes
 from mmkd.config.schema import Config, ObjectiveSection, TeacherSection
 from mmkd.errors import ConfigError
 from mmkd.objectives import ForwardKL, build, names
 from mmkd.objectives.registry import sparse_capable
 from mmkd.teachers.cached import require_same_teacher
 from mmkd.teachers.calibration import require_calibrated
-from mmkd.teachers.quantized import require_bitsandbytes
 from mmkd.teachers.targets import TargetSettings, given_settings
 
 MOST_SERVED = 20  # top_logprobs of OpenAI's API
@@ -123,7 +123,7 @@ def check_section(section: TeacherSection) -> None:
                 "teacher.quantize has no place beside kind: shared, whose weights are the student's own and are "
                 "trained; a quantised teacher is another copy: kind: live, with teacher.model."
             )
-        require_bitsandbytes()
+        require_bitsandbytes("teacher.quantize")
     if section.zero3 and (section.kind != "live" or section.quantize is not None):
         beside = f"kind: {section.kind}" if section.kind != "live" else f"quantize: {section.quantize}"
         raise ConfigError(

@@ -144,7 +144,7 @@ def _full_vision(
     model: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
 ) -> Outputs:
     features, tower = vision(model, batch)
-    if not needs.teacher:  # nothing of the text was asked for
+    if needs.tower and not needs.teacher:  # nothing of the text was asked for
         none = batch["attention_mask"].new_zeros(len(batch["attention_mask"]), 0)
         states = tower.new_zeros(0, model.config.text_config.hidden_size)
         outputs = Outputs(states, model.head, {}, none.bool(), none.bool(), none)

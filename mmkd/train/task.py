@@ -79,10 +79,12 @@ class DistillTask(nn.Module):
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         missing = [name for name in result.missing_keys if name not in frozen]
-        if strict and (missing or result.unexpected_keys):
+        # Scales of a frozen weight that is quantised go by its name and one more.
+        unknown = [name for name in result.unexpected_keys if name.partition(".weight.")[0] + ".weight" not in frozen]
+        if strict and (missing or unknown):
             raise TrainingError(
                 f"the checkpoint is of another model: {len(missing)} parameters are missing in it, "
-                f"{len(result.unexpected_keys)} unknown ({', '.join((missing + result.unexpected_keys)[:3])})."
+                f"{len(unknown)} unknown ({', '.join((missing + unknown)[:3])})."
             )
         return result
 
