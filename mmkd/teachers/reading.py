@@ -120,4 +120,5 @@ def _head_weight(model: MmkdForConditionalGeneration) -> Tensor | None:
     more = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # see MmkdPreTrainedModel.head
     if type(head) is not nn.Linear or head.bias is not None or any(getattr(text, m, None) is not None for m in more):
         return None
-    return head.weight if head.weight.ndim == 2 else None  # ZeRO-3 leaves nothing of it between its uses
+    # What ZeRO-3 has cut up, and so marked, is whole during the calls of its module alone.
+    return None if hasattr(head.weight, "ds_id") else head.weight
