@@ -193,9 +193,9 @@ class _GradientsAhead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> Any:
-        return *(None if ahead is None else ahead * slopes[0].to(ahead.dtype) for ahead in ctx.saved_tensors), *[
-            None
-        ] * 4
+        factor = slopes[0]  # [1]; `numbers` have none
+        to_hidden, to_weight = (None if side is None else side * factor.to(side.dtype) for side in ctx.saved_tensors)
+        return to_hidden, to_weight, None, None, None, None
 
 
 def cross_entropy(logits: ChunkLogits) -> Tensor:

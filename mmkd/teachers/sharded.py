@@ -34,7 +34,7 @@ def cut_up(
         model: whole, on the CPU; frozen. Changed in place.
         dtype: of its weights.
         device: of the shares, and of what is gathered.
-        settings: of DeepSpeed's zero_optimization; those of stage 3 count here too.
+        settings: of DeepSpeed's zero_optimization, of which those named stage3_param.. count here too.
     """
     import deepspeed
 
@@ -43,6 +43,8 @@ def cut_up(
         "bf16": {"enabled": dtype is torch.bfloat16},
         "zero_optimization": {"stage": 3} | {k: v for k, v in settings.items() if k.startswith("stage3_param")},
     }
+    for parameter in model.parameters():  # neither a single number nor a transposed weight can be cut up
+        parameter.data = parameter.data.reshape(parameter.shape or (1,)).contiguous()
     # Cut up one weight after the other: the engine would first move all of them to the device.
     deepspeed.zero.Init(module=model, config_dict_or_path=config, mem_efficient_linear=False, dtype=dtype)
     for module in model.modules():
