@@ -83,7 +83,7 @@ def chunked(at: Sides, objectives: Sequence[TokenLoss]) -> Tensor:
     one = zeros.new_ones(1, 1)
     batch = AnswerBatch(at.targets, zeros, zeros, one.bool(), one * 0, len(zeros))
     student, teacher = (
-        Outputs(hidden, head, {}, one.bool(), one.bool(), one)
+        Outputs(hidden, head, {}, one.bool(), one.bool(), one, head_weight=head.weight)
         for hidden, head in ((at.student, at.head), (at.teacher, at.teacher_head))
     )
     return token_losses([(objective, 1.0) for objective in objectives], student, teacher, batch).loss

@@ -13,10 +13,24 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mmkd.config.schema import LoraSection
+from mmkd.bits import require_bitsandbytes
+from mmkd.config.schema import Config, LoraSection
 from mmkd.errors import ConfigError
 
 NAME = "default"
+
+
+def check_lora(config: Config) -> None:
+    """Refuse 4-bit layers where they cannot be. Raises ConfigError."""
+    for stage in config.stages:
+        if stage.lora is None or stage.lora.quantize is None:
+            continue
+        require_bitsandbytes(f"stage {stage.name}: lora.quantize")
+        if config.deepspeed.stage == 3:
+            raise ConfigError(
+                f"stage {stage.name}: lora.quantize keeps the decoder's layers whole on every rank, and "
+                "deepspeed.stage 3 cuts weights up; use stage 2."
+            )
 
 
 def add_adapters(decoder: nn.Module, lora: LoraSection) -> None:

@@ -110,6 +110,11 @@ class TeacherSection(OpenSection):
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="Bits of a live teacher's decoder layers (bitsandbytes), or of the one that mmkd cache asks."
     )
+    zero3: bool = Field(
+        False,
+        description="Cut a live teacher's weights up over the ranks, in a ZeRO-3 engine of its own that gathers them "
+        "layer by layer; without it every rank holds them all.",
+    )
     endpoint: EndpointSection | None = Field(
         None, description="A server whose own answers and log-probs mmkd cache keeps, in the place of `model`."
     )
@@ -152,6 +157,11 @@ class LoraSection(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Names of the linear layers that get adapters; all but the head by default."
+    )
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="Keep the decoder's layers in 4 bits while the stage trains adapters beside them (QLoRA); the "
+        "stage exports them as they were, adapters merged in.",
     )
 
 

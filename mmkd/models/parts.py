@@ -80,10 +80,14 @@ class MmkdPreTrainedModel(PreTrainedModel):
     def image_features(self, pixel_values: Tensor | None = None, tower_features: Tensor | None = None) -> Tensor:
         """Projected vision tokens [tiles, n, D] of pixels [tiles, 3, H, W] or of tower features [tiles, N, D_v]."""
         if tower_features is None:
-            if pixel_values is None:
-                raise ValueError("image_features needs pixel_values or tower_features.")
-            tower_features = self.vision_tower(pixel_values.to(self.dtype))
+            tower_features = self.tower_features(pixel_values)
         return self.projector(tower_features.to(self.dtype))
+
+    def tower_features(self, pixel_values: Tensor | None) -> Tensor:
+        """What the vision tower makes of pixels [tiles, 3, H, W]: [tiles, N, D_v], row-major."""
+        if pixel_values is None:
+            raise ValueError("image_features needs pixel_values or tower_features.")
+        return self.vision_tower(pixel_values.to(self.dtype))
 
 
 __all__ = ["MmkdPreTrainedModel"]

@@ -15,6 +15,7 @@ from mmkd.objectives.sparse import SparseTargets
 from mmkd.objectives.taid import TAID
 from mmkd.objectives.token_loss import TokenLoss, token_losses
 from mmkd.objectives.total_variation import TotalVariation
+from mmkd.objectives.tower_features import TowerFeatures
 from mmkd.objectives.uld import ULD
 from mmkd.objectives.voco_attention import VocoAttention
 
@@ -40,6 +41,7 @@ __all__ = [
     "SparseTargets",
     "TokenLoss",
     "TotalVariation",
+    "TowerFeatures",
     "VocoAttention",
     "build",
     "names",

@@ -16,11 +16,12 @@ class Needs:
     """What the two sides must deliver beyond the hidden states of the answer.
 
     Attributes:
-        teacher: True where a teacher is required.
+        teacher: True where a teacher has to read the answers.
         student_attention, teacher_attention: layers of that side's decoder whose q, k, v are captured.
         student_hidden, teacher_hidden: layers of that side's decoder whose output is captured.
         teacher_head: True where gradients pass through the teacher's final norm and head, which must be frozen.
         own_tokens: True where the teacher reads answers by its own template and tokenizer.
+        tower: True where the features of both vision towers are wanted, which a teacher gives without reading a word.
     """
 
     teacher: bool = False
@@ -30,6 +31,7 @@ class Needs:
     teacher_hidden: tuple[int, ...] = ()
     teacher_head: bool = False
     own_tokens: bool = False
+    tower: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What serves both."""
@@ -41,6 +43,7 @@ class Needs:
             _layers(self.teacher_hidden, other.teacher_hidden),
             self.teacher_head or other.teacher_head,
             self.own_tokens or other.own_tokens,
+            self.tower or other.tower,
         )
 
 
@@ -66,6 +69,9 @@ class Outputs:
         text_positions: [B, T] position at which each text token really stands, or None.
         hidden: [N, D] output of each captured decoder layer at the answer rows, before the final norm.
         final_norm: [n, D] -> [n, D], the decoder's final norm, which stands before the head.
+        tower: [M, C, rows, cols] what the vision tower hands to the projector, of all tiles of the batch, blank ones
+            that stand in for no image among them.
+        head_weight: [V, D] where `head` is the product with it and nothing else, and it is whole on this rank.
     """
 
     answer_hidden: Tensor
@@ -80,6 +86,8 @@ class Outputs:
     text_positions: Tensor | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     final_norm: Callable[[Tensor], Tensor] | None = None
+    tower: Tensor | None = None
+    head_weight: Tensor | None = None
 
 
 @dataclass
@@ -114,6 +122,8 @@ class AnswerBatch:
             a collective: all ranks must take the same number, the largest `len(chunked.split_sizes(N, chunk))`.
         spans: how the answers meet those of a teacher that reads tokens of its own.
         weights: [N] by which token losses are multiplied before they are summed, or None.
+        images: [M] bool, tiles of real images.
+        image_normalizer: as `normalizer`, of those tiles.
     """
 
     answer_ids: Tensor
@@ -125,6 +135,8 @@ class AnswerBatch:
     head_calls: int | None = None
     spans: Spans | None = None
     weights: Tensor | None = None
+    images: Tensor | None = None
+    image_normalizer: Tensor | float = 1.0
 
 
 class Ratio(NamedTuple):
@@ -163,6 +175,7 @@ class Objective(nn.Module):
         teacher: True where it reads the teacher's outputs on the student's tokens.
         own_tokens: True where it reads them on the teacher's own tokens.
         sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
+        teacher_tower: True where it compares vision towers; `make_heads` is then given their widths.
         hidden_teacher: True where hidden states of the teacher's layers, from a cache, are enough.
     """
 
@@ -171,6 +184,7 @@ class Objective(nn.Module):
     own_tokens: bool = False
     sparse_teacher: bool = False
     hidden_teacher: bool = False
+    teacher_tower: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

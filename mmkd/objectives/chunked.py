@@ -1,14 +1,17 @@
 """The only place that meets [tokens, vocabulary].
 
-Answer tokens go through the heads in chunks. All chunks but the last are forgotten and computed again in backward, so
-peak memory does not grow with the number of tokens, and a batch that fits one chunk pays nothing. Heads are called as
-modules, so that ZeRO-3 gathers their weights; matrix products stay in the heads' dtype, only log-probabilities are
-fp32.
+Answer tokens go through the heads in chunks, so that peak memory does not grow with the number of tokens. Where the
+student's head is a product with a weight that is whole here, gradients of a chunk are made as soon as its loss is known
+(as Liger does, Hsu et al. 2024, arXiv 2410.10989), and no logits are made twice. Else, as under ZeRO-3, all chunks but
+the last are forgotten and computed again in backward. A batch that fits one chunk takes the ordinary way. Heads are
+called as modules, so that ZeRO-3 gathers their weights; matrix products stay in the heads' dtype, only
+log-probabilities are fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +113,7 @@ def sum_over_chunks(
     calls: int | None = None,
     vocabulary: int | None = None,
     weights: Tensor | None = None,
+    head_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum `function(logits) -> (losses [m], numbers [r])` over chunks of answer tokens.
 
@@ -120,18 +124,21 @@ def sum_over_chunks(
         chunk, calls: see `split_sizes`.
         vocabulary: real token ids lie below this on both sides.
         weights: [N], handed to `function`.
+        head_weight: [V_s, D_s] of which `student_head` is the product and nothing else, where m = 1.
 
     Returns: losses [m] and numbers [r] over all N tokens. Tied to `student_hidden` also where N = 0.
     """
 
-    def run(
-        hidden: Tensor, other: Tensor | SparseTargets | None, target: Tensor, weight: Tensor | None
+    def compare(
+        logits: Tensor, other: Tensor | SparseTargets | None, target: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        logits = student_head(hidden)  # [n, V_s]
         with torch.no_grad():
             teacher = teacher_head(other) if isinstance(other, Tensor) and teacher_head is not None else other
         losses, numbers = function(ChunkLogits(logits, teacher, target, vocabulary, weight))
         return losses, numbers.detach()
+
+    def run(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return compare(student_head(hidden), *rest)
 
     sizes = split_sizes(len(targets), chunk, calls)
     others: Sequence[Tensor | SparseTargets | None] = [None] * len(sizes)
@@ -140,15 +147,55 @@ def sum_over_chunks(
     elif sparse_teacher is not None:
         others = sparse_teacher.split(sizes)
     shares: Sequence[Tensor | None] = [None] * len(sizes) if weights is None else weights.split(sizes)
-    pieces = list(zip(student_hidden.split(sizes), others, targets.split(sizes), shares, strict=True))
+    rests = list(zip(others, targets.split(sizes), shares, strict=True))
+    if head_weight is not None and len(sizes) > 1 and torch.is_grad_enabled():
+        return _GradientsAhead.apply(student_hidden, head_weight, student_head, compare, sizes, rests)
     results = []
-    for index, piece in enumerate(pieces):
-        if torch.is_grad_enabled() and index + 1 < len(pieces):
-            results.append(checkpoint(run, *piece, use_reentrant=False, preserve_rng_state=False))
+    for index, (hidden, rest) in enumerate(zip(student_hidden.split(sizes), rests, strict=True)):
+        if torch.is_grad_enabled() and index + 1 < len(sizes):
+            results.append(checkpoint(run, hidden, *rest, use_reentrant=False, preserve_rng_state=False))
         else:  # kept: backward starts with it, so it never stands beside another
-            results.append(run(*piece))
+            results.append(run(hidden, *rest))
     losses, numbers = zip(*results, strict=True)
     return torch.stack(losses).sum(0), torch.stack(numbers).sum(0)
+
+
+class _GradientsAhead(torch.autograd.Function):
+    """The sum over chunks of one loss through a head that is hidden @ weight.T. The gradients of both are made chunk by
+    chunk beside the loss, and wait for the factor that backward brings."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, head: Head, compare: Any, sizes: Any, rests: Any) -> Any:
+        to_hidden, to_weight = (
+            torch.zeros_like(side) if needed else None
+            for side, needed in zip((hidden, weight), ctx.needs_input_grad, strict=False)
+        )
+        results, first = [], 0
+        for states, rest in zip(hidden.split(sizes), rests, strict=True):
+            logits = head(states)  # [n, V]
+            with torch.enable_grad():
+                logits.requires_grad_()
+                losses, numbers = compare(logits, *rest)
+                [slope] = torch.autograd.grad(losses.sum(), logits)  # [n, V]
+            results.append((losses.detach(), numbers))
+            del logits, losses
+            with torch.autocast(hidden.device.type, enabled=False):
+                slope = slope.to(weight.dtype)
+                if to_hidden is not None:
+                    to_hidden[first : first + len(states)] = slope @ weight
+                if to_weight is not None:
+                    to_weight.addmm_(slope.T, states.to(weight.dtype))
+            first += len(states)
+        ctx.save_for_backward(to_hidden, to_weight)
+        losses, numbers = (torch.stack(part).sum(0) for part in zip(*results, strict=True))
+        ctx.mark_non_differentiable(numbers)
+        return losses, numbers
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        factor = slopes[0]  # [1]; `numbers` have none
+        to_hidden, to_weight = (None if side is None else side * factor.to(side.dtype) for side in ctx.saved_tensors)
+        return to_hidden, to_weight, None, None, None, None
 
 
 def cross_entropy(logits: ChunkLogits) -> Tensor:

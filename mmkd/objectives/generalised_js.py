@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmkd.objectives.checks import number
+from mmkd.objectives import kernels
+from mmkd.objectives.base import AnswerBatch, Losses, Outputs
+from mmkd.objectives.checks import choice, number
 from mmkd.objectives.chunked import ChunkLogits
 from mmkd.objectives.divergences import generalised_js
 from mmkd.objectives.registry import register
@@ -25,13 +27,18 @@ class GeneralisedJS(Divergence):
         beta: between 0 and 1; 0.5 is the symmetric Jensen-Shannon divergence.
         temperature: T; softens both sides.
         chunk: most answer tokens that pass the heads at once.
+        kernel: chunked; on a GPU also liger.
     """
 
     label = "js"
 
-    def __init__(self, beta: float = 0.5, temperature: float = 1.0, chunk: int = 512):
+    def __init__(self, beta: float = 0.5, temperature: float = 1.0, chunk: int = 512, kernel: str = "chunked"):
         super().__init__(temperature, chunk)
         self.beta = number(self.name, "beta", beta, above=0, below=1)
+        self.kernel = choice(self.name, "kernel", kernel, ("chunked", "liger"))
 
     def token_loss(self, logits: ChunkLogits) -> Tensor:
         return self.temperature**2 * generalised_js(*self.sides(logits), self.beta)
+
+    def in_kernel(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        return kernels.divergence(self, self.beta, student, teacher, batch)

@@ -20,9 +20,11 @@ class TokenLoss(Objective):
     Attributes:
         label: its name in the report.
         chunk: most answer tokens that pass the heads at once; the smallest of the objectives in use counts.
+        kernel: chunked, which takes part in that pass, or what else computes it (`mmkd.objectives.kernels`).
     """
 
     label: str
+    kernel: str = "chunked"
 
     def __init__(self, chunk: int = 512):
         super().__init__()
@@ -42,7 +44,13 @@ class TokenLoss(Objective):
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         return Needs(teacher=self.teacher)
 
+    def in_kernel(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        """What `kernel` makes of it, if that is not chunked."""
+        raise NotImplementedError
+
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
+        if self.kernel != "chunked":
+            return self.in_kernel(student, teacher, batch)
         return token_losses([(self, 1.0)], student, teacher, batch)
 
 
@@ -88,13 +96,14 @@ def token_losses(
 
     def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
         losses = [objective.token_loss(logits) for objective, _ in terms]
-        sums = plain = torch.stack([loss.sum() for loss in losses])
+        plain = torch.stack([loss.detach().sum() for loss in losses])
         if logits.weights is not None:
-            sums = torch.stack([(loss * logits.weights).sum() for loss in losses])
+            losses = [loss * logits.weights for loss in losses]
+        total = torch.stack([weight * loss.sum() for loss, (_, weight) in zip(losses, terms, strict=True)]).sum()
         numbers = report_numbers(logits)
-        return sums, torch.cat([numbers, plain.detach().to(numbers.dtype)])
+        return total[None], torch.cat([numbers, plain.to(numbers.dtype)])
 
-    sums, numbers = sum_over_chunks(
+    total, numbers = sum_over_chunks(
         function,
         batch.answer_ids,
         student.answer_hidden,
@@ -106,10 +115,10 @@ def token_losses(
         calls=batch.head_calls,
         vocabulary=_narrowest(student.vocabulary, other.vocabulary if other else None),
         weights=batch.weights,
+        head_weight=student.head_weight,
     )
     numbers, plain = numbers.tensor_split([len(numbers) - len(terms)])
-    weights = sums.new_tensor([weight for _, weight in terms])
-    return Losses((sums * weights).sum() / batch.normalizer, _report(terms, plain, numbers, len(batch.answer_ids)))
+    return Losses(total[0] / batch.normalizer, _report(terms, plain, numbers, len(batch.answer_ids)))
 
 
 def smallest_chunk(objectives: Sequence[TokenLoss]) -> int:

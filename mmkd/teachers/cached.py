@@ -38,6 +38,9 @@ class CachedTeacher:
     def width(self, student: MmkdForConditionalGeneration) -> int | None:
         return self.store.manifest.width
 
+    def tower_width(self) -> None:
+        return None
+
     def check(self, needs: Needs) -> None:
         """Objectives were checked before anything was loaded, but for the layers, which depend on the student's."""
         kept = self.store.manifest.hidden_layers

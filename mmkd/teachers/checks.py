@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmkd.bits import require_bitsandbytes
 from mmkd.config.schema import Config, ObjectiveSection, TeacherSection
 from mmkd.errors import ConfigError
 from mmkd.objectives import ForwardKL, build, names
 from mmkd.objectives.registry import sparse_capable
 from mmkd.teachers.cached import require_same_teacher
 from mmkd.teachers.calibration import require_calibrated
-from mmkd.teachers.quantized import require_bitsandbytes
 from mmkd.teachers.targets import TargetSettings, given_settings
 
 MOST_SERVED = 20  # top_logprobs of OpenAI's API
@@ -27,6 +27,12 @@ def check_teacher(config: Config) -> None:
     if section is None:
         return
     check_section(section)
+    if section.zero3 and config.data.cache_features:
+        raise ConfigError(
+            "data.cache_features compares the towers of both sides weight by weight, and teacher.zero3 cuts the "
+            "teacher's up; switch one of them off."
+        )
+    check_towers(config, section)
     if section.kind == "cached":
         folder = Path(section.store or "")
         manifest = require_same_teacher(section, folder)
@@ -34,6 +40,24 @@ def check_teacher(config: Config) -> None:
         if section.validation:
             require_recalibratable(config, manifest.settings)
             require_calibrated(folder, section.validation, config.data.max_length)
+
+
+def check_towers(config: Config, section: TeacherSection) -> None:
+    """Refuse a comparison of vision towers that has no second tower, or no tower to teach. Raises ConfigError."""
+    for stage in config.stages:
+        for objective in (build(each) for each in stage.objectives or config.objectives):
+            if not objective.teacher_tower:
+                continue
+            if section.kind != "live":
+                raise ConfigError(
+                    f"stage {stage.name}: {objective.name} compares the student's vision tower with the teacher's, and "
+                    f"teacher.kind {section.kind} has none of its own. Use teacher.kind: live."
+                )
+            if "vision" not in stage.trainable:
+                raise ConfigError(
+                    f"stage {stage.name}: {objective.name} teaches the student's vision tower, and `trainable` leaves "
+                    "that out; add vision to it, or leave the objective to a stage that trains it."
+                )
 
 
 def check_filling(config: Config) -> TargetSettings:
@@ -99,7 +123,13 @@ def check_section(section: TeacherSection) -> None:
                 "teacher.quantize has no place beside kind: shared, whose weights are the student's own and are "
                 "trained; a quantised teacher is another copy: kind: live, with teacher.model."
             )
-        require_bitsandbytes()
+        require_bitsandbytes("teacher.quantize")
+    if section.zero3 and (section.kind != "live" or section.quantize is not None):
+        beside = f"kind: {section.kind}" if section.kind != "live" else f"quantize: {section.quantize}"
+        raise ConfigError(
+            f"teacher.zero3 has no place beside {beside}: it cuts up the weights of a kind: live teacher that are not "
+            "quantised. Leave one of the two out."
+        )
     if section.kind == "cached":
         if section.store is None:
             raise ConfigError("teacher.kind: cached needs teacher.store, the folder that mmkd cache fills.")
@@ -110,8 +140,8 @@ def check_section(section: TeacherSection) -> None:
         raise ConfigError(f"teacher.{given[0]} has no place beside kind: {section.kind}; it is for kind: cached.")
     if section.options():
         raise ConfigError(
-            f"teacher: unknown fields {', '.join(section.options())}; beside kind: {section.kind} allowed are model "
-            "and quantize."
+            f"teacher: unknown fields {', '.join(section.options())}; beside kind: {section.kind} allowed are model, "
+            "quantize and zero3."
         )
     if section.store is not None:
         raise ConfigError(f"teacher.store has no place beside kind: {section.kind}; write kind: cached to read it.")

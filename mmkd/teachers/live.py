@@ -3,6 +3,7 @@ asks for."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ from mmkd.teachers.cached import CachedTeacher
 from mmkd.teachers.calibration import read_calibration
 from mmkd.teachers.checks import check_section
 from mmkd.teachers.quantized import load_quantized
-from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
+from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
+from mmkd.teachers.sharded import cut_up
 from mmkd.teachers.tokenizers import vocabulary_size
 
 
@@ -31,6 +33,9 @@ class Teacher(Protocol):
 
     def width(self, student: MmkdForConditionalGeneration) -> int | None: ...
 
+    def tower_width(self) -> int | None:
+        """Channels of its vision tower; None where it has none of its own."""
+
     def check(self, needs: Needs) -> None:
         """Raises ConfigError for needs that this kind of teacher cannot serve."""
 
@@ -40,25 +45,33 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """Another model, whole on every rank.
+    """Another model, whole on every rank or cut up over them.
 
     Args:
         model: folder or hub id of a composed model.
         dtype: of its weights.
         attention: attention implementation, as the student's.
         quantize: nf4 or int8, of its decoder's layers; see `quantized`.
+        zero3: cut up over the ranks, with these settings; see `sharded`.
     """
 
     def __init__(
-        self, model: str, dtype: torch.dtype, attention: str, device: torch.device, quantize: str | None = None
+        self,
+        model: str,
+        dtype: torch.dtype,
+        attention: str,
+        device: torch.device,
+        quantize: str | None = None,
+        zero3: dict[str, Any] | None = None,
     ):
-        if quantize is None:
-            composed = load(model, dtype)
-            composed.model.to(device)
-        else:
-            composed = load_quantized(model, quantize, dtype, device)
+        composed = load(model, dtype) if quantize is None else load_quantized(model, quantize, dtype, device)
         self.model = composed.model.eval().requires_grad_(False)
         self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
+        self.zero3, self.read = zero3, partial(_full_vision, self.model)
+        if zero3 is not None:
+            self.read = cut_up(self.model, _full_vision, dtype, device, zero3)
+        elif quantize is None:
+            self.model.to(device)
         self.processor = composed.processor
         self.vocabulary = vocabulary_size(composed.processor.tokenizer)
 
@@ -68,8 +81,15 @@ class LiveTeacher:
     def width(self, student: MmkdForConditionalGeneration) -> int:
         return self.model.config.text_config.hidden_size
 
+    def tower_width(self) -> int:
+        return self.model.config.vision_config.hidden_size
+
     def check(self, needs: Needs) -> None:
-        pass  # it delivers all there is
+        if self.zero3 is not None and needs.teacher_head:
+            raise ConfigError(
+                "teacher.zero3 gathers the teacher's weights for reading only, and ofa_logits sends gradients through "
+                "its norm and head; leave zero3 out, or use hidden_states in the place of ofa_logits."
+            )
 
     @torch.no_grad()
     def outputs(
@@ -78,7 +98,7 @@ class LiveTeacher:
         batch = batch | batch.get("teacher", {})
         if needs.own_tokens:
             answers = answer_batch(batch)
-        outputs = _full_vision(self.model, batch, answers, needs)
+        outputs = self.read(batch, answers, needs)
         outputs.vocabulary = self.vocabulary
         return outputs
 
@@ -91,6 +111,9 @@ class SharedTeacher:
 
     def width(self, student: MmkdForConditionalGeneration) -> int:
         return student.config.text_config.hidden_size
+
+    def tower_width(self) -> None:
+        return None
 
     def check(self, needs: Needs) -> None:
         if needs.teacher_head:
@@ -120,15 +143,31 @@ class SharedTeacher:
 def _full_vision(
     model: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
 ) -> Outputs:
-    features = model.image_features(batch.get("pixel_values"), batch.get("image_features"))
+    features, tower = vision(model, batch)
+    if needs.tower and not needs.teacher:  # nothing of the text was asked for
+        none = batch["attention_mask"].new_zeros(len(batch["attention_mask"]), 0)
+        states = tower.new_zeros(0, model.config.text_config.hidden_size)
+        outputs = Outputs(states, model.head, {}, none.bool(), none.bool(), none)
+        outputs.tower = tower_map(model, tower)
+        return outputs
     [(_, prefix)] = prefixes(model, features, batch, [None])
-    return read_outputs(model, prefix, batch, answers, needs.teacher_attention, needs.teacher_hidden)
+    outputs = read_outputs(model, prefix, batch, answers, needs.teacher_attention, needs.teacher_hidden)
+    outputs.tower = tower_map(model, tower) if needs.tower else None
+    return outputs
 
 
 def build_teacher(
-    section: TeacherSection | None, dtype: torch.dtype, attention: str, device: torch.device
+    section: TeacherSection | None,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    zero_settings: dict[str, Any] | None = None,
 ) -> Teacher | None:
-    """The teacher of a config. Raises ConfigError for a section that contradicts itself, a missing model or store."""
+    """The teacher of a config. Raises ConfigError for a section that contradicts itself, a missing model or store.
+
+    Args:
+        zero_settings: the run's own of DeepSpeed's zero_optimization, for a teacher that is cut up.
+    """
     if section is None:
         return None
     check_section(section)
@@ -137,4 +176,5 @@ def build_teacher(
     if section.kind == "cached":
         folder = Path(str(section.store))
         return CachedTeacher(folder, read_calibration(folder).c if section.validation else None)
-    return LiveTeacher(str(section.model), dtype, attention, device, section.quantize)
+    zero3 = (zero_settings or {}) if section.zero3 else None
+    return LiveTeacher(str(section.model), dtype, attention, device, section.quantize, zero3)

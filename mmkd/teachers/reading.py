@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkd.models.attention_capture import capture
 from mmkd.models.hidden_capture import capture_hidden, final_norm
@@ -38,7 +38,23 @@ def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> Ans
         head_calls=batch.get("head_calls"),
         spans=spans,
         weights=batch["loss_weights"][rows, positions + 1] if "loss_weights" in batch else None,
+        images=(batch["image_rows"] >= 0).repeat_interleave(batch["image_tiles"]),
+        image_normalizer=batch.get("image_normalizer", 1.0),
     )
+
+
+def vision(model: MmkdForConditionalGeneration, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Projected vision tokens [M, n, D] of a batch's images, and the tower's features under them, [M, N, C]."""
+    features = batch.get("image_features")
+    if features is None:
+        features = model.tower_features(batch.get("pixel_values"))
+    return model.image_features(None, features), features
+
+
+def tower_map(model: MmkdForConditionalGeneration, features: Tensor) -> Tensor:
+    """Features of a model's tower, [M, rows * cols, C], as a map [M, C, rows, cols]."""
+    grid = model.config.vision_config.rows, model.config.vision_config.cols
+    return features.unflatten(1, grid).movedim(3, 1)
 
 
 def prefixes(
@@ -95,4 +111,14 @@ def read_outputs(
         text_positions=positions,
         hidden=kept,
         final_norm=lambda states: final_norm(model.decoder)(states),
+        head_weight=_head_weight(model),
     )
+
+
+def _head_weight(model: MmkdForConditionalGeneration) -> Tensor | None:
+    head, text = model.get_output_embeddings(), model.config.text_config
+    more = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # see MmkdPreTrainedModel.head
+    if type(head) is not nn.Linear or head.bias is not None or any(getattr(text, m, None) is not None for m in more):
+        return None
+    # What ZeRO-3 has cut up, and so marked, is whole during the calls of its module alone.
+    return None if hasattr(head.weight, "ds_id") else head.weight

@@ -41,7 +41,11 @@ def check_objectives(config: Config) -> None:
     """Raises ConfigError for an unknown objective or option, or one whose teacher is not there or cannot serve it."""
     for stage in config.stages:
         built = [build(section) for section in stage.objectives or config.objectives]
-        asking = [objective.name for objective in built if objective.teacher or objective.own_tokens]
+        asking = [
+            objective.name
+            for objective in built
+            if objective.teacher or objective.own_tokens or objective.teacher_tower
+        ]
         if asking and config.teacher is None:
             raise ConfigError(
                 f"stage {stage.name}: objectives {', '.join(asking)} need a teacher, and the config has none. Add e.g. "

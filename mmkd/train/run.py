@@ -9,6 +9,8 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import yaml
 
 from mmkd.checkpoints import is_complete, latest_complete, mark_complete, step_of
 from mmkd.config.load import dump_config
-from mmkd.config.schema import Config, StageSection
+from mmkd.config.schema import Config, StageSection, StudentSection
 from mmkd.errors import ConfigError, TrainingError
 from mmkd.precision import native_bf16
 from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
@@ -35,12 +37,16 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
+    from mmkd.lora import check_lora
+    from mmkd.objectives.kernels import check_kernels
     from mmkd.teachers.checks import check_teacher
     from mmkd.train.checks import check_run
     from mmkd.train.on_policy import check_on_policy
 
     check_run(config)
     check_teacher(config)
+    check_kernels(config)
+    check_lora(config)
     check_on_policy(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
@@ -148,6 +154,7 @@ def train_stage(
     from rich.console import Console
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    from mmkd.bits import quantize_layers
     from mmkd.compose import compose, parameter_table, parts
     from mmkd.data.loader import build_loader
     from mmkd.lora import add_adapters
@@ -175,19 +182,24 @@ def train_stage(
             update={"init": str(start), "vision": None, "language": None, "keep_layers": None, "template": "default"}
         )
     composed = compose(section, dtype)
+    original = None
     student = composed.model
     sections = stage.objectives or config.objectives
     objectives = [(build(s), s.weight) for s in sections]
     tokenizer = composed.processor.tokenizer
     side = teacher_side(config.teacher, composed.processor, [objective for objective, _ in objectives])
     require_same_text(config.teacher, composed.processor)
-    teacher = build_teacher(config.teacher, dtype, config.student.attention, device)
+    zero_settings = config.deepspeed.config.get("zero_optimization")
+    teacher = build_teacher(config.teacher, dtype, config.student.attention, device, zero_settings)
     shared_ids = side.shared_ids() if side is not None and side.own_tokens else None
     task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), shared_ids)
     if task.needs.student_attention:
         student.set_attn_implementation(capture_name(config.student.attention))
     learns = set(stage.trainable)
     if stage.lora is not None:
+        if stage.lora.quantize is not None:
+            original = partial(compose_again, section, dtype, config.run.seed)
+            quantize_layers(student.language_model, dtype, device)
         add_adapters(student.language_model, stage.lora)
         learns = learns - {"language"} | {"adapters"}
     for name, parameters in parts(student).items():
@@ -235,8 +247,18 @@ def train_stage(
         tokenizer.all_special_ids,
     )
     run_trainer(trainer, folder, world, resume)
-    export(trainer, composed, target)
+    export(trainer, composed, target, original)
     dist.barrier()
+
+
+def compose_again(section: StudentSection, dtype: Any, seed: int) -> dict[str, Any]:
+    """The weights of a student as a stage began with them."""
+    import torch
+
+    from mmkd.compose import compose
+
+    torch.manual_seed(seed)
+    return compose(section, dtype).model.state_dict()
 
 
 def training_arguments(config: Any, stage: Any, plan: tuple[int, int], folder: Path, on_cpu: bool) -> Any:
@@ -291,16 +313,23 @@ def checkpoint_layers(student: Any) -> None:
             module._can_checkpoint_with_cache = True
 
 
-def export(trainer: Any, composed: Any, target: Path) -> None:
-    """Write the student (and nothing of teacher, heads or optimiser), reopen the file, compare names and shapes."""
+def export(trainer: Any, composed: Any, target: Path, original: Callable[[], dict[str, Any]] | None = None) -> None:
+    """Write the student (and nothing of teacher, heads or optimiser), reopen the file, compare names and shapes.
+
+    Args:
+        original: makes the weights anew that the stage quantised.
+    """
     weights = trainer.student_weights()
     if weights is None:
         return
     from safetensors import SafetensorError, safe_open
 
+    from mmkd.bits import restored
     from mmkd.lora import merged
     from mmkd.models.attention_capture import plain_name
 
+    if original is not None:
+        weights = restored(composed.model, weights, original())
     weights = merged(composed.model, weights)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -21,7 +21,7 @@ from mmkd.objectives import (
     token_losses,
 )
 from mmkd.teachers.live import Teacher
-from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
+from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
 
 
 class DistillTask(nn.Module):
@@ -58,7 +58,11 @@ class DistillTask(nn.Module):
         self.needs = Needs()
         for objective, _ in objectives:
             self.needs = self.needs | objective.needs(text.num_hidden_layers, layers)
-            objective.make_heads(text.hidden_size, width)
+            if objective.teacher_tower:
+                tower = teacher.tower_width() if teacher is not None else None
+                objective.make_heads(student.config.vision_config.hidden_size, tower)
+            else:
+                objective.make_heads(text.hidden_size, width)
         if teacher is not None:
             teacher.check(self.needs)
         self.report: dict[str, Ratio] = {}
@@ -75,10 +79,12 @@ class DistillTask(nn.Module):
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         missing = [name for name in result.missing_keys if name not in frozen]
-        if strict and (missing or result.unexpected_keys):
+        # Scales of a frozen weight that is quantised go by its name and one more.
+        unknown = [name for name in result.unexpected_keys if name.partition(".weight.")[0] + ".weight" not in frozen]
+        if strict and (missing or unknown):
             raise TrainingError(
                 f"the checkpoint is of another model: {len(missing)} parameters are missing in it, "
-                f"{len(result.unexpected_keys)} unknown ({', '.join((missing + result.unexpected_keys)[:3])})."
+                f"{len(unknown)} unknown ({', '.join((missing + unknown)[:3])})."
             )
         return result
 
@@ -91,16 +97,17 @@ class DistillTask(nn.Module):
         `self.report`.
         """
         answers = answer_batch(batch, self.shared_ids)
-        features = self.student.image_features(batch.get("pixel_values"), batch.get("image_features"))
+        features, tower = vision(self.student, batch)
         needs = self.needs
         teacher = None
-        if self.teacher is not None and needs.teacher:
+        if self.teacher is not None and (needs.teacher or needs.tower):
             teacher = self.teacher.outputs(self.student, batch, answers, needs)
         self.report = {}
         losses = []
         for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
             outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention, needs.student_hidden)
             outputs.vocabulary = self.vocabulary
+            outputs.tower = tower_map(self.student, tower) if needs.tower else None
             places = ("on_policy/",) if batch.get("on_policy") else ("", "full/" if tokens is None else f"k{tokens}/")
             losses.append(self._loss(outputs, teacher, answers, places))
         loss = torch.stack(losses).mean()
@@ -133,11 +140,12 @@ class DistillTask(nn.Module):
         if places == ("on_policy/",):
             pairs = [(objective, weight) for objective, weight in pairs if objective.teacher]
         results = []
-        by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
+        by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss) and o.kernel == "chunked"]
         if by_token:
             results.append((token_losses(by_token, student, teacher, answers), 1.0))
         # What a cached teacher lacks was refused before anything was loaded.
-        results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
+        apart = [(o, w) for o, w in pairs if not isinstance(o, TokenLoss) or o.kernel != "chunked"]
+        results += [(o(student, teacher, answers), w) for o, w in apart]
         for result, _ in results:
             for name, ratio in result.report.items():
                 for key in (place + name for place in places):

@@ -129,12 +129,14 @@ class DistillTrainer(Trainer):
         answers = torch.tensor(float(sum((b["labels"][:, 1:] != -100).sum() for b in samples)), device=device)
         world = dist.get_world_size() if dist.is_initialized() else 1
         units = torch.tensor(float(sum(b.get("loss_answers", 0) for b in samples)), device=device)
+        images = torch.tensor(float(sum(b["image_tiles"][b["image_rows"] >= 0].sum() for b in samples)), device=device)
         if world > 1:
-            dist.all_reduce(answers)
-            dist.all_reduce(units)
+            for count in (answers, units, images):
+                dist.all_reduce(count)
         for batch in samples:
             # DeepSpeed averages over ranks, the Trainer over accumulation: together, the mean over all answers.
             batch["normalizer"] = answers.clamp_min(1.0) / (world * len(samples))
+            batch["image_normalizer"] = images.clamp_min(1.0) / (world * len(samples))
             if "loss_weights" in batch:
                 # Each answer counts one, however long: for the mean over answers, not over tokens.
                 batch["loss_weights"] = batch["loss_weights"].to(device) * (answers / units.clamp_min(1.0))

@@ -81,15 +81,19 @@ def test_the_value_of_padding_logits_does_not_matter():
     assert torch.equal(before, chunked_divergence(hs, fs, ht, ft, vocabulary=V))
 
 
-def both(hs, fs, ht, ft, y, normalizer=1.0, chunk=512, calls=None):
+def both(hs, fs, ht, ft, y, normalizer=1.0, chunk=512, calls=None, whole=False):
+    """`whole`: the student's head is known by its weight, so that gradients are made ahead."""
     terms = [(CrossEntropy(chunk=chunk), 0.3), (ForwardKL(temperature=2.0, chunk=chunk), 1.7)]
-    return token_losses(terms, outputs(hs, fs), outputs(ht, ft), batch(y, normalizer, calls))
+    student = outputs(hs, fs)
+    student.head_weight = fs.weight if whole else None
+    return token_losses(terms, student, outputs(ht, ft), batch(y, normalizer, calls))
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("chunk", [1, 7, 512])
-def test_the_fused_runner_equals_the_weighted_sum_of_the_definitions(chunk):
+def test_the_fused_runner_equals_the_weighted_sum_of_the_definitions(chunk, whole):
     (hs, fs), (ht, ft), y = side(D_S, V), side(D_T, V, seed=1), random_targets()
-    found = both(hs, fs, ht, ft, y, normalizer=N, chunk=chunk).loss
+    found = both(hs, fs, ht, ft, y, normalizer=N, chunk=chunk, whole=whole).loss
     zs, zt = hs @ fs.weight.T, (ht @ ft.weight.T).detach()
     expected = (0.3 * naive_cross_entropy(zs, y) + 1.7 * naive_forward_kl(zs, zt, 2.0)) / N
     close([found], [expected], torch.float64)
@@ -132,6 +136,15 @@ def test_a_batch_without_answers_gives_zero_and_still_runs_every_module_backward
     assert all(ratio.total == 0 and ratio.count == 0 for ratio in losses.report.values())
 
 
+def test_a_rank_without_answers_that_makes_gradients_ahead_has_gradients_of_zero():
+    (hs, fs), (ht, ft) = side(D_S, V, tokens=0), side(D_T, V, seed=1, tokens=0)
+    losses = both(hs, fs, ht, ft, torch.zeros(0, dtype=torch.long), calls=3, whole=True)
+    losses.loss.backward()
+    assert losses.loss.item() == 0.0
+    assert hs.grad.shape == (0, D_S)
+    assert fs.weight.grad.abs().sum() == 0
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 2, 23])
 def test_ranks_with_different_numbers_of_answers_call_the_head_equally_often(tokens):
     calls = len(split_sizes(23, 7))
@@ -167,16 +180,43 @@ def test_too_few_head_calls_are_refused_instead_of_growing_the_chunk():
     assert split_sizes(23, 7) == [6, 6, 6, 5]
 
 
-def peak(tokens, chunk):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", ["nothing", "the states", "the head"])
+def test_gradients_made_ahead_are_those_of_the_recomputed_pass_and_no_logits_are_made_twice(frozen, dtype):
+    (hs, fs), (ht, ft), y = side(D_S, V, dtype), side(D_T, V, dtype, seed=1), random_targets()
+    learns = {"the states": hs, "the head": fs.weight}
+    learns.pop(frozen, hs).requires_grad_(frozen == "nothing")
+    ran = []
+    fs.register_forward_hook(lambda *_: ran.append("student"))
+    found, expected = (both(hs, fs, ht, ft, y, normalizer=N, chunk=7, whole=whole) for whole in (True, False))
+    ran.clear()
+    got, wanted = (gradients(3.0 * losses.loss, *learns.values()) for losses in (found, expected))
+    assert len(ran) == len(split_sizes(N, 7)) - 1  # of the recomputed pass alone
+    close([found.loss, *got], [expected.loss, *wanted], dtype)
+    assert {name: ratio.mean for name, ratio in found.report.items()} == pytest.approx(
+        {name: ratio.mean for name, ratio in expected.report.items()}
+    )
+
+
+def test_without_gradients_nothing_is_made_ahead():
+    (hs, fs), (ht, ft), y = side(D_S, V), side(D_T, V, seed=1), random_targets()
+    with torch.no_grad():
+        loss = both(hs, fs, ht, ft, y, chunk=7, whole=True).loss
+    assert not loss.requires_grad
+    close([loss], [both(hs, fs, ht, ft, y).loss], torch.float64)
+
+
+def peak(tokens, chunk, whole=False):
     (hs, fs), (ht, ft) = side(D_S, 1009, tokens=tokens), side(D_T, 1009, seed=1, tokens=tokens)
     with LivePeak(1009) as mode:
-        both(hs, fs, ht, ft, random_targets(1009, tokens), chunk=chunk).loss.backward()
+        both(hs, fs, ht, ft, random_targets(1009, tokens), chunk=chunk, whole=whole).loss.backward()
     return mode.peak
 
 
-def test_peak_memory_does_not_grow_with_the_number_of_tokens():
-    assert peak(256, 16) <= peak(32, 16)
-    assert peak(256, 256) > 8 * peak(256, 16)  # the measure sees what is there
+@pytest.mark.parametrize("whole", [False, True])
+def test_peak_memory_does_not_grow_with_the_number_of_tokens(whole):
+    assert peak(256, 16, whole) <= peak(32, 16, whole)
+    assert peak(256, 256, whole) > 8 * peak(256, 16, whole)  # the measure sees what is there
 
 
 def test_the_report_counts_what_it_says():
@@ -206,10 +246,11 @@ def test_without_a_teacher_cross_entropy_reports_no_teacher_and_kl_refuses():
         ForwardKL()(outputs(hs, fs), None, batch(random_targets()))
 
 
-def test_under_autocast_the_softmax_stays_in_fp32():
+@pytest.mark.parametrize("whole", [False, True])
+def test_under_autocast_the_softmax_stays_in_fp32(whole):
     (hs, fs), (ht, ft), y = side(D_S, V, torch.float32), side(D_T, V, torch.float32, seed=1), random_targets()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = both(hs, fs, ht, ft, y, normalizer=N, chunk=7).loss
+        loss = both(hs, fs, ht, ft, y, normalizer=N, chunk=7, whole=whole).loss
     loss.backward()
     exact = both(hs, fs, ht, ft, y, normalizer=N).loss
     assert loss.dtype == torch.float32
@@ -226,7 +267,7 @@ def test_objectives_are_listed_by_wildcard():
     assert {"cross_entropy", "forward_kl", "voco_attention"} <= set(names())
     assert "forward_kl" in names("*_kl")
     assert "cross_entropy" not in names("*_kl")
-    assert set(options("forward_kl")) == {"temperature", "chunk"}
+    assert set(options("forward_kl")) == {"temperature", "chunk", "kernel"}
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,14 @@ def square_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def square_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student whose decoder's layers are all 64 wide."""
+    folder = tmp_path_factory.mktemp("square_student")
+    save_tiny_model(folder, seed=5, layers=2, voco=4, width=64)
+    return folder
+
+
 def write_records(folder: Path, kinds: list[int]) -> Path:
     """A JSONL file; `kinds` says how many images each record has."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ def config(tmp_path: Path, stage: Any = None, data: Any = None, **sections: Any)
         ({"student": PARTS, "stage": {"read": [1]}}, "with full only, as it has no compression tokens"),
         ({"objectives": [{"name": "forward_kl"}]}, "objectives forward_kl need a teacher, and the config has none"),
         ({"objectives": [{"name": "voco_attention"}]}, "objectives voco_attention need a teacher"),
+        ({"objectives": [{"name": "tower_features"}]}, "objectives tower_features need a teacher"),
         (
             {"objectives": [{"name": "uld"}], "teacher": {"kind": "shared"}},
             "shared reads the student's tokens, and uld",

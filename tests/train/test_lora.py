@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from mmkd.compose import load
-from mmkd.config.schema import LoraSection, TeacherSection
+from mmkd.config.schema import Config, LoraSection, TeacherSection
 from mmkd.errors import ConfigError
-from mmkd.lora import adapter_parameters, adapters_off, add_adapters, merged
+from mmkd.lora import adapter_parameters, adapters_off, add_adapters, check_lora, merged
 from mmkd.objectives import AnswerBatch, Needs
 from mmkd.teachers.live import build_teacher
 
@@ -112,6 +113,21 @@ def test_a_shared_teacher_answers_without_the_students_adapters(student):
     assert not torch.equal(teacher.outputs(model, inputs, answers, Needs()).answer_hidden, before)
 
 
+def test_after_an_error_of_a_shared_teacher_the_student_has_its_adapters_and_its_mode_again(student):
+    model = load(student).model.train()
+    teacher = build_teacher(TeacherSection(kind="shared"), torch.float32, "sdpa", torch.device("cpu"))
+    add_adapters(model.language_model, LoraSection(**LORA))
+    trained(model.language_model)
+    inputs, answers = batch()
+    modes = {name: module.training for name, module in model.named_modules()}
+    with pytest.raises(IndexError):
+        teacher.outputs(model, inputs | {"input_ids": inputs["input_ids"] + 10**6}, answers, Needs(teacher=True))
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert layers
+    assert not any(layer.disable_adapters for layer in layers)
+
+
 def lora_run(config, name: str, zero: int, **training) -> dict:
     stage = {"steps": 6, "lora": LORA, "trainable": ["projector", "language", "voco"], "read": [4, 1]}
     return config(name, stage=stage, training={"save_every": 3} | training, zero=zero, teacher={"kind": "shared"})
@@ -139,16 +155,56 @@ def test_zero_3_on_two_ranks_trains_and_exports_what_one_rank_does(config, stude
             torch.testing.assert_close(weight, plain[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+def in_4_bits(settings: dict, student: Path) -> dict:
+    """The same run of another student, its decoder's layers in NF4."""
+    settings["student"]["init"] = str(student)
+    settings["stages"][0]["lora"] = LORA | {"quantize": "nf4"}
+    return settings
+
+
+@pytest.mark.distributed
+def test_adapters_beside_4_bit_layers_learn_resume_and_are_merged_into_the_weights_as_they_were(config, square_student):
+    pytest.importorskip("bitsandbytes")
+    settings = in_4_bits(lora_run(config, "run", zero=2), square_student)
+    found = ranks.run(settings)
+    assert found[-1] < found[0]
+    before, after = load(square_student).model.state_dict(), weights_of(settings)
+    assert set(after) == set(before)
+    for name, weight in before.items():
+        if "proj" in name and name.startswith("language_model"):
+            change = after[name] - weight
+            assert change.abs().max() > 0
+            assert torch.linalg.matrix_rank(change, rtol=1e-3) <= LORA["rank"]
+        elif name.startswith("language_model"):
+            assert torch.equal(after[name], weight), name
+    forget_from(settings, step=6)
+    assert ranks.run(settings, resume=True) == pytest.approx(found, rel=1e-5)
+    for name, weight in weights_of(settings).items():
+        torch.testing.assert_close(weight, after[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def forget_from(settings: dict, step: int) -> None:
+    """Leave a finished run as if it had stopped before the checkpoint of `step`."""
+    folder = Path(settings["run"]["dir"])
+    (folder / "model").rename(folder / "model-of-before")
+    last = folder / "checkpoints" / "distill" / f"checkpoint-{step}"
+    last.rename(last.with_name(f"was-{step}"))
+
+
+@pytest.mark.parametrize(("zero", "message"), [(3, "deepspeed.stage 3 cuts weights up; use stage 2"), (2, None)])
+def test_4_bit_layers_are_refused_under_zero_3(config, square_student, zero, message):
+    settings = Config.model_validate(in_4_bits(lora_run(config, "run", zero=zero), square_student))
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check_lora(settings)
+
+
 @pytest.mark.distributed
 def test_a_lora_run_resumes_from_its_checkpoint(config):
     whole = lora_run(config, "whole", zero=2)
     expected = ranks.run(whole)
     cut = lora_run(config, "cut", zero=2)
     ranks.run(cut)
-    folder = Path(cut["run"]["dir"])
-    (folder / "model").rename(folder / "model-of-before")
-    last = folder / "checkpoints" / "distill" / "checkpoint-6"
-    last.rename(last.with_name("was-6"))
+    forget_from(cut, step=6)
     assert ranks.run(cut, resume=True) == pytest.approx(expected, rel=1e-5)
     for name, weight in weights_of(cut).items():
         torch.testing.assert_close(weight, weights_of(whole)[name], rtol=1e-4, atol=1e-6, msg=name)

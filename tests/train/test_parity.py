@@ -40,6 +40,17 @@ def test_stage_0_and_offload_equal_it_too_and_a_clipping_of_0_is_none(config, pl
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_teacher_cut_up_over_the_ranks_by_an_engine_of_its_own_changes_no_loss(
+    config, plain_unclipped, teacher, zero
+):
+    section = {"kind": "live", "model": str(teacher), "zero3": True}
+    settings = config(stage=UNCLIPPED, zero=zero, teacher=section)
+    settings["deepspeed"]["config"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    assert ranks.run(settings) == pytest.approx(plain_unclipped, rel=1e-4)
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     "options",
     [{"training": {"activation_checkpointing": True}}, {"packing": True}],

@@ -1,0 +1,60 @@
+"""A live teacher cut up over the ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+from mmkd.config.schema import Config, TeacherSection
+from mmkd.errors import ConfigError
+from mmkd.objectives import Needs
+from mmkd.teachers.checks import check_section, check_teacher
+from mmkd.teachers.live import LiveTeacher
+
+
+def share(model: str) -> tuple[int, int, int]:
+    """Parameters of a teacher, those that this rank holds beside padding, and the largest one."""
+    from mmkd.train.deepspeed import prepare_launch
+
+    prepare_launch()
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", verbose=False)
+    teacher = LiveTeacher(
+        model, torch.float32, "sdpa", torch.device("cpu"), zero3={"stage3_param_persistence_threshold": 0}
+    )
+    with pytest.raises(ConfigError, match=r"teacher.zero3 gathers the teacher's weights for reading only"):
+        teacher.check(Needs(teacher=True, teacher_head=True))
+    parameters = list(teacher.model.parameters())
+    held = sum(parameter.numel() + parameter.ds_tensor.numel() for parameter in parameters)
+    return sum(parameter.ds_numel for parameter in parameters), held, len(parameters)
+
+
+@pytest.mark.distributed
+def test_each_of_two_ranks_holds_half_of_it(teacher):
+    for result in ranks.on_ranks(2, ranks.call, __file__, "share", str(teacher)):
+        whole, held, count = result
+        assert whole / 2 <= held <= whole / 2 + count  # a share is rounded up
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"kind": "live", "model": "m", "quantize": "int8"}, "teacher.zero3 has no place beside quantize: int8"),
+        ({"kind": "shared"}, "teacher.zero3 has no place beside kind: shared"),
+        ({"kind": "cached", "store": "s"}, "teacher.zero3 has no place beside kind: cached"),
+    ],
+)
+def test_only_a_live_teacher_of_whole_numbers_can_be_cut_up(section, message):
+    with pytest.raises(ConfigError, match=message):
+        check_section(TeacherSection.model_validate(section | {"zero3": True}))
+
+
+def test_a_feature_cache_which_compares_towers_is_refused_beside_it(config, teacher):
+    settings = config(teacher={"kind": "live", "model": str(Path(teacher)), "zero3": True})
+    settings["data"]["cache_features"] = True
+    with pytest.raises(ConfigError, match="compares the towers of both sides weight by weight"):
+        check_teacher(Config.model_validate(settings))
