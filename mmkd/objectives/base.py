@@ -99,6 +99,22 @@ class Spans:
 
 
 @dataclass
+class Pairs:
+    """Which answer tokens of a micro batch belong to which preference pair.
+
+    Attributes:
+        preference: [N] n at tokens of the chosen answer of pair n, counted from 1, -n at those of its rejected answer,
+            0 at others.
+        count: pairs of the micro batch.
+        normalizer: pairs of the optimiser step over all ranks, scaled as `AnswerBatch.normalizer` is.
+    """
+
+    preference: Tensor
+    count: int
+    normalizer: Tensor | float
+
+
+@dataclass
 class AnswerBatch:
     """The N answer tokens of a micro batch.
 
@@ -114,6 +130,7 @@ class AnswerBatch:
             a collective: all ranks must take the same number, the largest `len(chunked.split_sizes(N, chunk))`.
         spans: how the answers meet those of a teacher that reads tokens of its own.
         weights: [N] by which token losses are multiplied before they are summed, or None.
+        pairs: where the batch holds preference pairs; rejected answers are then none of those that `normalizer` counts.
     """
 
     answer_ids: Tensor
@@ -125,6 +142,7 @@ class AnswerBatch:
     head_calls: int | None = None
     spans: Spans | None = None
     weights: Tensor | None = None
+    pairs: Pairs | None = None
 
 
 class Ratio(NamedTuple):
@@ -164,6 +182,7 @@ class Objective(nn.Module):
         own_tokens: True where it reads them on the teacher's own tokens.
         sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
         hidden_teacher: True where hidden states of the teacher's layers, from a cache, are enough.
+        pairs: True where it reads preference pairs: every record of its stage then has to be one.
     """
 
     name: str = ""  # set by @register
@@ -171,6 +190,7 @@ class Objective(nn.Module):
     own_tokens: bool = False
     sparse_teacher: bool = False
     hidden_teacher: bool = False
+    pairs: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

@@ -164,6 +164,22 @@ def forward_kl(logits: ChunkLogits, temperature: float = 1.0) -> Tensor:
     return temperature**2 * kl(logits.teacher_log_probs(temperature), student)
 
 
+def answer_log_probs(hidden: Tensor, head: Head, targets: Tensor, chunk: int = 512, calls: int | None = None) -> Tensor:
+    """log p(target) of each token, [N], fp32, over the whole vocabulary, for losses of whole answers.
+
+    Args:
+        hidden: [N, D]; targets: [N]; chunk, calls: see `split_sizes`.
+    """
+
+    def run(states: Tensor, target: Tensor) -> Tensor:
+        return -cross_entropy(ChunkLogits(head(states), None, target))
+
+    sizes = split_sizes(len(targets), chunk, calls)
+    pieces = list(zip(hidden.split(sizes), targets.split(sizes), strict=True))
+    kept = [checkpoint(run, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces[:-1]]
+    return torch.cat([*kept, run(*pieces[-1])])
+
+
 DIVERGENCES = {"forward_kl": forward_kl}
 
 

@@ -13,7 +13,7 @@ from mmkd.models.hidden_capture import capture_hidden, final_norm
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.prefix import Prefix
 from mmkd.models.rotation import plain_rotary, query_mover
-from mmkd.objectives import AnswerBatch, Outputs, Spans
+from mmkd.objectives import AnswerBatch, Outputs, Pairs, Spans
 
 
 def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> AnswerBatch:
@@ -28,6 +28,10 @@ def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> Ans
     if shared_ids is not None:
         ours, theirs, matched = batch["teacher"]["spans"].unbind(1)
         spans = Spans(ours, theirs, matched.bool(), shared_ids)
+    pairs = None
+    if "preference" in batch:
+        preference = batch["preference"][rows, positions + 1]  # [N]
+        pairs = Pairs(preference, int(preference.max()), batch["pair_normalizer"])
     return AnswerBatch(
         answer_ids=labels[rows, positions + 1],
         rows=rows,
@@ -38,7 +42,17 @@ def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> Ans
         head_calls=batch.get("head_calls"),
         spans=spans,
         weights=batch["loss_weights"][rows, positions + 1] if "loss_weights" in batch else None,
+        pairs=pairs,
     )
+
+
+def counted(batch: dict[str, Any]) -> tuple[int, int]:
+    """How many answer tokens of a batch of the collator are to be learned, and how many preference pairs it holds."""
+    answers = batch["labels"][:, 1:] != -100
+    if "preference" not in batch:
+        return int(answers.sum()), 0
+    preference = batch["preference"]
+    return int((answers & (preference[:, 1:] >= 0)).sum()), int(preference.max())
 
 
 def prefixes(

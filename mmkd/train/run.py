@@ -36,10 +36,12 @@ def train(config: Config, resume: bool = False) -> Path:
     Raises: ConfigError before any weight is loaded; TrainingError where a run has to stop.
     """
     from mmkd.teachers.checks import check_teacher
+    from mmkd.teachers.pairs import check_pairs
     from mmkd.train.on_policy import check_on_policy
 
     check_teacher(config)
     check_on_policy(config)
+    check_pairs(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model_folder = run / "model"
@@ -232,6 +234,7 @@ def train_stage(
             feature_store=store,
             teacher=side,
             teacher_rows=teacher.store if isinstance(teacher, CachedTeacher) else None,
+            pairs=any(objective.pairs for objective, _ in objectives),
         )
 
     trainer = DistillTrainer(

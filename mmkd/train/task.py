@@ -19,6 +19,7 @@ from mmkd.objectives import (
     SparseTargets,
     TokenLoss,
     token_losses,
+    without_rejected,
 )
 from mmkd.teachers.live import Teacher
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
@@ -86,8 +87,9 @@ class DistillTask(nn.Module):
         """Loss of one micro batch in the text-only layout of `mmkd.data.collate`.
 
         Beyond the collator's keys the batch carries `reads`, the token counts to read with (None is full vision),
-        `normalizer` (see AnswerBatch), and `on_policy` where its answers are the student's own: then only objectives
-        that read the teacher on them count, reported as `on_policy/NAME`. The report of sums and counts is left in
+        `normalizer` (see AnswerBatch), with preference pairs `pair_normalizer` (see Pairs), and `on_policy` where its
+        answers are the student's own: then only objectives that read the teacher on them count, reported as
+        `on_policy/NAME`. The report of sums and counts is left in
         `self.report`.
         """
         answers = answer_batch(batch, self.shared_ids)
@@ -135,7 +137,7 @@ class DistillTask(nn.Module):
         results = []
         by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss)]
         if by_token:
-            results.append((token_losses(by_token, student, teacher, answers), 1.0))
+            results.append((token_losses(by_token, *without_rejected(student, teacher, answers)), 1.0))
         # What a cached teacher lacks was refused before anything was loaded.
         results += [(o(student, teacher, answers), w) for o, w in pairs if not isinstance(o, TokenLoss)]
         for result, _ in results:
