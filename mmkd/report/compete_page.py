@@ -33,13 +33,12 @@ def compete_page(folder: Folder) -> dict[str, Any]:
         sections.append(
             Section("Rounds", CAPTION, _curves(points), Numbers(list(COLUMNS), [row for _, row, _ in told]))
         )
-    gone = {
-        f"round {row['round']}": {text(kind, 80): int(number(count)) for kind, count in new["gone"].items()}
-        for row, _, _ in told
-        if isinstance(new := row.get("augmented"), dict) and isinstance(new.get("gone"), dict)
-    }
-    if table := count_table("reason", gone):
-        sections.append(Section("Why drafts of new questions did not stay", table=table))
+    for part, heading in (
+        ("augmented", "Why drafts of new questions did not stay"),
+        ("refined", "Why mended answers made no preference pair"),
+    ):
+        if table := count_table("reason", _gone([row for row, _, _ in told], part)):
+            sections.append(Section(heading, table=table))
     album = Album()
     judged = sorted(_judged(folder), key=lambda one: (-one.round, one.held_out, ORDER.get(one.kind, 5)))
     for kind, heading in (("hard", "Difficult items"), ("win", "Wins of the student")):
@@ -55,6 +54,15 @@ def compete_page(folder: Folder) -> dict[str, Any]:
         "facts": _facts(told[-1][2]) if told else [],
         "sections": sections,
         "browser": browser(folder, "Judged answers", filters, rows, len(judged), album),
+    }
+
+
+def _gone(rows: list[dict[str, Any]], part: str) -> dict[str, dict[str, int]]:
+    """By round, how much of what was made in a part of it went, by reason."""
+    return {
+        f"round {row['round']}": {text(kind, 80): int(number(count)) for kind, count in made["gone"].items()}
+        for row in rows
+        if isinstance(made := row.get(part), dict) and isinstance(made.get("gone"), dict)
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -184,29 +183,3 @@ def standing(outcomes: Sequence[Outcome]) -> Standing:
         round((signs[1] + signs[0] / 2) / most, 4),
         round(sum(outcome.kind is Kind.HARD for outcome in outcomes) / most, 4),
     )
-
-
-def preferences(
-    outcomes: Sequence[Outcome], items: dict[str, Item], floor: float, folder: Path
-) -> Iterator[dict[str, Any]]:
-    """Pairs in the chat form that preference trainers read: the better answer reaches the floor, and both orders of
-    a judge prefer it. `winner` tells the student's wins from the teacher's; image paths are relative to `folder`."""
-    for outcome in outcomes:
-        if outcome.kind not in (Kind.HARD, Kind.WIN) or not outcome.agree or outcome.scores is None:
-            continue
-        winner = "teacher" if outcome.kind is Kind.HARD else "student"
-        answers = {"teacher": outcome.teacher, "student": outcome.student}
-        scores = dict(zip(("teacher", "student"), outcome.scores, strict=True))
-        loser = "student" if winner == "teacher" else "teacher"
-        if scores[winner] < floor:
-            continue
-        item = items[outcome.id]
-        yield {
-            "id": item.id,
-            "images": [os.path.relpath(image, folder) for image in item.images],
-            "prompt": [{"role": "user", "content": item.question}],
-            "chosen": [{"role": "assistant", "content": answers[winner]}],
-            "rejected": [{"role": "assistant", "content": answers[loser]}],
-            "winner": winner,
-            "scores": [scores[winner], scores[loser]],
-        }

@@ -67,6 +67,10 @@ def competition(tmp_path, oracle, tiny_student) -> Callable[..., Path]:
             "augment": {"name": "grounded", "count": 10},
             "filters": {"similarity": 1.0},
         }
+        preferring = {"name": "prefer", "steps": 2, "learning_rate": 1e-3, "batch_size": 2, "read": ["full", 4]}
+        preferring |= {"objectives": [{"name": "dpo"}, {"name": "cross_entropy", "weight": 0.1}]}
+        pairs = training | {"teacher": {"kind": "live"}, "stages": [preferring]}
+        (tmp_path / "preferring.yaml").write_text(yaml.safe_dump(pairs))
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(section | changes))
         return file

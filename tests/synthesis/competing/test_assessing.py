@@ -7,8 +7,9 @@ import pytest
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.rejected import RejectedLog, summary
 from mmkd.errors import DataError
-from mmkd.synthesis.competing.assessing import Kind, Outcome, assess, good_enough, kind_of, preferences, standing
+from mmkd.synthesis.competing.assessing import Kind, Outcome, assess, good_enough, kind_of, standing
 from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.competing.pairs import preferences
 from mmkd.synthesis.competing.summary import stopped_moving
 
 
