@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -14,8 +15,10 @@ from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.judging import judge as judging
+from mmkd.synthesis.judging.calibration import calibrate
 from mmkd.synthesis.judging.judge import Judge, OrderBias, Verdict
 from mmkd.synthesis.judging.labels import LabelScorer
+from mmkd.synthesis.judging.scales import CORRECTNESS
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.requests import Sampling
 
@@ -183,3 +186,25 @@ def standing(outcomes: Sequence[Outcome]) -> Standing:
         round((signs[1] + signs[0] / 2) / most, 4),
         round(sum(outcome.kind is Kind.HARD for outcome in outcomes) / most, 4),
     )
+
+
+def against_labels(outcomes: Sequence[Outcome], items: Mapping[str, Item]) -> dict[str, float | None] | None:
+    """How far the judge may be believed, by the items that have a label: of both sides' answers, Kendall's tau-b with
+    the labels' scores, and how many get the same third of the scale by both (see `judging.calibration`).
+
+    Returns: answers, tau (None where either gives all answers one score), agreement; None where nothing has a label.
+    """
+    labelled = [
+        Verdict(
+            judging.Item(one.id, item.question, (one.teacher, one.student), reference=item.reference),
+            one.scores,
+        )
+        for one in outcomes
+        if one.scores is not None and (item := items[one.id]).reference is not None
+    ]
+    if not labelled:
+        return None
+    known = {verdict.item.id: verdict.scores or () for verdict in LabelScorer().judge(one.item for one in labelled)}
+    found = calibrate(labelled, known, CORRECTNESS)
+    tau = None if math.isnan(found.tau) else round(found.tau, 4)
+    return {"answers": found.items, "tau": tau, "agreement": round(found.agreement, 4)}

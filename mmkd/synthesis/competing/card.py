@@ -48,6 +48,7 @@ def card(config: CompeteConfig, out: Path, rounds: Sequence[dict[str, Any]]) -> 
         columns=COLUMNS,
         rows=[cells(row) for row in rounds],
         drafts=drafts,
+        trust=rounds[-1]["held_out"].get("judge_against_labels"),
         gone=sorted({kind for row in drafts.values() for kind in row["gone"]}),
         pairs={row["round"]: _pairs(out, row) for row in rounds if row["round"]},
         aside=_aside(out),

@@ -19,7 +19,7 @@ from mmkd.launch import launch as launch_training
 from mmkd.steps import Steps
 from mmkd.synthesis.competing import prepare, training
 from mmkd.synthesis.competing.asking import answered
-from mmkd.synthesis.competing.assessing import Kind, Outcome, assess, standing
+from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, standing
 from mmkd.synthesis.competing.augmenting import answered_well, check_augmentor, grow
 from mmkd.synthesis.competing.card import card
 from mmkd.synthesis.competing.folder import alone, require_same
@@ -240,7 +240,10 @@ class Competition:
         log, folder = self._log(name), self.out / "asked" / "student"
         said = answered(model, folder, items, self.sampling, log, config.reasks, "student", True, True)
         outcomes, bias = assess(config, self.out, items, {item.id: item.answer for item in said}, log)
-        return outcomes, asdict(standing(outcomes)) | {"compared": bias.compared, "disagreed": bias.disagreed}
+        found = asdict(standing(outcomes)) | {"compared": bias.compared, "disagreed": bias.disagreed}
+        if config.judge.model is not None and (trust := against_labels(outcomes, {item.id: item for item in items})):
+            found["judge_against_labels"] = trust
+        return outcomes, found
 
     def _row(self, number: int, trained: int, pool: Any, held: Any, new: Any) -> dict[str, Any]:
         judged = [part for part in (pool, held) if part]

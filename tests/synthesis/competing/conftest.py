@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mmkd.config.schema import SourceSection
+from mmkd.data.rejected import RejectedLog
+from mmkd.synthesis.competing.assessing import Kind, Outcome
+from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.competing.prepare import items_of
 from tests.train.conftest import save_tiny_model
 
 HERE = Path(__file__).parent
@@ -94,3 +99,13 @@ def start() -> Iterator[Callable[[Path], BaseProcess]]:
     for process in begun:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def failed(tmp_path) -> tuple[dict[str, Item], list[Outcome]]:
+    """Questions about a scene, to which the student has said what is wrong."""
+    sources = [SourceSection.model_validate({"source": "scenes", "count": 2, "grid": 2})]
+    log = RejectedLog(tmp_path / "log.jsonl")
+    items, _ = items_of(sources, "pool", tmp_path / "images", log, True, True)
+    outcomes = [Outcome(item.id, Kind.HARD, item.reference or "", "wrong", (10.0, 1.0)) for item in items]
+    return {item.id: item for item in items}, outcomes

@@ -9,27 +9,15 @@ import pytest
 import yaml
 
 from mmkd.config.compete_schema import CompeteConfig, RefineSection, TrainingRunSection
-from mmkd.config.schema import SourceSection
 from mmkd.data.preferences import preferences as read_pairs
 from mmkd.data.rejected import RejectedLog
 from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.assessing import Kind, Outcome
 from mmkd.synthesis.competing.items import Item, write_rows
 from mmkd.synthesis.competing.pairs import FILE, gathered, preferences
-from mmkd.synthesis.competing.prepare import items_of
 from mmkd.synthesis.competing.refining import Refined, refine
 from mmkd.synthesis.competing.training import placed_on_pairs, preference_config
 from mmkd.synthesis.store import Store
-
-
-@pytest.fixture
-def failed(tmp_path) -> tuple[dict[str, Item], list[Outcome]]:
-    """Questions about a scene, to which the student has said what is wrong."""
-    sources = [SourceSection.model_validate({"source": "scenes", "count": 2, "grid": 2})]
-    log = RejectedLog(tmp_path / "log.jsonl")
-    items, _ = items_of(sources, "pool", tmp_path / "images", log, True, True)
-    outcomes = [Outcome(item.id, Kind.HARD, item.reference or "", "wrong", (10.0, 1.0)) for item in items]
-    return {item.id: item for item in items}, outcomes
 
 
 def test_what_the_judge_accepts_becomes_a_pair_and_nothing_is_asked_twice(failed, oracle, tmp_path):
