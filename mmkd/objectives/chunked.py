@@ -176,8 +176,13 @@ def answer_log_probs(hidden: Tensor, head: Head, targets: Tensor, chunk: int = 5
 
     sizes = split_sizes(len(targets), chunk, calls)
     pieces = list(zip(hidden.split(sizes), targets.split(sizes), strict=True))
-    kept = [checkpoint(run, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces[:-1]]
-    return torch.cat([*kept, run(*pieces[-1])])
+    kept = []
+    for index, piece in enumerate(pieces):
+        if torch.is_grad_enabled() and index + 1 < len(pieces):
+            kept.append(checkpoint(run, *piece, use_reentrant=False, preserve_rng_state=False))
+        else:
+            kept.append(run(*piece))
+    return torch.cat(kept)
 
 
 DIVERGENCES = {"forward_kl": forward_kl}
