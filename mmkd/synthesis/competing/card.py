@@ -12,13 +12,12 @@ from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import summary
 from mmkd.synthesis.answering import both
-from mmkd.synthesis.cards import rendered
+from mmkd.synthesis.cards import MOST_NAMED, most, rendered
 from mmkd.synthesis.competing.items import Item, read_items, read_rows
 from mmkd.synthesis.competing.pairs import FILE
 from mmkd.synthesis.competing.summary import COLUMNS, cells
 
 TEMPLATE = Path(__file__).with_name("card.jinja")
-MOST_TASKS = 12
 GIVEN = "as given"
 
 
@@ -42,9 +41,9 @@ def card(config: CompeteConfig, out: Path, rounds: Sequence[dict[str, Any]]) -> 
         pictures=len({item.images for item in items}),
         names=names,
         same_model=len({names[role] for role in ("teacher", "judge")}) == 1,
-        licenses=_most(both(item.license, item.answer_license) or "unknown" for item in items),
+        licenses=most(Counter(both(item.license, item.answer_license) or "unknown" for item in items)),
         made=_made(items),
-        tasks=_most((item.task or "unnamed" for item in items), MOST_TASKS),
+        tasks=most(Counter(item.task or "unnamed" for item in items), MOST_NAMED),
         columns=COLUMNS,
         rows=[cells(row) for row in rounds],
         drafts=drafts,
@@ -88,7 +87,3 @@ def _aside(out: Path) -> dict[str, dict[str, int]]:
 
     files = sorted((out / "rejected").glob("*.jsonl"), key=place)
     return {file.stem: found for file in files if (found := summary(file))}
-
-
-def _most(values: Any, most: int | None = None) -> str:
-    return ", ".join(f"{name} ({count:,})" for name, count in Counter(values).most_common(most))
