@@ -90,7 +90,9 @@ class Handler(BaseHTTPRequestHandler):
                 elif message["role"] == "system":
                     system += part["text"]
                 elif message["role"] == "user":
-                    text = part["text"]
+                    text = (
+                        text or part["text"]
+                    )  # what is asked again after a reply of no use is asked in the same words
         said = reply(system, text, image, body.get("seed") or 0)
         usage = {"prompt_tokens": len(text.split()) + 20 * (image is not None), "completion_tokens": len(said.split())}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}

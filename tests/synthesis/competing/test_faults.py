@@ -25,7 +25,7 @@ def test_every_item_ends_with_a_true_score_or_a_reason_and_is_paid_once(failed, 
         return draw.choice(faults) if draw.random() < 0.15 else ""
 
     with FaultProxy(oracle, fault=fault) as proxy:
-        endpoint = {"url": proxy.url, "model": "oracle", "license": "MIT", "concurrency": 8, "timeout": 20.0}
+        endpoint = {"url": proxy.url, "model": "oracle", "license": "MIT", "timeout": 20.0, "retry_seconds": 30.0}
         model = {"endpoint": endpoint}
         config = CompeteConfig.model_validate(
             {"out": str(tmp_path), "start": "s", "training": {"config": "t"}, "teacher": model,
