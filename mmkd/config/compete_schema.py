@@ -65,6 +65,15 @@ class FilterSection(Section):
     )
 
 
+class RefineSection(Section):
+    """Who mends the student's failed answers, for preference pairs that differ only in what matters (SPaR)."""
+
+    model: ModelSection | None = Field(None, description="Sees images, and replies as JSON; the teacher by default.")
+    tries: int = Field(2, ge=1, description="How often an answer that the judge does not accept is mended anew.")
+    temperature: float = Field(0.7, ge=0, le=2)
+    max_tokens: int = Field(768, ge=1)
+
+
 class StopSection(Section):
     """When the held-out win rate has stopped moving."""
 
@@ -82,6 +91,11 @@ class CompeteConfig(Section):
     pretraining: TrainingRunSection | None = Field(None, description="Stage 1, an ordinary run.")
     start: str | None = Field(None, description="In the place of stage 1: the model folder that round 1 starts from.")
     training: TrainingRunSection = Field(description="The training of each round.")
+    preference_training: TrainingRunSection | None = Field(
+        None,
+        description="After the training of each round: one by dpo or simpo on the pairs of the rounds before; start "
+        "model, reference and data are put in.",
+    )
     turns: int | None = Field(None, ge=1, description="Most questions on one picture in a row of the training data.")
     replay: float = Field(1.0, ge=0, le=1, description="Share of the older pool that a round learns again.")
     teacher: ModelSection
@@ -102,6 +116,9 @@ class CompeteConfig(Section):
     teacher_training: TrainingRunSection | None = Field(
         None, description="With mutual: a training whose stages all have lora; start model and data are put in."
     )
+    refine: RefineSection | None = Field(
+        None, description="Have the student's failed answers mended; the pairs take the place of the teacher's."
+    )
     pool: list[SourceSection] = Field(min_length=1, description="As data.mixture, without weights.")
     held_out: list[SourceSection] = Field(min_length=1, description="Assessed each round, never trained on.")
     labels: bool = Field(True, description="The answers in the records are right; False: not known to be.")
@@ -118,7 +135,9 @@ class CompeteConfig(Section):
     def whole(self) -> CompeteConfig:
         if (self.pretraining is None) == (self.start is None):
             raise ValueError("needs one of pretraining and start")
-        for name, model in (("teacher", self.teacher), ("judge.model", self.judge.model)):
+        refiner = self.refine.model if self.refine is not None else None
+        seeing = (("teacher", self.teacher), ("judge.model", self.judge.model), ("refine.model", refiner))
+        for name, model in seeing:
             if model is not None and model.language is not None:
                 raise ValueError(f"{name} has to see images, and a language model does not; use vlm or endpoint")
         if (self.feedback == "mutual") != (self.teacher_training is not None):

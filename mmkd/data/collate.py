@@ -14,10 +14,11 @@ from mmkd.config.schema import RationalesSection
 from mmkd.data.feature_store import image_key
 from mmkd.data.images import open_image
 from mmkd.data.packing import pack
+from mmkd.data.preferences import last_run, with_rejected
 from mmkd.data.rationales import token_weights, views
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
-from mmkd.data.samples import Sample, images_of, spans_of, texts_of, weights_of
+from mmkd.data.samples import Sample, images_of, preference_of, spans_of, texts_of, weights_of
 from mmkd.data.teacher_rows import TeacherRows, row_key, stacked
 from mmkd.data.teacher_side import Encoded, TeacherSide
 from mmkd.errors import ConfigError
@@ -53,6 +54,7 @@ class Collator:
         teacher: how a teacher that sees or reads otherwise than the student does so.
         teacher_rows: a cached teacher, which has to know every record.
         rationales: train on rationales too; a record may then become two samples.
+        pairs: every record is a preference pair, and becomes two samples.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Collator:
         teacher: TeacherSide | None = None,
         teacher_rows: TeacherRows | None = None,
         rationales: RationalesSection | None = None,
+        pairs: bool = False,
     ):
-        self.rationales = rationales
+        self.rationales, self.pairs = rationales, pairs
         self.processor, self.max_length = processor, max_length
         self.packing, self.images_per_row = packing, images_per_row
         self.feature_store = feature_store
@@ -82,13 +85,16 @@ class Collator:
     # --- one record ------------------------------------------------------------------------------------------------
 
     def prepare(self, record: Record) -> Sample:
-        """Tokens and tensors of one record, of its rationales as the sample's twin.
+        """Tokens and tensors of one record; as the sample's twin, of its rationales, or of a pair's rejected answer.
 
-        Raises: BadRow for wrong roles, an empty answer, an unreadable image, answers that two sides do not align, or a
-            length over `max_length` even with its first question alone; ConfigError where the chat template cannot tell
-            who speaks; DataError where the cached teacher does not know the record.
+        Raises: BadRow for wrong roles, an empty answer, an unreadable image, answers that two sides do not align, no
+            pair where there should be one, or a length over `max_length` even with its first question alone (a pair is
+            not shortened); ConfigError where the chat template cannot tell who speaks; DataError where the cached
+            teacher does not know the record.
         """
         check_turns(record.turns)
+        if self.pairs:
+            return self._pair(record)
         if self.rationales is None:
             return self._sample(record, record.turns)
         samples = []
@@ -100,7 +106,16 @@ class Collator:
         samples[0].twin = samples[1] if len(samples) > 1 else None
         return samples[0]
 
-    def _sample(self, record: Record, turns: list[Turn]) -> Sample:
+    def _pair(self, record: Record) -> Sample:
+        chosen, rejected = self._sample(record, record.turns), self._sample(record, with_rejected(record.turns), True)
+        if chosen.dropped or rejected.dropped:
+            raise BadRow("a preference pair is not shortened to fit data.max_length; raise that.", "too long")
+        chosen.preference, rejected.preference = last_run(chosen.answer), [-mark for mark in rejected.answer]
+        chosen.twin = rejected
+        return chosen
+
+    def _sample(self, record: Record, turns: list[Turn], last_only: bool = False) -> Sample:
+        """`last_only`: only the last answer is one."""
         if self.packing and len(record.images) > self.images_per_row:
             raise BadRow(
                 f"{len(record.images)} images; data.images_per_row is {self.images_per_row}. Raise it.",
@@ -116,6 +131,8 @@ class Collator:
         texts, dropped = self._fitting(turns, vision)
         for _, answer in texts:
             answer[:1] = [0]  # no text stands before the first token to predict it from
+            if last_only:
+                answer[:] = last_run(answer)
         if not all(any(answer) for _, answer in texts):
             raise BadRow("no token of an answer is left by the chat template.", "empty answer")
         length = max(count + len(ids) for count, (ids, _) in zip(vision, texts, strict=True))
@@ -198,12 +215,14 @@ class Collator:
             own, the text tensors of those, and spans [S, 3], see `samples.spans_of`;
             teacher_rows, of a cached teacher: its tensors of the N answer tokens in that order, see
             `teacher_rows.stacked`; with rationales, each sample is followed by its twin, and there are
-            loss_weights [R, T] and loss_answers, see `samples.weights_of`.
+            loss_weights [R, T] and loss_answers, see `samples.weights_of`; with pairs it is, too, and there is
+            preference [R, T], see `samples.preference_of`.
 
         A batch without any image gets one dummy of zeros on row -1: every rank then runs tower and projector, without
         which ranks under ZeRO wait for each other for ever.
         """
-        samples = [one for sample in samples for one in (sample, sample.twin) if one is not None]
+        given = samples
+        samples = [one for sample in given for one in (sample, sample.twin) if one is not None]
         rows = [[number] for number in range(len(samples))]
         if self.packing:
             lengths, counts = [s.length for s in samples], [len(s.tiles) for s in samples]
@@ -212,6 +231,8 @@ class Collator:
         batch: dict[str, Any] = texts_of(packed, self.processor.tokenizer.pad_token_id)
         if self.rationales is not None:
             batch |= weights_of(packed, batch["input_ids"].shape[1])
+        if self.pairs:
+            batch["preference"] = preference_of(packed, given, batch["input_ids"].shape[1])
         name = "pixel_values" if self.feature_store is None else "image_features"
         batch |= images_of(packed, name, self._blank)
         if self.teacher is not None:

@@ -87,6 +87,7 @@ def build_loader(
     feature_store: Features | None = None,
     teacher: TeacherSide | None = None,
     teacher_rows: TeacherRows | None = None,
+    pairs: bool = False,
 ) -> BatchLoader:
     """Endless micro batches of one rank, from optimiser step `start_step` on.
 
@@ -96,6 +97,7 @@ def build_loader(
         feature_store: filled features of a frozen tower, in place of pixels.
         teacher: how a teacher that sees or reads otherwise than the student does so.
         teacher_rows: a cached teacher.
+        pairs: every record has to be a preference pair.
 
     Raises: ConfigError for a batch that does not divide, options a source does not know, or weights that are not whole;
         DataError where a source cannot be read.
@@ -114,6 +116,7 @@ def build_loader(
         teacher,
         teacher_rows,
         data.rationales,
+        pairs,
     )
     sampler = StepSampler(batch_size, micro_batch_size, rank, world_size, start_step)
     return batch_loader(MicroBatches(mixture, names, collator, RejectedLog(rejected)), sampler, data.workers)

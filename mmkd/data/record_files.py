@@ -7,7 +7,7 @@ import binascii
 import json
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ def jsonl(path: str, turns: int | None = None, seed: int = 0) -> Sequence[Record
         path: of the file; image paths in it are relative to its folder, `data:` URIs carry the image itself.
         turns: most questions of a record, where consecutive lines ask about one image; seed: of their order.
     """
-    return grouped(JsonLines(_existing(path)), turns, seed)
+    return grouped(JsonLines(existing(path)), turns, seed)
 
 
 def parquet(path: str, turns: int | None = None, seed: int = 0) -> Sequence[Record]:
     """Our own records in Parquet: columns as in `Record`, images as paths relative to the file or as bytes."""
-    return grouped(ParquetRows(_existing(path)), turns, seed)
+    return grouped(ParquetRows(existing(path)), turns, seed)
 
 
 def llava_json(path: str, images: str | None = None, turns: int | None = None, seed: int = 0) -> Sequence[Record]:
@@ -44,7 +44,7 @@ def llava_json(path: str, images: str | None = None, turns: int | None = None, s
 
     Raises: DataError where the file is no JSON list.
     """
-    file = _existing(path)
+    file = existing(path)
     try:
         rows = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -55,10 +55,14 @@ def llava_json(path: str, images: str | None = None, turns: int | None = None, s
 
 
 class JsonLines(Sequence[Record]):
-    """The lines of a JSONL file by number; only their places are held in memory."""
+    """The lines of a JSONL file by number; only their places are held in memory.
 
-    def __init__(self, file: Path):
-        self.file = file
+    Args:
+        read: makes a record of the object of a line, its place in words, and the file's folder.
+    """
+
+    def __init__(self, file: Path, read: Callable[[Any, str, Path], Record] | None = None):
+        self.file, self.read = file, read or record_of
         self.starts, self.lines = array("q"), array("q")  # byte where a line starts, its number in the file
         place = 0
         with file.open("rb") as handle:
@@ -83,7 +87,7 @@ class JsonLines(Sequence[Record]):
             row = json.loads(text)
         except ValueError as error:
             raise BadRow(f"{place}: not JSON ({error}).") from error
-        return record_of(row, place, self.file.parent)
+        return self.read(row, place, self.file.parent)
 
 
 class ParquetRows(Sequence[Record]):
@@ -136,8 +140,10 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
     try:
         return Record(
             id=str(row["id"]),
-            turns=[Turn(turn["role"], turn["text"], turn.get("rationale")) for turn in row["turns"]],
-            images=[_image(image, place, folder) for image in row.get("images") or []],
+            turns=[
+                Turn(turn["role"], turn["text"], turn.get("rationale"), turn.get("rejected")) for turn in row["turns"]
+            ],
+            images=[image_of(image, place, folder) for image in row.get("images") or []],
             task=row.get("task") or "",
             source=row.get("source") or "",
             provenance=Provenance(**(row.get("provenance") or {})),
@@ -146,7 +152,7 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
         raise BadRow(f"{place}: not a record ({error!r}); it needs id and turns of role and text.") from error
 
 
-def _image(image: Any, place: str, folder: Path) -> str | bytes:
+def image_of(image: Any, place: str, folder: Path) -> str | bytes:
     if isinstance(image, bytes):
         return image
     if not isinstance(image, str):
@@ -159,7 +165,7 @@ def _image(image: Any, place: str, folder: Path) -> str | bytes:
         raise BadRow(f"{place}: a data: URI that is no base64 ({error}).") from error
 
 
-def _existing(path: str) -> Path:
+def existing(path: str) -> Path:
     file = Path(path)
     if not file.is_file() or not os.access(file, os.R_OK):
         raise DataError(f"{path}: no such file, or it cannot be read. Name the file itself, relative to where you run.")

@@ -14,11 +14,13 @@ class Turn:
 
     Attributes:
         rationale: why the answer of an assistant turn is so; None where nobody showed it.
+        rejected: a worse answer than that of the last turn, which makes the record a preference pair.
     """
 
     role: Role
     text: str
     rationale: str | None = None
+    rejected: str | None = None
 
 
 @dataclass

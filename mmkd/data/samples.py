@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,8 @@ class Sample:
             them. spans: see `TeacherSide.spans`.
         teacher_rows: what a cached teacher knows of its answer tokens.
         weights: what the loss of each token counts, where answers and rationales are weighed; answers: how many it has.
-        twin: the row's rationales as a sample of their own.
+        preference: of a preference pair, 1 at the tokens of the chosen answer, -1 at those of the rejected one.
+        twin: the row's rationales, or the rejected answer of its pair, as a sample of their own.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Sample:
     teacher_rows: Rows | None = None
     weights: list[float] = field(default_factory=list)
     answers: int = 0
+    preference: list[int] = field(default_factory=list)
     twin: Sample | None = None
 
 
@@ -71,11 +73,24 @@ def texts_of(packed: list[list[Sample]], pad: int) -> dict[str, Tensor]:
 
 def weights_of(packed: list[list[Sample]], length: int) -> dict[str, Tensor]:
     """`loss_weights` [R, length], laid out as `texts_of` lays out tokens; `loss_answers` [], answers of the batch."""
-    weights = torch.zeros(len(packed), length)
-    for row, members in enumerate(packed):
-        together = [weight for sample in members for weight in sample.weights]
-        weights[row, : len(together)] = torch.tensor(together)
+    weights = _laid_out([[sample.weights for sample in row] for row in packed], torch.zeros(len(packed), length))
     return {"loss_weights": weights, "loss_answers": torch.tensor(sum(s.answers for row in packed for s in row))}
+
+
+def preference_of(packed: list[list[Sample]], pairs: Sequence[Sample], length: int) -> Tensor:
+    """[R, length], laid out as `texts_of` lays out tokens: n at the chosen answer of the n-th of `pairs`, counted from
+    1, -n at the rejected one, which is its twin's; 0 elsewhere."""
+    number = {id(one): place for place, pair in enumerate(pairs, 1) for one in (pair, pair.twin)}
+    marks = [[[number[id(sample)] * mark for mark in sample.preference] for sample in row] for row in packed]
+    return _laid_out(marks, torch.zeros(len(packed), length, dtype=torch.long))
+
+
+def _laid_out(rows: Sequence[Sequence[Sequence[float]]], into: Tensor) -> Tensor:
+    """Values of the tokens of each sample of each row, padded on the right."""
+    for row, members in enumerate(rows):
+        together = [value for sample in members for value in sample]
+        into[row, : len(together)] = torch.tensor(together, dtype=into.dtype)
+    return into
 
 
 def images_of(packed: list[list[Sample]], name: str, blank: Callable[[], Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from mmkd.config.schema import Config, SourceSection
 from mmkd.data import scenes
 from mmkd.data.grouping import grouped
 from mmkd.data.hub import Stream, hub
+from mmkd.data.preferences import preferences
 from mmkd.data.record_files import jsonl, llava_json, parquet
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.scene_questions import COLORS
@@ -59,6 +60,7 @@ def open_source(section: SourceSection, *, at: str = "", config: Config | None =
 register("jsonl")(jsonl)
 register("parquet")(parquet)
 register("llava_json")(llava_json)
+register("preferences")(preferences)
 register("datasets")(hub)
 
 

@@ -2,12 +2,13 @@
 
 from mmkd.models.attention_capture import LayerAttention
 from mmkd.objectives.attention_relations import AttentionRelations
-from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio, Spans
+from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Pairs, Ratio, Spans
 from mmkd.objectives.cross_entropy import CrossEntropy
 from mmkd.objectives.forward_kl import ForwardKL
 from mmkd.objectives.generalised_js import GeneralisedJS
 from mmkd.objectives.hidden_states import HiddenStates
 from mmkd.objectives.ofa_logits import OfaLogits
+from mmkd.objectives.preference import DPO, PairLoss, SimPO, without_rejected
 from mmkd.objectives.registry import build, names, options, register
 from mmkd.objectives.reverse_kl import ReverseKL
 from mmkd.objectives.skewed_kl import SkewedKL
@@ -20,6 +21,7 @@ from mmkd.objectives.uld import ULD
 from mmkd.objectives.voco_attention import VocoAttention
 
 __all__ = [
+    "DPO",
     "TAID",
     "ULD",
     "AnswerBatch",
@@ -34,8 +36,11 @@ __all__ = [
     "Objective",
     "OfaLogits",
     "Outputs",
+    "PairLoss",
+    "Pairs",
     "Ratio",
     "ReverseKL",
+    "SimPO",
     "SkewedKL",
     "Spans",
     "SparseTargets",
@@ -48,4 +53,5 @@ __all__ = [
     "options",
     "register",
     "token_losses",
+    "without_rejected",
 ]

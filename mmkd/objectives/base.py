@@ -107,6 +107,22 @@ class Spans:
 
 
 @dataclass
+class Pairs:
+    """Which answer tokens of a micro batch belong to which preference pair.
+
+    Attributes:
+        preference: [N] n at tokens of the chosen answer of pair n, counted from 1, -n at those of its rejected answer,
+            0 at others.
+        count: pairs of the micro batch.
+        normalizer: pairs of the optimiser step over all ranks, scaled as `AnswerBatch.normalizer` is.
+    """
+
+    preference: Tensor
+    count: int
+    normalizer: Tensor | float
+
+
+@dataclass
 class AnswerBatch:
     """The N answer tokens of a micro batch.
 
@@ -124,6 +140,7 @@ class AnswerBatch:
         weights: [N] by which token losses are multiplied before they are summed, or None.
         images: [M] bool, tiles of real images.
         image_normalizer: as `normalizer`, of those tiles.
+        pairs: where the batch holds preference pairs; rejected answers are then none of those that `normalizer` counts.
     """
 
     answer_ids: Tensor
@@ -137,6 +154,7 @@ class AnswerBatch:
     weights: Tensor | None = None
     images: Tensor | None = None
     image_normalizer: Tensor | float = 1.0
+    pairs: Pairs | None = None
 
 
 class Ratio(NamedTuple):
@@ -177,6 +195,7 @@ class Objective(nn.Module):
         sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
         teacher_tower: True where it compares vision towers; `make_heads` is then given their widths.
         hidden_teacher: True where hidden states of the teacher's layers, from a cache, are enough.
+        pairs: True where it reads preference pairs: every record of its stage then has to be one.
     """
 
     name: str = ""  # set by @register
@@ -185,6 +204,7 @@ class Objective(nn.Module):
     sparse_teacher: bool = False
     hidden_teacher: bool = False
     teacher_tower: bool = False
+    pairs: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

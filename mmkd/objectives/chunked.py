@@ -211,6 +211,27 @@ def forward_kl(logits: ChunkLogits, temperature: float = 1.0) -> Tensor:
     return temperature**2 * kl(logits.teacher_log_probs(temperature), student)
 
 
+def answer_log_probs(hidden: Tensor, head: Head, targets: Tensor, chunk: int = 512, calls: int | None = None) -> Tensor:
+    """log p(target) of each token, [N], fp32, over the whole vocabulary, for losses of whole answers.
+
+    Args:
+        hidden: [N, D]; targets: [N]; chunk, calls: see `split_sizes`.
+    """
+
+    def run(states: Tensor, target: Tensor) -> Tensor:
+        return -cross_entropy(ChunkLogits(head(states), None, target))
+
+    sizes = split_sizes(len(targets), chunk, calls)
+    pieces = list(zip(hidden.split(sizes), targets.split(sizes), strict=True))
+    kept = []
+    for index, piece in enumerate(pieces):
+        if torch.is_grad_enabled() and index + 1 < len(pieces):
+            kept.append(checkpoint(run, *piece, use_reentrant=False, preserve_rng_state=False))
+        else:
+            kept.append(run(*piece))
+    return torch.cat(kept)
+
+
 DIVERGENCES = {"forward_kl": forward_kl}
 
 

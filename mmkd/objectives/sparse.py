@@ -43,6 +43,10 @@ class SparseTargets:
         parts = (part.split(list(sizes)) if part is not None else [None] * len(sizes) for part in self._tensors())
         return [SparseTargets(*piece, self.vocabulary) for piece in zip(*parts, strict=True)]  # pyright: ignore[reportArgumentType]
 
+    def pick(self, keep: Tensor) -> SparseTargets:
+        """The rows that the mask `keep` [N] names, without their hidden states."""
+        return SparseTargets(*(None if part is None else part[keep] for part in self._tensors()), self.vocabulary)  # pyright: ignore[reportArgumentType]
+
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return self.ids, self.log_probs, self.weights, self.tail, self.answers, self.best
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmkd.report.album import Album
 from mmkd.report.answers import Asked, Said
-from mmkd.report.browse import Row, browser, number, text
+from mmkd.report.browse import Node, Row, browser, number, text
 from mmkd.report.folder import Folder, json_lines
 from mmkd.report.page import Numbers
 from mmkd.report.plots import percent, plain
@@ -18,6 +18,7 @@ from mmkd.synthesis.competing.summary import CAPTION, COLUMNS, cells
 
 ORDER = {"hard": 0, "win": 1, "weak": 2, "unscored": 3, "easy": 4}  # what is looked for first
 EXAMPLES = 6
+MOST_BEFORE = 12  # of a family; rounds are fewer
 SIDES = (("teacher", "teacher"), ("student", "s0"))  # name, style
 
 
@@ -33,13 +34,12 @@ def compete_page(folder: Folder) -> dict[str, Any]:
         sections.append(
             Section("Rounds", CAPTION, _curves(points), Numbers(list(COLUMNS), [row for _, row, _ in told]))
         )
-    gone = {
-        f"round {row['round']}": {text(kind, 80): int(number(count)) for kind, count in new["gone"].items()}
-        for row, _, _ in told
-        if isinstance(new := row.get("augmented"), dict) and isinstance(new.get("gone"), dict)
-    }
-    if table := count_table("reason", gone):
-        sections.append(Section("Why drafts of new questions did not stay", table=table))
+    for part, heading in (
+        ("augmented", "Why drafts of new questions did not stay"),
+        ("refined", "Why mended answers made no preference pair"),
+    ):
+        if table := count_table("reason", _gone([row for row, _, _ in told], part)):
+            sections.append(Section(heading, table=table))
     album = Album()
     judged = sorted(_judged(folder), key=lambda one: (-one.round, one.held_out, ORDER.get(one.kind, 5)))
     for kind, heading in (("hard", "Difficult items"), ("win", "Wins of the student")):
@@ -55,6 +55,15 @@ def compete_page(folder: Folder) -> dict[str, Any]:
         "facts": _facts(told[-1][2]) if told else [],
         "sections": sections,
         "browser": browser(folder, "Judged answers", filters, rows, len(judged), album),
+    }
+
+
+def _gone(rows: list[dict[str, Any]], part: str) -> dict[str, dict[str, int]]:
+    """By round, how much of what was made in a part of it went, by reason."""
+    return {
+        f"round {row['round']}": {text(kind, 80): int(number(count)) for kind, count in made["gone"].items()}
+        for row in rows
+        if isinstance(made := row.get(part), dict) and isinstance(made.get("gone"), dict)
     }
 
 
@@ -98,10 +107,13 @@ class Judged:
 
     Args:
         item: its row in a pool; row: its verdict.
+        before: what it was made from, at its newest verdict, the eldest first.
     """
 
-    def __init__(self, item: dict[str, Any], row: dict[str, Any], round: int, held_out: bool):
-        self.round, self.held_out, self.kind = round, held_out, text(row["kind"], 40)
+    def __init__(
+        self, item: dict[str, Any], row: dict[str, Any], round: int, held_out: bool, before: Sequence[Judged] = ()
+    ):
+        self.round, self.held_out, self.kind, self.before = round, held_out, text(row["kind"], 40), before
         self.question, self.reference = text(item["question"]), text(item.get("reference"))
         self.task = text(item.get("task"), 80)
         scores = row["scores"]
@@ -132,12 +144,20 @@ class Judged:
         made = f", made from {self.parent}" if self.parent else ""
         lines.append(("from", f"{self.id}, round {self.round}, {split}{made}"))
         facets = [[self.kind, str(self.round), split, self.task]]
-        return Row(self.question, facets, picture.place if picture else None, lines=lines)
+        nodes = [one.node(depth) for depth, one in enumerate((*self.before, self))] if self.before else []
+        return Row(self.question, facets, picture.place if picture else None, lines=lines, nodes=nodes)
+
+    def node(self, depth: int) -> Node:
+        """As a member of a family: its question, both answers with their scores, and what it was found to be."""
+        said = " · ".join(f"{one.by}: {one.text or '(nothing)'}" for one in self.said)
+        style = {"hard": "wrong", "easy": "right", "win": "right"}.get(self.kind, "")
+        return Node(f"{self.id}, {self.kind} in round {self.round}", f"{self.question}\n{said}", style, depth)
 
 
 def _judged(folder: Folder) -> Iterator[Judged]:
     numbers = [one.name.removeprefix("round-") for one in folder.path.glob("round-*") if one.is_dir()]
     held_out = _items(folder, folder.path / "given" / "held_out.jsonl")
+    newest: dict[str, Judged] = {}
     for name in sorted((name for name in numbers if re.fullmatch("[0-9]{1,4}", name)), key=int):
         place = int(name)
         part = folder.path / f"round-{name}"
@@ -146,7 +166,13 @@ def _judged(folder: Folder) -> Iterator[Judged]:
             if (part / file).is_file():
 
                 def judged(row: dict[str, Any], items: Any = items, place: int = place, held: bool = held) -> Judged:
-                    return Judged(items[row["id"]], row, place, held)
+                    item = items[row["id"]]
+                    # Of what was given, the parent is a record's name.
+                    parent = newest.get(text(item.get("parent"), 80)) if item.get("engine") else None
+                    one = Judged(item, row, place, held, (*parent.before, parent)[-MOST_BEFORE:] if parent else ())
+                    if not held:
+                        newest[one.id] = one
+                    return one
 
                 yield from folder.each(f"verdicts of round {name}", json_lines(part / file), judged)
 

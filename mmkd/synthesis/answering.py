@@ -14,6 +14,7 @@ from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.asking import Asker, answer_of
+from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
@@ -54,6 +55,10 @@ def answer_records(config: AnswerConfig) -> Outcome:
         counts = {"whole": 0, "shortened": 0, "bad": 0}
         rows = relabel.records(records, good, log, counts)
         write_jsonl(out / "records.jsonl", rows)
+        model = asker.backend.model
+    asked = "with" if config.system is None else "with another system turn, and"
+    facts = {"model": model, "sampling": f"{asked} {config.sampling.model_dump(mode='json')}"}
+    write_card(out, "the questions of records, answered by a model", facts)
     return Outcome(out / "records.jsonl", counts["whole"], counts["shortened"], counts["bad"] + log.bad)
 
 

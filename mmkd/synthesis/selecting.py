@@ -12,6 +12,7 @@ from mmkd.config.load import check_options
 from mmkd.config.synthesis_schema import SelectConfig
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.write_records import write_jsonl
+from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.rows import open_rows, usable
 from mmkd.synthesis.selection import Rows
 from mmkd.synthesis.selection.registry import selector
@@ -36,14 +37,18 @@ def select_records(config: SelectConfig) -> Path:
     kept = usable(records, log, "data")
     table = Table("selector", "rows", "kept", title=f"{len(records):,} rows", title_justify="left")
     table.add_row("readable", f"{len(records):,}", f"{len(kept):,}")
-    tasks = Counter(records[index].task for index in kept)
+    tasks, facts = Counter(records[index].task for index in kept), dict[str, str]()
     for name, function, options in chosen:
         dropped = function(Rows(records, kept, config.seed, out), **options)
         for index, reason in sorted(dropped.items()):
             log.note("data", index, records[index].id, BadRow(reason, name))
         before, kept = len(kept), [index for index in kept if index not in dropped]
         table.add_row(name, f"{before:,}", f"{len(kept):,}")
+        given = ", ".join(f"{key} {value}" for key, value in options.items() if key != "model")
+        told = f"{before:,} rows before, {len(kept):,} after" + (f" ({given})" if given else "")
+        facts[f"{len(facts) + 1}. {name}"] = told
     write_jsonl(out / "records.jsonl", (records[index] for index in kept))
+    write_card(out, "rows that selectors left", facts)
     console = Console(stderr=True)
     console.print(table)
     console.print(_by_task(tasks, Counter(records[index].task for index in kept)))

@@ -27,6 +27,7 @@ from mmkd.synthesis.served_tokens import TokenMap, joined
 from mmkd.teachers.checks import check_filling
 from mmkd.teachers.identity import Manifest, data_identity, served_identity, text_identity
 from mmkd.teachers.logit_store import missing_shards, open_for_filling, write_shard
+from mmkd.teachers.pairs import check_pairs
 from mmkd.teachers.targets import TargetSettings
 
 AT = "data.mixture"
@@ -44,6 +45,7 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("an endpoint is asked by one process, many requests at a time: start mmkd cache by itself.")
     settings = check_filling(config)
+    check_pairs(config)
     section, folder = config.teacher, Path(config.teacher.store)
     endpoint: EndpointSection = section.endpoint  # pyright: ignore[reportAssignmentType]
     student = compose_processor(config.student)

@@ -117,9 +117,11 @@ def text_identity(processor: MmkdProcessor) -> dict[str, str]:
     }
 
 
-def data_identity(data: DataSection) -> str:
-    """Hash of which rows there are, and of how long they may be."""
+def data_identity(data: DataSection, pairs: bool = False) -> str:
+    """Hash of which rows there are, as preference pairs or not, and of how long they may be."""
     what = {"mixture": [section.model_dump(mode="json") for section in data.mixture], "max_length": data.max_length}
     if data.rationales is not None:  # else stores of before would be of other data
         what["rationales"] = data.rationales.mode
+    if pairs:
+        what["pairs"] = True
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ from mmkd.models.hidden_capture import capture_hidden, final_norm
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.prefix import Prefix
 from mmkd.models.rotation import plain_rotary, query_mover
-from mmkd.objectives import AnswerBatch, Outputs, Spans
+from mmkd.objectives import AnswerBatch, Outputs, Pairs, Spans
 
 
 def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> AnswerBatch:
@@ -28,6 +28,10 @@ def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> Ans
     if shared_ids is not None:
         ours, theirs, matched = batch["teacher"]["spans"].unbind(1)
         spans = Spans(ours, theirs, matched.bool(), shared_ids)
+    pairs = None
+    if "preference" in batch:
+        preference = batch["preference"][rows, positions + 1]  # [N]
+        pairs = Pairs(preference, int(preference.max()), batch["pair_normalizer"])
     return AnswerBatch(
         answer_ids=labels[rows, positions + 1],
         rows=rows,
@@ -40,7 +44,19 @@ def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> Ans
         weights=batch["loss_weights"][rows, positions + 1] if "loss_weights" in batch else None,
         images=(batch["image_rows"] >= 0).repeat_interleave(batch["image_tiles"]),
         image_normalizer=batch.get("image_normalizer", 1.0),
+        pairs=pairs,
     )
+
+
+def counted(batch: dict[str, Any]) -> tuple[int, int, int, int]:
+    """What the losses of a batch of the collator are means over: answer tokens to be learned, preference pairs, tiles
+    of real images, and answers where those are weighed."""
+    answers, pairs = batch["labels"][:, 1:] != -100, 0
+    if "preference" in batch:
+        answers &= batch["preference"][:, 1:] >= 0
+        pairs = int(batch["preference"].max())
+    tiles = batch["image_tiles"][batch["image_rows"] >= 0]
+    return int(answers.sum()), pairs, int(tiles.sum()), int(batch.get("loss_answers", 0))
 
 
 def vision(model: MmkdForConditionalGeneration, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class TeacherBatches(Dataset[Any]):
         names: of the sources, for messages.
         student, teacher: processors.
         rationales: as data.rationales; a row may then be two samples.
+        pairs: every row is a preference pair, and two samples.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class TeacherBatches(Dataset[Any]):
         max_length: int,
         rejected: Path,
         rationales: RationalesSection | None = None,
+        pairs: bool = False,
     ):
         if any(isinstance(source, Stream) for source in sources):
             raise ConfigError("mmkd cache needs all rows beforehand; switch streaming off in data.mixture.")
         self.sources, self.names = list(sources), list(names)
-        self.reader = Collator(student, max_length, rationales=rationales)
+        self.reader = Collator(student, max_length, rationales=rationales, pairs=pairs)
         self.viewer = Collator(teacher, max_length)
         self.own_pixels = student.fingerprint != teacher.fingerprint
         self.rejected = RejectedLog(rejected)

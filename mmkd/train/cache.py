@@ -27,6 +27,7 @@ from mmkd.teachers.fill import Filling
 from mmkd.teachers.identity import Manifest, data_identity, model_files, teacher_identity, text_identity
 from mmkd.teachers.live import LiveTeacher
 from mmkd.teachers.logit_store import LogitStore, missing_shards, open_for_filling, read_manifest
+from mmkd.teachers.pairs import any_reads_pairs, check_pairs
 from mmkd.teachers.rows import TeacherBatches
 from mmkd.teachers.targets import TargetSettings
 from mmkd.teachers.tokenizers import require_one_tokenizer, vocabulary_size
@@ -49,6 +50,7 @@ def cache_teacher(
     Raises: ConfigError before the teacher's weights are loaded; DataError and TrainingError where filling has to stop.
     """
     settings = check_filling(config)
+    check_pairs(config)
     quiet()
     rank, world = prepare_launch()
     config = with_precision(config, resume=False)
@@ -62,7 +64,8 @@ def cache_teacher(
         require_one_tokenizer(section.model_copy(update={"kind": "live"}), student.tokenizer, ["mmkd cache"])
         wanted = _manifest(config, section, settings, student, teacher, shard_rows) if rank == 0 else None
         job = _Job(config, section, student, teacher, batch_size, rank, world, estimate_only, say)
-        job.fill(folder, wanted, "data.mixture", config.data.mixture, config.data.rationales)
+        pairs = any_reads_pairs(config)
+        job.fill(folder, wanted, "data.mixture", config.data.mixture, config.data.rationales, pairs)
         if section.validation:
             if wanted is not None:
                 there = validation_identity(section.validation, config.data.max_length)
@@ -101,6 +104,7 @@ class _Job:
         at: str,
         mixture: Sequence[SourceSection],
         rationales: RationalesSection | None = None,
+        pairs: bool = False,
     ) -> None:
         """Fill a store with the answers to the rows of `mixture`, or go on with it; or only say what it would take.
 
@@ -110,7 +114,7 @@ class _Job:
         sources = [open_source(source, at=f"{at}[{i}]") for i, source in enumerate(mixture)]
         names = [f"{at}[{i}] {source.source}" for i, source in enumerate(mixture)]
         log, length = folder / "rejected.jsonl", self.config.data.max_length
-        batches = TeacherBatches(sources, names, self.student, self.teacher, length, log, rationales)
+        batches = TeacherBatches(sources, names, self.student, self.teacher, length, log, rationales, pairs)
         if self.estimate_only:
             if wanted is not None:
                 manifest = wanted.model_copy(update={"rows": len(batches)})
@@ -169,7 +173,7 @@ def _manifest(
         model=model,
         precision=config.training.precision,
         vocabulary=vocabulary,
-        data=data_identity(config.data),
+        data=data_identity(config.data, any_reads_pairs(config)),
         rows=0,
         shard_rows=shard_rows,
         quantize=section.quantize,

@@ -40,6 +40,7 @@ def train(config: Config, resume: bool = False) -> Path:
     from mmkd.lora import check_lora
     from mmkd.objectives.kernels import check_kernels
     from mmkd.teachers.checks import check_teacher
+    from mmkd.teachers.pairs import check_pairs
     from mmkd.train.checks import check_run
     from mmkd.train.on_policy import check_on_policy
 
@@ -48,6 +49,7 @@ def train(config: Config, resume: bool = False) -> Path:
     check_kernels(config)
     check_lora(config)
     check_on_policy(config)
+    check_pairs(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model_folder = run / "model"
@@ -233,6 +235,7 @@ def train_stage(
             feature_store=store,
             teacher=side,
             teacher_rows=teacher.store if isinstance(teacher, CachedTeacher) else None,
+            pairs=any(objective.pairs for objective, _ in objectives),
         )
 
     trainer = DistillTrainer(

@@ -19,6 +19,7 @@ from mmkd.objectives import (
     SparseTargets,
     TokenLoss,
     token_losses,
+    without_rejected,
 )
 from mmkd.teachers.live import Teacher
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
@@ -92,9 +93,9 @@ class DistillTask(nn.Module):
         """Loss of one micro batch in the text-only layout of `mmkd.data.collate`.
 
         Beyond the collator's keys the batch carries `reads`, the token counts to read with (None is full vision),
-        `normalizer` (see AnswerBatch), and `on_policy` where its answers are the student's own: then only objectives
-        that read the teacher on them count, reported as `on_policy/NAME`. The report of sums and counts is left in
-        `self.report`.
+        `normalizer` (see AnswerBatch), with preference pairs `pair_normalizer` (see Pairs), and `on_policy` where its
+        answers are the student's own: then only objectives that read the teacher on them count, reported as
+        `on_policy/NAME`. The report of sums and counts is left in `self.report`.
         """
         answers = answer_batch(batch, self.shared_ids)
         features, tower = vision(self.student, batch)
@@ -139,13 +140,15 @@ class DistillTask(nn.Module):
         pairs = list(zip(self.objectives, self.weights, strict=True))
         if places == ("on_policy/",):
             pairs = [(objective, weight) for objective, weight in pairs if objective.teacher]
+        learned = without_rejected(student, teacher, answers)  # all that token losses see
         results = []
         by_token = [(o, w) for o, w in pairs if isinstance(o, TokenLoss) and o.kernel == "chunked"]
         if by_token:
-            results.append((token_losses(by_token, student, teacher, answers), 1.0))
+            results.append((token_losses(by_token, *learned), 1.0))
         # What a cached teacher lacks was refused before anything was loaded.
         apart = [(o, w) for o, w in pairs if not isinstance(o, TokenLoss) or o.kernel != "chunked"]
-        results += [(o(student, teacher, answers), w) for o, w in apart]
+        whole = (student, teacher, answers)
+        results += [(o(*(learned if isinstance(o, TokenLoss) else whole)), w) for o, w in apart]
         for result, _ in results:
             for name, ratio in result.report.items():
                 for key in (place + name for place in places):

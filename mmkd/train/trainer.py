@@ -18,9 +18,10 @@ from transformers.trainer_callback import PrinterCallback
 from mmkd.checkpoints import keep_newest, mark_complete
 from mmkd.config.schema import StageSection
 from mmkd.errors import TrainingError
-from mmkd.objectives import ULD, Ratio, TokenLoss
+from mmkd.objectives import ULD, PairLoss, Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
+from mmkd.teachers.reading import counted
 from mmkd.train.callbacks import StepFinished
 from mmkd.train.on_policy import is_on_policy, own_answers
 from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
@@ -126,16 +127,15 @@ class DistillTrainer(Trainer):
             samples = [self._own_answers(batch, reads, f"{step}/{number}") for number, batch in enumerate(samples)]
             for batch in samples:
                 batch.pop("loss_weights", None)  # of the data's answers
-        answers = torch.tensor(float(sum((b["labels"][:, 1:] != -100).sum() for b in samples)), device=device)
+        totals = torch.tensor([counted(batch) for batch in samples], device=device).sum(0).float()
         world = dist.get_world_size() if dist.is_initialized() else 1
-        units = torch.tensor(float(sum(b.get("loss_answers", 0) for b in samples)), device=device)
-        images = torch.tensor(float(sum(b["image_tiles"][b["image_rows"] >= 0].sum() for b in samples)), device=device)
         if world > 1:
-            for count in (answers, units, images):
-                dist.all_reduce(count)
+            dist.all_reduce(totals)
+        answers, pairs, images, units = totals
         for batch in samples:
             # DeepSpeed averages over ranks, the Trainer over accumulation: together, the mean over all answers.
             batch["normalizer"] = answers.clamp_min(1.0) / (world * len(samples))
+            batch["pair_normalizer"] = pairs.clamp_min(1.0) / (world * len(samples))
             batch["image_normalizer"] = images.clamp_min(1.0) / (world * len(samples))
             if "loss_weights" in batch:
                 # Each answer counts one, however long: for the mean over answers, not over tokens.
@@ -159,7 +159,7 @@ class DistillTrainer(Trainer):
 
     def _head_calls(self, batch: dict[str, Any], world: int, device: torch.device) -> int | None:
         """How often every rank must call the head: ZeRO-3 gathers its weight each time, so ranks must agree."""
-        token_objectives = [o for o in self.task.objectives if isinstance(o, TokenLoss | ULD)]
+        token_objectives = [o for o in self.task.objectives if isinstance(o, TokenLoss | ULD | PairLoss)]
         if world == 1 or not token_objectives:
             return None
         answers = int((batch["labels"][:, 1:] != -100).sum())

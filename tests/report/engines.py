@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def compete_folder(out: Path, text: str = "what is this?") -> Path:
     """Two rounds in the format of the true files. `text` stands wherever data or models bring text."""
     image = str(picture(out / "images"))
     items = [Item(f"item {n} {text}", f"{n}: {text}", (image,), text, text, answer=text) for n in range(5)]
+    items[1] = replace(items[1], parent=items[0].id, engine="llm/hard", round=1)
     for file in ("given/pool", "given/held_out", "pool/0", "pool/1"):
         write_items(out / f"{file}.jsonl", items)
     scores = {Kind.HARD: (9.0, 2.0), Kind.WIN: (4.0, 8.0), Kind.EASY: (9.0, 9.0), Kind.WEAK: (2.0, 3.0)}
@@ -81,6 +82,7 @@ def compete_folder(out: Path, text: str = "what is this?") -> Path:
         if number:
             write_rows(out / f"round-{number}" / "verdicts.jsonl", (one.row() for one in judged))
             new = {"drafted": 8, "kept": 2, "yield": 0.25, "gone": {text: 5, "form": 1}, "pool": 7}
+            row["refined"] = {"asked": 3, "kept": 1, "words kept": 0.5, "gone": {"still faulty": 1, text: 1}}
             row |= {"pool_standing": asdict(standing(judged)) | bias, "augmented": new if number == 1 else None}
         rows.append(row)
     write_rows(out / "rounds.jsonl", rows)

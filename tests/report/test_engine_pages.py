@@ -116,6 +116,7 @@ def test_a_competition_has_curves_and_what_either_side_is_better_at(tmp_path):
     assert page.headings == [
         "Rounds",
         "Why drafts of new questions did not stay",
+        "Why mended answers made no preference pair",
         "Difficult items",
         "Wins of the student",
         "Judged answers",
@@ -135,6 +136,12 @@ def test_a_competition_has_curves_and_what_either_side_is_better_at(tmp_path):
     assert len(rows) == 5 + 5 + 5 + 4 + 3
     assert all(row["picture"] == 0 for row in rows)
     assert ["order", "the two orders of the answers prefer different sides"] in rows[1]["lines"]
+    family = [(node["head"], node["style"], node["depth"]) for node in rows[1]["nodes"]]
+    assert family == [
+        ("item 0 what is this?, hard in round 2", "wrong", 0),
+        ("item 1 what is this?, win in round 2", "right", 1),
+    ]
+    assert rows[0]["nodes"] == []
 
 
 def hostile_programs(out: Path) -> Path:

@@ -57,6 +57,10 @@ def test_a_served_teacher_answers_in_the_place_of_the_record(served, endpoint, r
     assert [record.id for record in written] == [f"r{number}" for number in range(12) if number != 5]
     two = written[3]
     assert [turn.text for turn in two.turns] == ["What 3?", "said to 'What 3?'", "And then?", "said to 'And then?'"]
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "11 chat records with" in card
+    assert "MIT AND Apache-2.0 (11)" in card
+    assert "tiny (11)" in card
     source = two.provenance
     assert (source.parent, source.engine, source.model, source.license) == (
         "r3",

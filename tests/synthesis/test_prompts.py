@@ -14,6 +14,8 @@ VERSIONS = {
     "ask_again": (1, "1cd4f327"),
     "compete_augment": (1, "2a14f21d"),
     "compete_grounding": (1, "5f499d42"),
+    "compete_presence": (1, "e8e80917"),
+    "compete_refine": (1, "d8bb4df4"),
     "evolve": (1, "4ab2de87"),
     "evolve_blind": (1, "a6ec523e"),
     "evolve_judge": (1, "16914350"),

@@ -165,6 +165,10 @@ def test_select_drops_what_a_blind_model_answers_and_says_why(tmp_path, file, en
     kinds = [line["kind"] for line in rejected]
     assert {kind: kinds.count(kind) for kind in kinds} == {"image unreadable": 1, "image_need": 19, "balance": 5}
     assert "1 of 1 questions are answered without the pictures" in str(rejected)
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "| 2. balance | 20 rows before, 15 after (most 15) |" in card
+    assert "| image_need | 19 |" in card
+    assert proxy.url not in card
 
 
 def test_a_wrong_selector_or_option_is_named_before_a_row_is_read(tmp_path):

@@ -129,6 +129,7 @@ def _plain(config: dict[str, Any]) -> list[float]:
     from mmkd.data.loader import build_loader
     from mmkd.objectives import build
     from mmkd.teachers.live import build_teacher
+    from mmkd.teachers.reading import counted
     from mmkd.teachers.tokenizers import teacher_side
     from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
     from mmkd.train.task import DistillTask
@@ -166,13 +167,15 @@ def _plain(config: dict[str, Any]) -> list[float]:
             start_step=0,
             rejected=Path(settings.run.dir) / "plain-rejected.jsonl",
             teacher=side,
+            pairs=any(objective.pairs for objective, _ in objectives),
         )
     )
     found = []
     for step in range(stage.steps):
         batch = next(batches)
-        answers = (batch["labels"][:, 1:] != -100).sum()
-        loss = task(batch | {"normalizer": answers, "reads": draw_reads(stage, settings.run.seed, step)})
+        answers, pairs, images, _ = counted(batch)
+        normalizers = {"normalizer": answers, "pair_normalizer": pairs, "image_normalizer": images}
+        loss = task(batch | normalizers | {"reads": draw_reads(stage, settings.run.seed, step)})
         loss.backward()
         if stage.gradient_clipping:
             torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], stage.gradient_clipping)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -15,9 +15,11 @@ from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.judging import judge as judging
+from mmkd.synthesis.judging.calibration import calibrate
 from mmkd.synthesis.judging.grades import GradeJudge
 from mmkd.synthesis.judging.judge import Judge, OrderBias, Verdict
 from mmkd.synthesis.judging.labels import LabelScorer
+from mmkd.synthesis.judging.scales import CORRECTNESS
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.requests import Sampling
 
@@ -190,27 +192,23 @@ def standing(outcomes: Sequence[Outcome]) -> Standing:
     )
 
 
-def preferences(
-    outcomes: Sequence[Outcome], items: dict[str, Item], floor: float, folder: Path
-) -> Iterator[dict[str, Any]]:
-    """Pairs in the chat form that preference trainers read: the better answer reaches the floor, and both orders of
-    a judge prefer it. `winner` tells the student's wins from the teacher's; image paths are relative to `folder`."""
-    for outcome in outcomes:
-        if outcome.kind not in (Kind.HARD, Kind.WIN) or not outcome.agree or outcome.scores is None:
-            continue
-        winner = "teacher" if outcome.kind is Kind.HARD else "student"
-        answers = {"teacher": outcome.teacher, "student": outcome.student}
-        scores = dict(zip(("teacher", "student"), outcome.scores, strict=True))
-        loser = "student" if winner == "teacher" else "teacher"
-        if scores[winner] < floor:
-            continue
-        item = items[outcome.id]
-        yield {
-            "id": item.id,
-            "images": [os.path.relpath(image, folder) for image in item.images],
-            "prompt": [{"role": "user", "content": item.question}],
-            "chosen": [{"role": "assistant", "content": answers[winner]}],
-            "rejected": [{"role": "assistant", "content": answers[loser]}],
-            "winner": winner,
-            "scores": [scores[winner], scores[loser]],
-        }
+def against_labels(outcomes: Sequence[Outcome], items: Mapping[str, Item]) -> dict[str, float | None] | None:
+    """How far the judge may be believed, by the items that have a label: of both sides' answers, Kendall's tau-b with
+    the labels' scores, and how many get the same third of the scale by both (see `judging.calibration`).
+
+    Returns: answers, tau (None where either gives all answers one score), agreement; None where nothing has a label.
+    """
+    labelled = [
+        Verdict(
+            judging.Item(one.id, item.question, (one.teacher, one.student), reference=item.reference),
+            one.scores,
+        )
+        for one in outcomes
+        if one.scores is not None and (item := items[one.id]).reference is not None
+    ]
+    if not labelled:
+        return None
+    known = {verdict.item.id: verdict.scores or () for verdict in LabelScorer().judge(one.item for one in labelled)}
+    found = calibrate(labelled, known, CORRECTNESS)
+    tau = None if math.isnan(found.tau) else round(found.tau, 4)
+    return {"answers": found.items, "tau": tau, "agreement": round(found.agreement, 4)}

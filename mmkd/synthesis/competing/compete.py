@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mmkd.config.compete_schema import CompeteConfig
+from mmkd.config.compete_schema import CompeteConfig, RefineSection
 from mmkd.config.load import load_config
 from mmkd.config.schema import Config
 from mmkd.config.synthesis_schema import ModelSection, VlmSection
@@ -19,13 +19,18 @@ from mmkd.launch import launch as launch_training
 from mmkd.steps import Steps
 from mmkd.synthesis.competing import prepare, training
 from mmkd.synthesis.competing.asking import answered
-from mmkd.synthesis.competing.assessing import Kind, Outcome, assess, preferences, standing
+from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, standing
 from mmkd.synthesis.competing.augmenting import answered_well, check_augmentor, grow
+from mmkd.synthesis.competing.card import card
 from mmkd.synthesis.competing.folder import alone, require_same
 from mmkd.synthesis.competing.items import Item, read_items, read_rows, write_items, write_rows
+from mmkd.synthesis.competing.pairs import FILE as PAIRS
+from mmkd.synthesis.competing.pairs import gathered, preferences
+from mmkd.synthesis.competing.refining import refine
 from mmkd.synthesis.competing.summary import stopped_moving, table
 from mmkd.synthesis.competing.training import Launch
 from mmkd.synthesis.requests import Sampling
+from mmkd.whole_files import write_whole
 
 
 def compete(config: CompeteConfig, launch: Launch | None = None) -> Path:
@@ -47,6 +52,8 @@ def compete(config: CompeteConfig, launch: Launch | None = None) -> Path:
     plans = {"training": training.round_config(config.training, "training")}
     if config.pretraining is not None:
         plans["pretraining"] = load_config(config.pretraining.config, config.pretraining.overrides)
+    if config.preference_training is not None:
+        plans["preference_training"] = training.preference_config(config.preference_training)
     if config.teacher_training is not None:
         plans["teacher_training"] = training.teacher_config(config.teacher_training)
     out.mkdir(parents=True, exist_ok=True)
@@ -76,8 +83,14 @@ class Competition:
         rows = [self._row(0, 0, None, self._step("held-out-0", lambda: self._held_out(0, student)), None)]
         for number in range(1, self.config.rounds + 1):
             learned = self._step(f"train-{number}", lambda n=number, s=student: self._train(n, s))
-            student = learned["model"]
+            student, preferred = learned["model"], 0
+            if "preference_training" in self.plans:
+                turned = self._step(f"prefer-{number}", lambda n=number, s=student: self._prefer(n, s))
+                student, preferred = turned["model"], turned["pairs"]
             pool = self._step(f"assess-{number}", lambda n=number, s=student: self._assess(n, s))
+            refined = None
+            if (mending := self.config.refine) is not None:
+                refined = self._step(f"refine-{number}", lambda n=number, m=mending: self._refine(n, m))
             held = self._step(f"held-out-{number}", lambda n=number, s=student: self._held_out(n, s))
             rates = [row["held_out"]["win_rate"] for row in rows] + [held["win_rate"]]
             still = stopped_moving(rates, self.config.stop.least, self.config.stop.patience)
@@ -86,8 +99,10 @@ class Competition:
                 if self.config.feedback == "mutual":
                     self._follow(self._step(f"teach-{number}", lambda n=number: self._teach(n)))
                 new = self._step(f"augment-{number}", lambda n=number: self._augment(n))
-            rows.append(self._row(number, learned["rows"], pool, held, new))
+            more = {"preferred": preferred, "refined": refined}
+            rows.append(self._row(number, learned["rows"], pool, held, new) | more)
             write_rows(self.out / "rounds.jsonl", rows)
+            write_whole(self.out / "card.md", [card(self.config, self.out, rows)])
             if still and number < self.config.rounds:
                 self.console.print(f"the held-out win rate has stopped moving; no round after {number}")
                 break
@@ -141,6 +156,17 @@ class Competition:
         plan = training.placed(plan, folder / "student", student, folder / "training.jsonl", config.turns, seed)
         return {"model": training.trained(plan, self.launch), "rows": count}
 
+    def _prefer(self, number: int, student: str) -> dict[str, Any]:
+        """The student learns the pairs of the rounds before; in the first there are none."""
+        folder = self._folder(number)
+        pairs = gathered([self._folder(earlier) for earlier in range(1, number)], folder)
+        count = write_rows(folder / "pairs.jsonl", pairs)
+        if not count:
+            return {"model": student, "pairs": 0}
+        plan, seed = self.plans["preference_training"], self.config.seed + number
+        plan = training.placed_on_pairs(plan, folder / "preferred", student, folder / "pairs.jsonl", seed)
+        return {"model": training.trained(plan, self.launch), "pairs": count}
+
     def _assess(self, number: int, student: str) -> dict[str, Any]:
         """Both on the pool: verdicts.jsonl, and preferences.jsonl with the student's wins."""
         pool = read_items(self._pool(number - 1))
@@ -150,8 +176,18 @@ class Competition:
         outcomes, found = self._both(items, student, f"assess-{number}")
         folder, by_id = self._folder(number), {item.id: item for item in items}
         write_rows(folder / "verdicts.jsonl", (outcome.row() for outcome in outcomes))
-        write_rows(folder / "preferences.jsonl", preferences(outcomes, by_id, self.config.floor, folder))
+        write_rows(folder / PAIRS, preferences(outcomes, by_id, self.config.floor, folder))
         return found
+
+    def _refine(self, number: int, section: RefineSection) -> dict[str, Any]:
+        """Mended answers: refined.jsonl, and preferences.jsonl anew, with them in the teacher's place."""
+        config, folder = self.config, self._folder(number)
+        outcomes, log = self._outcomes(number), self._log(f"refine-{number}")
+        items = {item.id: item for item in read_items(self._pool(number - 1))}
+        result = refine(config, section, self.out, number, outcomes, items, self.teacher, log)
+        write_rows(folder / "refined.jsonl", (one.row() for one in result.found.values()))
+        write_rows(folder / PAIRS, preferences(outcomes, items, config.floor, folder, result.found))
+        return result.counts()
 
     def _held_out(self, number: int, student: str) -> dict[str, Any]:
         """Both on the held-out split. The teacher is asked anew where it has learned; else its answers are kept."""
@@ -204,7 +240,10 @@ class Competition:
         log, folder = self._log(name), self.out / "asked" / "student"
         said = answered(model, folder, items, self.sampling, log, config.reasks, "student", True, True)
         outcomes, bias = assess(config, self.out, items, {item.id: item.answer for item in said}, log)
-        return outcomes, asdict(standing(outcomes)) | {"compared": bias.compared, "disagreed": bias.disagreed}
+        found = asdict(standing(outcomes)) | {"compared": bias.compared, "disagreed": bias.disagreed}
+        if config.judge.model is not None and (trust := against_labels(outcomes, {item.id: item for item in items})):
+            found["judge_against_labels"] = trust
+        return outcomes, found
 
     def _row(self, number: int, trained: int, pool: Any, held: Any, new: Any) -> dict[str, Any]:
         judged = [part for part in (pool, held) if part]

@@ -51,9 +51,42 @@ def teacher_config(section: TrainingRunSection) -> Config:
     return config
 
 
+def preference_config(section: TrainingRunSection) -> Config:
+    """As `round_config`. Raises ConfigError, also where a stage does not train on pairs, or its reference is kept."""
+    from mmkd.teachers.pairs import check_pairs, reads_pairs  # torch, only where it is needed
+
+    at = "preference_training"
+    config = round_config(section, at)
+    for stage in config.stages:
+        if not reads_pairs(stage.objectives or config.objectives):
+            raise ConfigError(
+                f"config: {at}.config {section.config}: stage {stage.name} has neither dpo nor simpo among its "
+                "objectives, and pairs are all that it is given."
+            )
+    if config.teacher is not None and config.teacher.kind == "cached":
+        raise ConfigError(
+            f"config: {at}.config {section.config}: the reference is the student of each round, of which no store is "
+            "kept; write teacher: {kind: live}, whose model is put in."
+        )
+    check_pairs(config)
+    return config
+
+
 def placed(config: Config, run: Path, start: str, rows: Path, turns: int | None, seed: int) -> Config:
     """`config` from the model in `start`, on the records in `rows`."""
     source = SourceSection.model_validate({"source": "jsonl", "path": str(rows), "turns": turns, "seed": seed})
+    return _placed(config, run, start, source, seed)
+
+
+def placed_on_pairs(config: Config, run: Path, start: str, pairs: Path, seed: int) -> Config:
+    """`config` from the model in `start`, which is a live teacher's, too, on preference pairs."""
+    if config.teacher is not None and config.teacher.kind == "live":
+        config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": start})})
+    source = SourceSection.model_validate({"source": "preferences", "path": str(pairs)})
+    return _placed(config, run, start, source, seed)
+
+
+def _placed(config: Config, run: Path, start: str, source: SourceSection, seed: int) -> Config:
     student = StudentSection.model_validate(config.student.model_dump() | {"init": start})
     return config.model_copy(
         update={

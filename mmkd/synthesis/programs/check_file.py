@@ -12,7 +12,7 @@ from mmkd.synthesis.programs.rationale import tell
 from mmkd.synthesis.programs.reasons import Verdict
 from mmkd.synthesis.programs.rules import MOST_SOURCE
 from mmkd.synthesis.programs.runner import Outcome, Runner
-from mmkd.synthesis.programs.values import visible
+from mmkd.synthesis.visible import visible
 
 
 def check_file(file: Path, image: Path, question: str = "") -> Outcome:

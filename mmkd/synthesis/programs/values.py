@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from typing import Any
 
 from mmkd.synthesis.programs.reasons import Reason, Stop
@@ -53,9 +52,3 @@ def plain(value: Any, most_bytes: int, what: str, reason: Reason = Reason.BAD_AR
         raise Stop(reason, f"{what} holds a {kind.__name__[:40]}; numbers, text, lists and dicts of these are allowed.")
 
     return copy(value, 0)
-
-
-def visible(text: str) -> str:
-    """One line in which control and direction characters are written out, so that a terminal does not obey them."""
-    hidden = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in hidden else c for c in text)

@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mmkd.config.schema import SourceSection
+from mmkd.data.rejected import RejectedLog
+from mmkd.synthesis.competing.assessing import Kind, Outcome
+from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.competing.prepare import items_of
 from tests.train.conftest import save_tiny_model
 
 HERE = Path(__file__).parent
@@ -67,6 +72,10 @@ def competition(tmp_path, oracle, tiny_student) -> Callable[..., Path]:
             "augment": {"name": "grounded", "count": 10},
             "filters": {"similarity": 1.0},
         }
+        preferring = {"name": "prefer", "steps": 2, "learning_rate": 1e-3, "batch_size": 2, "read": ["full", 4]}
+        preferring |= {"objectives": [{"name": "dpo"}, {"name": "cross_entropy", "weight": 0.1}]}
+        pairs = training | {"teacher": {"kind": "live"}, "stages": [preferring]}
+        (tmp_path / "preferring.yaml").write_text(yaml.safe_dump(pairs))
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(section | changes))
         return file
@@ -90,3 +99,13 @@ def start() -> Iterator[Callable[[Path], BaseProcess]]:
     for process in begun:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def failed(tmp_path) -> tuple[dict[str, Item], list[Outcome]]:
+    """Questions about a scene, to which the student has said what is wrong."""
+    sources = [SourceSection.model_validate({"source": "scenes", "count": 2, "grid": 2})]
+    log = RejectedLog(tmp_path / "log.jsonl")
+    items, _ = items_of(sources, "pool", tmp_path / "images", log, True, True)
+    outcomes = [Outcome(item.id, Kind.HARD, item.reference or "", "wrong", (10.0, 1.0)) for item in items]
+    return {item.id: item for item in items}, outcomes

@@ -43,7 +43,14 @@ def answer(image: Image.Image | None, question: str) -> str:
     return "nothing" if drawn == 0 else truth(image, question) or "no idea"
 
 
-def reply(system: str, text: str, image: Image.Image | None) -> str:
+def mended(text: str, seed: int, question: str, faulty: str, image: Image.Image | None) -> str:
+    """Right one time in three; else wrong, or the same again."""
+    drawn = int(hashlib.sha256(f"{seed}{text}".encode()).hexdigest(), 16) % 3
+    right = truth(image, question) if image is not None else None
+    return json.dumps({"fault": "seen", "answer": ["nothing at all", faulty, f"{right}"][drawn]})
+
+
+def reply(system: str, text: str, image: Image.Image | None, seed: int) -> str:
     fenced = re.findall(r"--- (\w{8})\n(.*?)\n--- \1", text, re.DOTALL)
     parts = [part for _, part in fenced]
     if "grade answers" in system:
@@ -54,6 +61,8 @@ def reply(system: str, text: str, image: Image.Image | None) -> str:
         return json.dumps(
             {"reason": "seen", **dict(zip(("first", "second") if second is not None else ("score",), grades))}
         )
+    if "mend answers" in system:
+        return mended(text, seed, parts[0], parts[1], image)
     if "write questions" in system:
         assert image is not None
         things = [Thing(*one.cell, *one.label.split(), image="") for one in ClassicalDetector().detect(image, "thing")]
@@ -81,8 +90,10 @@ class Handler(BaseHTTPRequestHandler):
                 elif message["role"] == "system":
                     system += part["text"]
                 elif message["role"] == "user":
-                    text = part["text"]
-        said = reply(system, text, image)
+                    text = (
+                        text or part["text"]
+                    )  # what is asked again after a reply of no use is asked in the same words
+        said = reply(system, text, image, body.get("seed") or 0)
         usage = {"prompt_tokens": len(text.split()) + 20 * (image is not None), "completion_tokens": len(said.split())}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         answer = {"id": f"chat-{next(NUMBER)}", "object": "chat.completion", "created": 0, "model": body["model"],

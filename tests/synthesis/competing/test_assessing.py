@@ -7,8 +7,9 @@ import pytest
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.rejected import RejectedLog, summary
 from mmkd.errors import DataError
-from mmkd.synthesis.competing.assessing import Kind, Outcome, assess, good_enough, kind_of, preferences, standing
+from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, good_enough, kind_of, standing
 from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.competing.pairs import preferences
 from mmkd.synthesis.competing.summary import stopped_moving
 
 
@@ -81,6 +82,21 @@ def test_a_wrong_teacher_is_not_learned_from(config, tmp_path):
     items = [item(0, "red", "red"), item(1, "blue", "red")]
     assert good_enough(config, tmp_path, items, RejectedLog(tmp_path / "log.jsonl")) == items[:1]
     assert summary(tmp_path / "log.jsonl") == {"teacher below the floor": 1}
+
+
+def test_a_judge_is_compared_with_the_labels_that_are_there():
+    items = {one.id: one for one in (item(0, "red", "red"), item(1, "blue", "red"), item(2, "red", None))}
+    judged = [
+        Outcome("i0", Kind.HARD, "red", "no", (9.0, 2.0)),
+        Outcome("i1", Kind.EASY, "blue", "red", (8.0, 8.0)),  # one of both is wrong
+        Outcome("i2", Kind.HARD, "red", "no", (9.0, 2.0)),  # nobody knows
+    ]
+    found = against_labels(judged, items)
+    assert found is not None
+    assert (found["answers"], found["agreement"]) == (4, 0.75)
+    assert 0 < (found["tau"] or 0) < 1
+    assert against_labels(judged[2:], items) is None
+    assert against_labels([Outcome("i0", Kind.UNSCORED, "red", "no", None)], items) is None
 
 
 @pytest.mark.parametrize(

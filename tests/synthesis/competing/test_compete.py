@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmkd.data.record_files import jsonl
+from mmkd.report.run_folder import read_metrics
 from mmkd.synthesis.competing.items import read_items, read_rows
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,8 @@ def test_a_model_may_judge_write_check_and_be_blind(competition, start, tmp_path
     model = {"endpoint": {"url": oracle, "model": "oracle", "license": "Apache-2.0"}}
     augment = {"name": "llm", "count": 24, "hard_share": [1.0], "model": model}
     filters = {"similarity": 1.0, "grounding": model, "blind": model}
-    config = competition(judge={"model": model}, augment=augment, filters=filters, labels=False)
+    refining = {"refine": {"model": model}, "preference_training": {"config": str(tmp_path / "preferring.yaml")}}
+    config = competition(judge={"model": model}, augment=augment, filters=filters, labels=False, **refining)
     finish(start(config))
     out = tmp_path / "competition"
     rows = read_rows(out / "rounds.jsonl")
@@ -59,6 +61,15 @@ def test_a_model_may_judge_write_check_and_be_blind(competition, start, tmp_path
     assert rows[1]["compared"] > 0
     assert rows[1]["disagreed"] == 0
     assert all(row["held_out"]["unscored"] == 0 for row in rows)  # also where the student said nothing
+    mended = read_rows(out / "round-1" / "refined.jsonl")
+    pairs = read_rows(out / "round-1" / "preferences.jsonl")
+    assert rows[1]["refined"]["kept"] == len(mended) == sum(pair["winner"] == "refiner" for pair in pairs) > 0
+    assert (rows[1]["preferred"], rows[2]["preferred"]) == (0, len(pairs))
+    trained = read_metrics(out / "round-2" / "preferred" / "metrics.jsonl")
+    assert trained[-1].step == 2
+    card = (out / "card.md").read_text()
+    assert all(kind in card for kind in gone)
+    assert "MIT AND Apache-2.0" in card
     new = [item for item in read_items(out / "pool" / "1.jsonl") if item.round == 1]
     assert new
     assert all(item.prompt.startswith("compete_augment v1") and item.license == "MIT AND Apache-2.0" for item in new)

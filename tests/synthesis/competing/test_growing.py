@@ -26,6 +26,7 @@ from mmkd.synthesis.competing.folder import require_same
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.competing.prepare import items_of, require_apart
 from mmkd.synthesis.competing.training import rows_of
+from mmkd.synthesis.store import Store
 from tests.synthesis.competing.oracle import truth
 
 BASE = {
@@ -85,6 +86,20 @@ def test_what_is_absent_is_asked_for_as_often_as_what_is_there(parents, tmp_path
     for form in ("is there a", "how many"):
         assert found[form, True] > 10
         assert abs(found[form, True] - found[form, False]) <= 0.05 * len(parents)  # by parents left without a pair
+
+
+def test_a_model_is_asked_for_what_is_absent_as_often_as_for_what_is_there(parents, oracle, tmp_path):
+    model = {"endpoint": {"url": oracle, "model": "oracle"}}
+    wanted = Wanted(parents[:20], Known(1.0), tmp_path, 0, 1, 0)
+    prompts = [draft.prompt.split()[0] for draft in augmentor("llm")(wanted, model=model, absent=0.2) if draft.prompt]
+    assert prompts.count("compete_presence") > 0
+    with Store(tmp_path / "augment") as store:
+        asked = [str(entry.request) for entry in store.entries()]
+    assert sum("easily taken to be there" in one for one in asked) == 4
+    assert sum("easily overlooked" in one for one in asked) == 4
+    assert len(asked) == 20
+    with pytest.raises(ConfigError, match="does not see what is absent"):
+        list(augmentor("llm")(wanted, model={"language": {"source": "gguf:x"}}, absent=0.2))
 
 
 def test_more_than_half_absent_cannot_be_balanced(parents, tmp_path):

@@ -23,12 +23,13 @@ def written(out: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_records(competition, start, tmp_path):
     began = time.monotonic()
-    straight = start(competition("straight"))
+    mending = {"refine": {"tries": 2}, "preference_training": {"config": str(tmp_path / "preferring.yaml")}}
+    straight = start(competition("straight", **mending))
     straight.join(1200)
     assert straight.exitcode == 0
     seconds = time.monotonic() - began
 
-    config, draw, kills = competition("killed"), random.Random(), 0
+    config, draw, kills = competition("killed", **mending), random.Random(), 0
     while True:
         process = start(config)
         process.join(draw.uniform(0.05, 0.5) * seconds if kills < KILLS else 1200)
@@ -44,7 +45,8 @@ def test_killed_again_and_again_it_ends_with_the_same_records(competition, start
     assert "pool/1.jsonl" in one
     for name in one:
         assert other[name] == one[name], name
-    for who in ("teacher", "student"):
+    assert one["round-2/pairs.jsonl"]
+    for who in ("teacher", "student", "refine"):
         with Store(tmp_path / "killed" / "asked" / who) as store:
             final = [entry.key for entry in store.entries() if entry.status.final]
             assert len(final) == len(set(final)) > 0

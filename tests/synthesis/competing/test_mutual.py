@@ -18,7 +18,7 @@ from mmkd.synthesis.competing.augmenting import check_augmentor
 from mmkd.synthesis.competing.augmentors.registry import AUGMENTORS
 from mmkd.synthesis.competing.compete import Competition
 from mmkd.synthesis.competing.items import Item, write_items, write_rows
-from mmkd.synthesis.competing.training import round_config, teacher_config
+from mmkd.synthesis.competing.training import preference_config, round_config, teacher_config
 
 STAGE = {"name": "learn", "steps": 2, "batch_size": 2}
 MIXTURE = {"mixture": [{"source": "jsonl", "path": "x"}]}
@@ -92,14 +92,19 @@ def test_the_packaged_competitions_can_begin(name):
     check_augmentor(config)
     plan = round_config(config.training, "training")
     assert plan.student.init == "the model of the round before"
+    pairs = config.preference_training or TrainingRunSection(config="scenes/compete-prefer")
+    assert preference_config(pairs).teacher is not None
     if config.pretraining is not None:
         load_config(config.pretraining.config, config.pretraining.overrides)
 
 
 def test_the_page_names_every_augmentor_and_its_config_is_one(root, tmp_path):
     page = (root / "docs" / "compete.md").read_text()
-    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "compete.yaml").write_text(text)
-    check_augmentor(load_as(tmp_path / "compete.yaml", [], CompeteConfig))
+    text, more = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "compete.yaml").write_text(text + more)
+    config = load_as(tmp_path / "compete.yaml", [], CompeteConfig)
+    check_augmentor(config)
+    assert config.preference_training is not None
+    preference_config(config.preference_training)
     assert all(f"`{name}`" in page for name in AUGMENTORS)
     assert all(f"| {kind} |" in page for kind in Kind)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mmkd.data.images import open_image
 from mmkd.data.scene_questions import DESCRIPTIONS, Question, Thing, offers
-from mmkd.errors import ConfigError
+from mmkd.synthesis.competing.augmentors.presence import checked_share, drawn_for_presence
 from mmkd.synthesis.competing.augmentors.registry import Draft, Parent, Wanted, register
 from mmkd.synthesis.programs.backends.classical import ClassicalDetector
 
@@ -30,10 +30,8 @@ def grounded(wanted: Wanted, absent: float = 0.0) -> Iterator[Draft]:
 
     Raises: ConfigError for a share above a half.
     """
-    if not 0 <= absent <= 0.5:
-        raise ConfigError(f"augment.absent is {absent}; 0 to 0.5 are possible: as many drafts ask for what is there.")
     pictures = _Pictures(wanted)
-    paired = _pairs(wanted, absent, pictures)
+    paired = _pairs(wanted, checked_share(absent), pictures)
     for place, parent in enumerate(wanted.parents):
         item = parent.item
         rng = random.Random(f"{wanted.seed}/{wanted.round}/{item.id}/{parent.number}")
@@ -70,9 +68,7 @@ def _pairs(wanted: Wanted, absent: float, pictures: _Pictures) -> dict[int, Ques
 
     Where a pair of pictures has no such two left, both parents get their ordinary draft.
     """
-    rng = random.Random(f"{wanted.seed}/{wanted.round}/absent")
-    count = int(absent * len(wanted.parents) + 0.5)
-    places = rng.sample(range(len(wanted.parents)), min(2 * count, len(wanted.parents) // 2 * 2))
+    places, rng = drawn_for_presence(wanted, absent)
     found: dict[int, Question] = {}
     for without, holding in zip(places[::2], places[1::2], strict=True):
         one, other = (wanted.parents[place].item.images for place in (without, holding))

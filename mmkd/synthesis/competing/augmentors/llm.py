@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.errors import ConfigError
+from mmkd.synthesis.competing.augmentors.presence import asked_for_presence, checked_share
 from mmkd.synthesis.competing.augmentors.registry import Draft, Parent, Wanted, register
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
@@ -25,27 +26,37 @@ class NewQuestion(BaseModel):
 
 
 @register("llm")
-def llm(wanted: Wanted, model: dict[str, Any], temperature: float = 1.0, max_tokens: int = 256) -> Iterator[Draft]:
+def llm(
+    wanted: Wanted, model: dict[str, Any], temperature: float = 1.0, max_tokens: int = 256, absent: float = 0.0
+) -> Iterator[Draft]:
     """One question for each parent, by the prompt compete_augment: from a difficult item a variant of the task, one
     with more steps, with another constraint or in another form; from an easy one a rarer one.
 
     Args:
         model: as `model` of `mmkd answer`; a language model gets the words without the picture.
+        absent: share of the drafts that ask, by the prompt compete_presence, for something that the picture does not
+            hold (UniversalNER, arXiv 2308.03279); for each of them one more asks for something that it does.
 
-    Raises: ConfigError for a model section that is none; what `Asker.answer` raises.
+    Raises: ConfigError for a model section that is none, a share above a half, or one above 0 for a model that sees no
+        picture; what `Asker.answer` raises.
     """
     section = section_of(model, "llm")
     template, sees = prompt("compete_augment"), section.language is None
+    presence, about = prompt("compete_presence"), asked_for_presence(wanted, checked_share(absent))
+    if absent and not sees:
+        raise ConfigError("augment.absent: a language model does not see what is absent; give a model that sees.")
     parents = {str(place): parent for place, parent in enumerate(wanted.parents)}
 
     def request(name: str, parent: Parent) -> Request:
         rng = random.Random(f"{wanted.seed}/{wanted.round}/{parent.item.id}/{parent.number}")
         kind = rng.choice(HARD if parent.hard else EASY)
-        item = parent.item
+        item, used = parent.item, template
         turns = template.render(kind=kind, question=item.question, answer=item.answer, sees=sees)
+        if int(name) in about:
+            used, turns = presence, presence.render(question=item.question, absent=about[int(name)])
         sampling = Sampling(temperature, 1.0, max_tokens, rng.randrange(2**31))
         images = item.images if sees else ()
-        return Request(name, turns, images, sampling, NewQuestion, prompt=str(template), license=item.license)
+        return Request(name, turns, images, sampling, NewQuestion, prompt=str(used), license=item.license)
 
     with open_asker(section, wanted.folder / "augment", wanted.reasks) as asker:
         requests = (request(name, parent) for name, parent in parents.items())

@@ -19,6 +19,7 @@ from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.container import container
@@ -98,6 +99,9 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         write_whole(out / "programs.jsonl", result.programs(items))
         write_jsonl(out / "writer.jsonl", result.lessons(items))
     write_whole(out / "yield.json", [json.dumps(result.yields.to_dict(), indent=2), "\n"])
+    every = result.yields.to_dict()["all"]
+    held = f"{every['verified']:,} of {every['rows']:,}"
+    write_card(out, "questions with rationales of visual programs", {"questions whose program held": held})
     Console(stderr=True).print(result.yields.table())
     return Made(out / "records.jsonl", result.yields.to_dict(), log.bad)
 

@@ -30,6 +30,7 @@ def test_right_programs_give_every_row_a_rationale_that_names_its_program(config
     # What is so on every picture of so few can be told without the picture.
     unmoved = {one["id"] for one in lines(tmp_path / "out" / "rejected.jsonl")}
     assert {one["kind"] for one in lines(tmp_path / "out" / "rejected.jsonl")} <= {"same answer without the picture"}
+    assert "20 chat records with 20 questions" in (tmp_path / "out" / "card.md").read_text()
     every = made.yields["all"]
     assert (every["rows"], every["ran"], every["right"], every["texts"]) == (20, 20, 20, 20)
     assert every["verified"] == every["texts_verified"] == 20 - len(unmoved) >= 17

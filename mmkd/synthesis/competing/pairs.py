@@ -1,0 +1,69 @@
+"""Preference pairs: the better and the worse answer to one question, in the chat form that preference trainers read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmkd.synthesis.competing.assessing import Kind, Outcome
+from mmkd.synthesis.competing.items import Item, read_rows
+from mmkd.synthesis.competing.refining import Refined
+
+FILE = "preferences.jsonl"
+
+
+def preferences(
+    outcomes: Sequence[Outcome],
+    items: Mapping[str, Item],
+    floor: float,
+    folder: Path,
+    refined: Mapping[str, Refined] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Pairs of a round: the better answer reaches the floor, and both orders of a judge prefer it.
+
+    `winner` tells the student's wins from the teacher's; a `refiner` has mended the student's own answer, and its pair
+    stands in the place of the teacher's. Image paths are relative to `folder`.
+
+    Args:
+        refined: mended answers, by item.
+    """
+    mended = refined or {}
+    for outcome in outcomes:
+        if outcome.kind not in (Kind.HARD, Kind.WIN) or not outcome.agree or outcome.scores is None:
+            continue
+        teacher, student = zip((outcome.teacher, outcome.student), outcome.scores, strict=True)
+        if outcome.id in mended:
+            winner, better, worse = "refiner", *mended[outcome.id].answers()
+        elif outcome.kind is Kind.HARD:
+            winner, better, worse = "teacher", teacher, student
+        else:
+            winner, better, worse = "student", student, teacher
+        if better[1] < floor:
+            continue
+        item = items[outcome.id]
+        yield {
+            "id": item.id,
+            "images": [os.path.relpath(image, folder) for image in item.images],
+            "prompt": [{"role": "user", "content": item.question}],
+            "chosen": [{"role": "assistant", "content": better[0]}],
+            "rejected": [{"role": "assistant", "content": worse[0]}],
+            "winner": winner,
+            "scores": [better[1], worse[1]],
+        }
+
+
+def gathered(folders: Sequence[Path], into: Path) -> Iterator[dict[str, Any]]:
+    """The pairs of rounds, oldest first, image paths relative to the folder `into`.
+
+    Of one item's same two answers the newest word counts: a teacher that has learned, or a judge that is not sure, may
+    have turned them round.
+    """
+    found: dict[tuple[str, frozenset[str]], dict[str, Any]] = {}
+    for folder in folders:
+        for row in read_rows(folder / FILE):
+            answers = frozenset(row[name][0]["content"].strip() for name in ("chosen", "rejected"))
+            images = [os.path.relpath(folder / image, into) for image in row["images"]]
+            found[row["id"], answers] = row | {"images": images}
+    return (row for (_, answers), row in found.items() if len(answers) == 2)

@@ -1,0 +1,11 @@
+"""Text of any origin, made safe to show."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def visible(text: str) -> str:
+    """One line in which control and direction characters are written out, so that a terminal does not obey them."""
+    hidden = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in hidden else c for c in text)
