@@ -130,6 +130,7 @@ def _from_folder(student: StudentSection) -> Composed:
     elif config.voco:
         voco = base.model.voco
     model = _assemble(config, base.model.vision_tower, base.model.projector, base.model.language_model, voco)
+    model.generation_config = base.model.generation_config  # may say more than its decoder's own
     base.processor.voco_tokens = config.voco_tokens or None
     return Composed(model, _with_template(base.processor, student))
 

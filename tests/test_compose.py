@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -308,6 +309,14 @@ def test_a_student_begun_in_bf16_is_the_folder_loaded_in_bf16(saved):
         assert torch.equal(buffer, expected[name]), name
     hashes = {tower_hash(side.model, side.processor.fingerprint) for side in (begun, loaded)}
     assert len(hashes) == 1
+
+
+def test_a_student_begun_from_a_folder_ends_its_answers_where_that_folder_does(saved):
+    """The folder's generation config may say other than its decoder's own, e.g. after a chat template was chosen."""
+    settings = json.loads((saved / "generation_config.json").read_text())
+    (saved / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 7, "max_new_tokens": 5}))
+    begun = compose(StudentSection(init=str(saved))).model.generation_config
+    assert (begun.eos_token_id, begun.max_new_tokens) == (7, 5)
 
 
 def test_a_tensor_that_is_missing_is_named_instead_of_filled_with_random_weights(saved):

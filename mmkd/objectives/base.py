@@ -195,7 +195,7 @@ class Objective(nn.Module):
         sparse_teacher: True where some tokens of the teacher's distribution, from a cache, are enough.
         teacher_tower: True where it compares vision towers; `make_heads` is then given their widths.
         hidden_teacher: True where hidden states of the teacher's layers, from a cache, are enough.
-        pairs: True where it reads preference pairs: every record of its stage then has to be one.
+        reads_pairs: True where it reads preference pairs: every record of its stage then has to be one.
     """
 
     name: str = ""  # set by @register
@@ -204,7 +204,7 @@ class Objective(nn.Module):
     sparse_teacher: bool = False
     hidden_teacher: bool = False
     teacher_tower: bool = False
-    pairs: bool = False
+    reads_pairs: bool = False
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""

@@ -25,7 +25,7 @@ class PairLoss(Objective):
         chunk: most answer tokens that pass a head at once.
     """
 
-    pairs = True
+    reads_pairs = True
 
     def __init__(self, beta: float = 0.1, chunk: int = 512):
         super().__init__()

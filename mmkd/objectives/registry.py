@@ -42,8 +42,9 @@ def names(pattern: str = "*") -> list[str]:
 
 
 def sparse_capable(name: str) -> bool:
-    """Whether an objective reads the teacher, and a cache of it is enough."""
-    return _registry[name].teacher and _registry[name].sparse_teacher
+    """Whether an objective reads the teacher's distributions, and a cache of them is enough."""
+    kind = _registry[name]
+    return kind.teacher and kind.sparse_teacher and not kind.reads_pairs
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:

@@ -11,7 +11,7 @@ from mmkd.objectives import TokenLoss, build
 
 def reads_pairs(sections: Sequence[ObjectiveSection]) -> bool:
     """Whether one of these objectives reads preference pairs. Raises ConfigError for an unknown one."""
-    return any(build(section).pairs for section in sections)
+    return any(build(section).reads_pairs for section in sections)
 
 
 def any_reads_pairs(config: Config) -> bool:
@@ -29,9 +29,9 @@ def check_pairs(config: Config) -> None:
 
 def _check(config: Config, stage: StageSection, sections: Sequence[ObjectiveSection]) -> None:
     built = [build(section) for section in sections]
-    paired = next(objective for objective in built if objective.pairs)
+    paired = next(objective for objective in built if objective.reads_pairs)
     at = f"stage {stage.name}: {paired.name}"
-    others = [one.name for one in built if not (one.pairs or isinstance(one, TokenLoss))]
+    others = [one.name for one in built if not (one.reads_pairs or isinstance(one, TokenLoss))]
     if others:
         raise ConfigError(
             f"{at} goes with objectives on logits only, which can leave rejected answers out; {others[0]} learns from "
@@ -44,7 +44,7 @@ def _check(config: Config, stage: StageSection, sections: Sequence[ObjectiveSect
         )
     if config.data.rationales is not None:
         raise ConfigError(f"{at} reads pairs of answers, and data.rationales makes other pairs of a row; take one out.")
-    reference = next((one.name for one in built if one.pairs and one.teacher), None)
+    reference = next((one.name for one in built if one.reads_pairs and one.teacher), None)
     if reference is not None:
         _check_reference(config, stage, f"stage {stage.name}: {reference}")
 

@@ -10,7 +10,8 @@ from typing import Any
 from mmkd.compose import compose_tokenizer
 from mmkd.config.schema import Config
 from mmkd.errors import ConfigError
-from mmkd.objectives import Needs, OfaLogits, build
+from mmkd.models.attention_capture import CAPTURABLE
+from mmkd.objectives import AttentionRelations, Needs, OfaLogits, VocoAttention, build
 from mmkd.teachers.live import SharedTeacher
 from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer
 
@@ -50,6 +51,13 @@ def check_objectives(config: Config) -> None:
             raise ConfigError(
                 f"stage {stage.name}: objectives {', '.join(asking)} need a teacher, and the config has none. Add e.g. "
                 "teacher: {kind: live, model: runs/teacher/model}."
+            )
+        capturing = [objective.name for objective in built if isinstance(objective, AttentionRelations | VocoAttention)]
+        if capturing and config.student.attention not in CAPTURABLE:
+            raise ConfigError(
+                f"stage {stage.name}: {', '.join(capturing)} read queries and keys, which student.attention "
+                f"{config.student.attention} does not hand out; train with one of {', '.join(CAPTURABLE)} (the "
+                "released model may use any)."
             )
         if config.teacher is not None and config.teacher.kind == "shared":
             for objective in built:

@@ -235,7 +235,7 @@ def train_stage(
             feature_store=store,
             teacher=side,
             teacher_rows=teacher.store if isinstance(teacher, CachedTeacher) else None,
-            pairs=any(objective.pairs for objective, _ in objectives),
+            pairs=any(objective.reads_pairs for objective, _ in objectives),
         )
 
     trainer = DistillTrainer(

@@ -167,7 +167,7 @@ def _plain(config: dict[str, Any]) -> list[float]:
             start_step=0,
             rejected=Path(settings.run.dir) / "plain-rejected.jsonl",
             teacher=side,
-            pairs=any(objective.pairs for objective, _ in objectives),
+            pairs=any(objective.reads_pairs for objective, _ in objectives),
         )
     )
     found = []

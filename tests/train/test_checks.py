@@ -51,6 +51,14 @@ def config(tmp_path: Path, stage: Any = None, data: Any = None, **sections: Any)
             "flex_attention takes no mask of ours, which data.packing needs",
         ),
         (
+            {
+                "student": PARTS | {"voco": {"tokens": 4}, "attention": "flash_attention_2"},
+                "objectives": [{"name": "voco_attention"}],
+                "teacher": {"kind": "live", "model": "nowhere"},
+            },
+            "voco_attention read queries and keys, which student.attention flash_attention_2 does not hand out",
+        ),
+        (
             {"student": PARTS | {"voco": {"mass_bias": True}, "attention": "flash_attention_2"}},
             "voco.mass_bias needs; use attention: sdpa",
         ),

@@ -50,12 +50,12 @@ def go_and_look(config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     export = run.export
 
-    def look_and_export(trainer: Any, composed: Any, target: Path) -> None:
+    def look_and_export(trainer: Any, composed: Any, *rest: Any) -> None:
         found["logits"] = logits(trainer.task.student, composed.processor, config).numpy()
         found["whole"] = all(p.numel() for p in trainer.task.student.parameters())
         found["rank"], found["world"] = trainer.args.process_index, trainer.args.world_size
         found["saves"] = trainer.args.should_save
-        export(trainer, composed, target)
+        export(trainer, composed, *rest)
 
     run.export = look_and_export
     ranks.go(config)

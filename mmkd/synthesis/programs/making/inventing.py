@@ -22,7 +22,7 @@ from mmkd.synthesis.requests import Answer, Request, Sampling, digest
 TASK = "invented"
 SHOWN = 6  # questions that a proposal has to differ from and may be like
 MOST_LENGTH = 200  # characters of a question
-_LABEL = re.compile(r"^(?:[-*•]|\d+[.)]|question(?: \d+)?:)\s*", re.IGNORECASE)
+_LABEL = re.compile(r"^(?:(?:[-*•]|\d+[.)]|question(?: \d+)?:)\s*)+", re.IGNORECASE)
 
 
 def invent(

@@ -128,7 +128,7 @@ def test_inventing_does_not_go_with_tuning(config, tmp_path):
         ("how many cups are there?", "how many cups are there?"),
         ('\n  "Is it  red or blue?"\nYes.', "Is it red or blue?"),
         ("3. what is left of the cup?", "what is left of the cup?"),
-        ("- Question: what is it?", None),  # two labels; nothing is guessed
+        ("- Question: what is it?", "what is it?"),
         ("There are two cups.", None),
         ("why?", None),
         ("x " * 200 + "?", None),
