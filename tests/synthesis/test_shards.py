@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -60,8 +62,22 @@ def test_what_a_kill_tore_is_passed_over(store, tmp_path):
     assert not list((tmp_path / "shards").iterdir())
 
 
+WRITER = """
+import sys
+from mmkd.synthesis.store import Store
+with Store(sys.argv[1]):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_a_shard_that_is_still_written_is_left_alone(store, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "DYING_SECONDS", 0.05)
-    with Store(shard_of(tmp_path, "0")) as worker, pytest.raises(DataError, match="still being written"):
-        merge_left(store)
-    assert worker.folder.exists()
+    shard = shard_of(tmp_path, "0")
+    command = [sys.executable, "-c", WRITER, str(shard)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout.readline() == "open\n"
+        with pytest.raises(DataError, match="still being written"):
+            merge_left(store)
+        worker.stdin.close()
+    assert shard.exists()
