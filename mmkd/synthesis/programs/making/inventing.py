@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from mmkd.config.programs_schema import ProgramsConfig
+from mmkd.config.programs_schema import InventSection, ProgramsConfig
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.asking import Asker
@@ -26,15 +26,13 @@ _LABEL = re.compile(r"^(?:(?:[-*•]|\d+[.)]|question(?: \d+)?:)\s*)+", re.IGNOR
 
 
 def invent(
-    asker: Asker, config: ProgramsConfig, prompts: Prompts, items: Sequence[Item], records: Sequence[Record],
-    log: RejectedLog,
+    asker: Asker, section: InventSection, config: ProgramsConfig, prompts: Prompts, items: Sequence[Item],
+    records: Sequence[Record], log: RejectedLog,
 ) -> list[Item]:  # fmt: skip
     """New questions, each about some of the pictures, without an answer. `items` are the questions that exist.
 
     Proposals that are no question, or none that is new, go into the log.
     """
-    section = config.invent
-    assert section is not None
     existing = dict.fromkeys([*(item.question for item in items), *(one.question for one in prompts.nearest.kept)])
     asked = Proposals(prompts, list(existing), section.questions, config.sampling.seed)
     answers = shown(asker.answer(asked.requests()), asker.tally, "inventing questions", section.questions)

@@ -85,7 +85,7 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         prompts = Prompts(runner.tools, config.examples)
         with open_asker(config.writer, out / "asked") as asker:  # the writer is let go of then
             if config.invent is not None:
-                items = invent(asker, config, prompts, items, records, log)
+                items = invent(asker, config.invent, config, prompts, items, records, log)
             sampled = sample(asker, config, prompts, items)
         trials = Trials(config, runner, records, items, sampled.candidates, ledger, troubles)
         for _ in _bar(trials.run(), "running", len(items)):
