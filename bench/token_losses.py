@@ -8,7 +8,8 @@ matrix products too; torch counts nothing there, and getrusage inherits the peak
 Blocks from 1 MiB go back to the system when freed, as those of real sizes (from 32 MiB) always do, so that it is memory
 in use that counts and not how the allocator cut the rest. On a GPU it is the caching allocator's count.
 
-`time` runs forward_kl and cross_entropy alone, both chunked and of one width, in turn in one process.
+`time` runs forward_kl and cross_entropy alone, both chunked and of one width, in turn in one process; and cross_entropy
+whose chunks are computed again in backward, as chunked losses do it that make no gradients ahead.
 """
 
 from __future__ import annotations
@@ -77,13 +78,13 @@ def sides(case: Case) -> Sides:
     return Sides(hidden[0].requires_grad_(), heads[0], hidden[1], heads[1], targets)
 
 
-def chunked(at: Sides, objectives: Sequence[TokenLoss]) -> Tensor:
-    """Loss by mmkd's objectives, each of weight 1."""
+def chunked(at: Sides, objectives: Sequence[TokenLoss], ahead: bool = True) -> Tensor:
+    """Loss by mmkd's objectives, each of weight 1; `ahead`: gradients are made beside the loss."""
     zeros = torch.zeros_like(at.targets)
     one = zeros.new_ones(1, 1)
     batch = AnswerBatch(at.targets, zeros, zeros, one.bool(), one * 0, len(zeros))
     student, teacher = (
-        Outputs(hidden, head, {}, one.bool(), one.bool(), one, head_weight=head.weight)
+        Outputs(hidden, head, {}, one.bool(), one.bool(), one, head_weight=head.weight if ahead else None)
         for hidden, head in ((at.student, at.head), (at.teacher, at.teacher_head))
     )
     return token_losses([(objective, 1.0) for objective in objectives], student, teacher, batch).loss
@@ -171,21 +172,27 @@ def memory_figures(base: Case, vocabularies: Sequence[int], tokens: Sequence[int
 
 def time_figures(base: Case, vocabularies: Sequence[int], rounds: int) -> Iterator[Figure]:
     """Milliseconds of forward and backward, and their ratio in each round; the teacher is as wide as the student."""
-    objectives = {"cross_entropy": CrossEntropy(base.chunk), "forward_kl": ForwardKL(chunk=base.chunk)}
+    cross_entropy = CrossEntropy(base.chunk)
+    cases: dict[str, tuple[TokenLoss, bool]] = {
+        "cross_entropy": (cross_entropy, True),
+        "recomputed_cross_entropy": (cross_entropy, False),
+        "forward_kl": (ForwardKL(chunk=base.chunk), True),
+    }
     for vocabulary in vocabularies:
         at = sides(replace(base, vocabulary=vocabulary, teacher_width=base.width))
-        runs: dict[str, list[float]] = {name: [] for name in objectives}
+        runs: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(rounds + 1):
-            for name, objective in objectives.items():
-                spent = _seconds(lambda o=objective, at=at: chunked(at, [o]).backward(), base.device)
+            for name, (objective, ahead) in cases.items():
+                spent = _seconds(lambda o=objective, at=at, ahead=ahead: chunked(at, [o], ahead).backward(), base.device)
                 if number:  # the first warms up
                     runs[name].append(1000 * spent)
         case = f"V={vocabulary:,} N={base.tokens:,}"
         for name, values in runs.items():
             yield f"{name}@{case}", statistics.median(values), "ms", _spread(values), None
-        ratios = [kl / ce for kl, ce in zip(runs["forward_kl"], runs["cross_entropy"], strict=True)]
-        against = "chunked cross_entropy, same run"
-        yield f"ratio@{case}", statistics.median(ratios), "of cross_entropy", _spread(ratios), against
+        for name, metric in (("cross_entropy", "ratio"), ("recomputed_cross_entropy", "ratio_to_recomputed")):
+            ratios = [kl / ce for kl, ce in zip(runs["forward_kl"], runs[name], strict=True)]
+            against = f"chunked {name}, same run"
+            yield f"{metric}@{case}", statistics.median(ratios), f"of {name}", _spread(ratios), against
 
 
 def _spread(values: list[float]) -> float:
