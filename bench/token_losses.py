@@ -183,7 +183,9 @@ def time_figures(base: Case, vocabularies: Sequence[int], rounds: int) -> Iterat
         runs: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(rounds + 1):
             for name, (objective, ahead) in cases.items():
-                spent = _seconds(lambda o=objective, at=at, ahead=ahead: chunked(at, [o], ahead).backward(), base.device)
+                spent = _seconds(
+                    lambda o=objective, at=at, ahead=ahead: chunked(at, [o], ahead).backward(), base.device
+                )
                 if number:  # the first warms up
                     runs[name].append(1000 * spent)
         case = f"V={vocabulary:,} N={base.tokens:,}"

@@ -18,7 +18,7 @@ def launch(
     """`mmkd JOB CONFIG` in the run folder `run`, on `ranks` processes of this machine; a run that is there goes on.
 
     Args:
-        job: train or distill.
+        job: train, distill or cache.
         keep: open files that the launcher holds as well, so that a lock outlives this process while it trains.
 
     Raises: TrainingError where the training stops; its own message stands above.

@@ -70,6 +70,9 @@ def test_time_rows_hold_both_losses_and_their_ratio_round_by_round(tmp_path):
         ["time", "--vocabularies", "500", "--tokens", "64", "--chunk", "16", "--width", "16", "--rounds", "3"], tmp_path
     )
     found = {row.metric: row for row in read("token_loss_time", tmp_path)}
-    assert set(found) == {f"{what}@V=500 N=64" for what in ("cross_entropy", "forward_kl", "ratio")}
+    assert set(found) == {
+        f"{what}@V=500 N=64"
+        for what in ("cross_entropy", "recomputed_cross_entropy", "forward_kl", "ratio", "ratio_to_recomputed")
+    }
     assert found["ratio@V=500 N=64"].unit == "of cross_entropy"
     assert all(row.value > 0 and row.spread > 0 for row in found.values())
