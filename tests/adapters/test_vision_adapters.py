@@ -16,6 +16,7 @@ from mmkd_adapters.vision.timm import TimmAdapter
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
+from timm.models import save_for_hf
 from transformers import (
     BitImageProcessor,
     CLIPConfig,
@@ -378,3 +379,39 @@ def test_what_is_not_a_vision_tower_is_refused(tmp_path):
         load(f"hf:{tmp_path}")
     with pytest.raises(AssetError, match="no/such-model cannot be loaded"):
         load("hf:no/such-model")
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A ViT of 24 classes for images of 64 pixels, as `mmkd distill` of a vision run leaves it."""
+    model = timm.create_model("test_vit", patch_size=8, img_size=64, num_classes=24)
+    data = {"mean": (0.1, 0.2, 0.3), "std": (0.9, 0.8, 0.7), "interpolation": "bilinear", "crop_pct": 1.0}
+    save_for_hf(model, str(tmp_path / "model"), safe_serialization=True, data_config=data | {"input_size": (3, 64, 64)})
+    return model, tmp_path / "model"
+
+
+@torch.no_grad()
+def test_the_tower_of_a_distilled_classifier_sees_what_the_classifier_sees(classifier):
+    model, folder = classifier
+    parts = load(f"timm:local-dir:{folder}", taps=[-1])
+    seen = pixels(parts)
+    assert seen.shape[-2:] == (64, 64)
+    assert parts.image_processor.image_mean == (0.1, 0.2, 0.3)
+    expected = model.eval().forward_intermediates(seen, intermediates_only=True, norm=False)[-1]
+    torch.testing.assert_close(parts.tower(seen), expected.flatten(2).mT)
+
+
+@torch.no_grad()
+def test_it_reads_larger_images_by_more_patches(classifier):
+    parts = load(f"timm:local-dir:{classifier[1]}", image_size=128)
+    assert (parts.tower.config.rows, parts.tower.config.cols) == (16, 16)
+    assert parts.tower(pixels(parts)).shape == (1, 256, 64)
+
+
+def test_a_folder_without_a_saved_model_or_with_other_weights_is_refused(classifier, tmp_path):
+    with pytest.raises(AssetError, match="holds no model that timm saved"):
+        load(f"timm:local-dir:{tmp_path}")
+    _, folder = classifier
+    save_file({"patch_embed.proj.weight": torch.zeros(64, 3, 8, 8)}, folder / "model.safetensors")
+    with pytest.raises(AssetError, match="not of its config.json"):
+        load(f"timm:local-dir:{folder}")

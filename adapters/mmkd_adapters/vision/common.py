@@ -62,15 +62,18 @@ class TowerAdapter(ABC):
 
 
 def build_tower(
-    spec: Spec, config: MmkdVisionConfig, model: nn.Module | None = None, pretrained: bool = False
+    spec: Spec, config: MmkdVisionConfig, model: nn.Module | None = None, pretrained: bool = False, **loading: Any
 ) -> VisionTower:
-    """The tower of `config` from `model`, from timm's own weights (`pretrained`), or with random weights.
+    """The tower of `config` from `model`, from weights that timm loads (`pretrained`), or with random weights.
+
+    Args:
+        loading: what else timm is to know of the weights.
 
     Raises ConfigError for what the family cannot do (taps, sizes), AssetError if the weights are not to be had.
     """
     try:
         if pretrained:
-            model = build_model(config, pretrained=True)
+            model = build_model(config, pretrained=True, **loading)
         return VisionTower(config, model).eval()
     except OSError as error:  # first: the hub's own errors are ValueErrors too
         raise not_found(spec, error) from error

@@ -1,7 +1,11 @@
-"""Towers of timm: `timm:NAME`, NAME as `timm.list_models()` has it, with or without a weights tag."""
+"""Towers of timm: `timm:NAME`, NAME as `timm.list_models()` has it, with or without a weights tag; and
+`timm:local-dir:FOLDER`, a model that timm saved."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,6 +23,7 @@ from .common import TowerAdapter, Wanted, build_tower, image_processor, load_par
 from .lite0 import read_published_lite0
 
 LITE0 = "tf_efficientnet_lite0"
+FOLDER = "local-dir:"  # timm's own word for a model in a folder
 
 
 class TimmAdapter(TowerAdapter):
@@ -31,6 +36,8 @@ class TimmAdapter(TowerAdapter):
     def build(self, wanted: Wanted) -> VisionParts:
         spec = wanted.spec
         refuse_revision(spec)
+        if spec.name.startswith(FOLDER):
+            return self._from_folder(wanted, Path(spec.name.removeprefix(FOLDER)))
         published = published_config(spec)
         side = wanted.image_size or published.input_size[-1]
         config = wanted.config("timm", spec.name, model_options(spec.name, side), side)
@@ -45,11 +52,32 @@ class TimmAdapter(TowerAdapter):
         processor = image_processor(side, data["mean"], data["std"], data["interpolation"])
         return VisionParts(tower, processor, spdx(published.license))
 
+    def _from_folder(self, wanted: Wanted, folder: Path) -> VisionParts:
+        """The tower of a classifier that timm saved, as `mmkd distill` leaves it; its head stays behind."""
+        spec = wanted.spec
+        try:
+            saved = json.loads((folder / "config.json").read_text())
+            name, published = saved["architecture"], saved["pretrained_cfg"]
+        except (OSError, ValueError, KeyError) as error:
+            raise AssetError(f"{spec}: {folder} holds no model that timm saved ({error!r}).") from error
+        options = {key: value for key, value in saved.get("model_args", {}).items() if key != "num_classes"}
+        side = wanted.image_size or published["input_size"][-1]
+        config = wanted.config("timm", name, options | model_options(name, side, options), side)
+        classes = {"num_classes": saved["num_classes"]}  # timm is strict only where heads agree; the trunk drops it
+        overlay = published | classes | {"file": str(folder / "model.safetensors")}
+        loading = {"pretrained": True, "pretrained_cfg_overlay": overlay, **classes} if wanted.pretrained else {}
+        try:
+            tower = build_tower(spec, config, **loading)
+        except RuntimeError as error:
+            raise AssetError(f"{spec}: the weights in {folder} are not of its config.json ({error}).") from error
+        processor = image_processor(side, published["mean"], published["std"], published["interpolation"])
+        return VisionParts(tower, processor, "unknown")
+
     def load_classifier(
         self, spec: Spec, *, classes: int | None, image_size: int | None, options: dict[str, Any], pretrained: bool
     ) -> ClassifierParts:
         """See `mmkd.contracts.ClassifierAdapter`. `timm:local-dir:FOLDER` is a model that timm saved."""
-        if not spec.name.startswith("local-dir:"):
+        if not spec.name.startswith(FOLDER):
             published = published_config(spec)
             if pretrained and not published.has_weights:
                 raise ConfigError(
@@ -102,12 +130,12 @@ def published_config(spec: Spec) -> Any:
         raise unknown_name(spec, spec.name, timm.list_pretrained(f"{spec.name.split('.')[0]}.*"), "timm") from error
 
 
-def model_options(name: str, side: int) -> dict[str, Any]:
-    """Arguments of `timm.create_model` for images of `side` pixels."""
+def model_options(name: str, side: int, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for images of `side` pixels, beside the `options` of the model."""
     if not is_timm_vit(name):
         return {"img_size": side} if timm.get_pretrained_cfg_value(name, "fixed_input_size") else {}
     with torch.device("meta"):
-        patch = timm.create_model(name).patch_embed.patch_size[0]
+        patch = timm.create_model(name, **(options or {})).patch_embed.patch_size[0]
     if side < patch:
         raise ConfigError(f"timm:{name}: image_size {side} is smaller than one patch of {patch} pixels.")
     # timm's any-size mode wants whole patches; SigLIP's 384 / 14 is not, and stays at its one size.
