@@ -13,7 +13,7 @@ from torch import Tensor
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q)."""
-    # One block of [n, V] beside p, and in backward one more: fresh blocks cost a CPU more than what is written into them.
+    # One block of [n, V] beside p, one more in backward: a fresh block costs a CPU more than what is written to it.
     return -(log_q - log_p).mul_(log_p.exp()).sum(-1)
 
 
