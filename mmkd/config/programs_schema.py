@@ -72,7 +72,16 @@ class ProgramsConfig(Section):
     )
     examples: int = Field(5, ge=0, description="Examples in the prompt, the most alike.")
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
-    choices: list[str] = Field(["yes", "no"], description="Answers that could be guessed: two programs have to agree.")
+    choices: list[str] = Field(
+        ["yes", "no"],
+        description="Answers that could be guessed: two programs have to agree; so do all choices that a row offers.",
+    )
+    soft_accuracy: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="VQA soft accuracy from which an answer is right, where a row has the answers of several people.",
+    )
     controls: int = Field(
         8, ge=0, description="Other rows' pictures, beside a blank one, on which a right program may answer otherwise."
     )

@@ -37,7 +37,8 @@ def parquet(path: str, turns: int | None = None, seed: int = 0) -> Sequence[Reco
 
 
 def llava_json(path: str, images: str | None = None, turns: int | None = None, seed: int = 0) -> Sequence[Record]:
-    """LLaVA's format: a list of {id, image, conversations: [{from: human | gpt, value}]}.
+    """LLaVA's format: a list of {id, image, conversations: [{from: human | gpt, value}]}; `answers` and `choices`
+    beside a value as in `Turn`.
 
     Args:
         images: folder of the images; the file's own by default.
@@ -118,13 +119,16 @@ class LlavaRows(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:
         row, place = self.rows[index], f"{self.file}, row {index}"
         try:
-            said = [(turn["from"], turn["value"]) for turn in row["conversations"]]
-            turns = [Turn(LLAVA_ROLES[role], text.replace("<image>", "").strip()) for role, text in said]
+            said = [turn["value"] for turn in row["conversations"]]
+            turns = [
+                Turn(LLAVA_ROLES[turn["from"]], text.replace("<image>", "").strip(), **several(turn, place))
+                for turn, text in zip(row["conversations"], said, strict=True)
+            ]
             named = row.get("image") or []
             images = [str(self.folder / name) for name in ([named] if isinstance(named, str) else named)]
         except (KeyError, TypeError, AttributeError) as error:
             raise BadRow(f"{place}: not of LLaVA's shape ({error!r}).") from error
-        marked = sum(text.count("<image>") for _, text in said)
+        marked = sum(text.count("<image>") for text in said)
         if marked != len(images):
             raise BadRow(f"{place}: {marked} <image> marks, {len(images)} images; they must agree.", "image marks")
         return Record(id=str(row.get("id", index)), turns=turns, images=images, source=self.file.stem)
@@ -141,7 +145,8 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
         return Record(
             id=str(row["id"]),
             turns=[
-                Turn(turn["role"], turn["text"], turn.get("rationale"), turn.get("rejected")) for turn in row["turns"]
+                Turn(turn["role"], turn["text"], turn.get("rationale"), turn.get("rejected"), **several(turn, place))
+                for turn in row["turns"]
             ],
             images=[image_of(image, place, folder) for image in row.get("images") or []],
             task=row.get("task") or "",
@@ -150,6 +155,15 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRow(f"{place}: not a record ({error!r}); it needs id and turns of role and text.") from error
+
+
+def several(turn: Mapping[str, Any], place: str) -> dict[str, list[str] | None]:
+    """`answers` and `choices` of a turn, None where it has none. Raises BadRow where one is no list of texts."""
+    found = {name: turn.get(name) or None for name in ("answers", "choices")}
+    for name, texts in found.items():
+        if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            raise BadRow(f"{place}: {name} of a turn is {str(texts)[:80]!r}; allowed: a list of texts.")
+    return found
 
 
 def image_of(image: Any, place: str, folder: Path) -> str | bytes:

@@ -119,7 +119,7 @@ class Sampled:
 def sample(asker: Asker, config: ProgramsConfig, prompts: Prompts, items: Iterable[Item]) -> Sampled:
     """Ask the writer for what its store does not hold, and read the candidates."""
     several = config.invent is not None  # programs have to agree where no answer is known
-    questions = distinct([(item.question, several or item.label is not None) for item in items])
+    questions = distinct([(item.asked, several or item.label is not None) for item in items])
     drawn = Sampling(
         **config.sampling.model_dump(exclude={"constrained"}),
         grammar=gbnf(prompts.tools) if config.sampling.constrained else "",
@@ -198,8 +198,8 @@ class Results:
         tasks: dict[str, str] = {}
         for item in items:
             if (chosen := best(self.trials.outcomes(item))) is not None:
-                held[item.question][chosen[0].key] += 1
-                tasks[item.question] = item.task
+                held[item.asked][chosen[0].key] += 1
+                tasks[item.asked] = item.task
         for question, keys in held.items():
             key = keys.most_common(1)[0][0]
             one = next(one for one in self.sampled.candidates[question] if one.key == key)
@@ -221,7 +221,7 @@ class Results:
     def _why(self, item: Item, outcomes: list[tuple[Candidate, Outcome]]) -> BadRow:
         last = farthest(outcomes)
         if last is None:
-            return BadRow(self.sampled.missing[item.question] or "no program was sampled.", "no program")
+            return BadRow(self.sampled.missing[item.asked] or "no program was sampled.", "no program")
         return BadRow(f"{last.verdict}, {last.reason}: {last.message}", str(last.reason))
 
     def _record(self, item: Item, chosen: tuple[Candidate, Outcome] | None) -> Record:
@@ -235,13 +235,16 @@ class Results:
             answer, rationale = item.label or as_text(outcome.answer), self.teller.text(item, outcome)
             assert one.program is not None  # verified
             provenance = replace(
-                self._origin(item.question, one),
+                self._origin(item.asked, one),
                 parent=source.id,
                 license=both(source.provenance.license, self.sampled.license),
                 program=one.program.source,
                 trace=_trace(outcome),
             )
-        turns = [Turn("user", item.question), Turn("assistant", answer, rationale)]
+        turns = [
+            Turn("user", item.question, choices=list(item.choices) or None),
+            Turn("assistant", answer, rationale, answers=list(item.answers) or None),
+        ]
         return Record(item.id, turns, source.images, item.task, source.source, provenance)
 
 

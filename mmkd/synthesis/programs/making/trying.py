@@ -16,6 +16,8 @@ from PIL import Image
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.images import open_image, read_image
 from mmkd.data.records import Record
+from mmkd.evaluate.matching import vqa_plain
+from mmkd.synthesis.programs.answers import named, score
 from mmkd.synthesis.programs.making.items import Item
 from mmkd.synthesis.programs.making.ledger import Ledger
 from mmkd.synthesis.programs.making.writing import Candidate
@@ -50,7 +52,7 @@ class Trials:
         self.rows = sorted({item.row for item in items})
         self.asking: dict[str, list[int]] = defaultdict(list)  # question -> places of its items
         for place, item in enumerate(items):
-            self.asking[item.question].append(place)
+            self.asking[item.asked].append(place)
         self.setting = {
             "limits": asdict(runner.limits),
             "tools": {name: runner.tools[name].version for name in runner.tools},
@@ -64,7 +66,7 @@ class Trials:
         with ThreadPoolExecutor(self.config.workers) as pool:
             for start in range(0, len(self.items), AHEAD):
                 batch = self.items[start : start + AHEAD]
-                todo = [item for item in batch if self.candidates[item.question]]
+                todo = [item for item in batch if self._of(item)]
                 todo = [(item, key) for item in todo if (key := self.key(item)) not in self.ledger]
                 for (_, key), outcomes in zip(todo, pool.map(self._tried, [item for item, _ in todo]), strict=True):
                     if self.troubles:
@@ -76,6 +78,8 @@ class Trials:
     def key(self, item: Item) -> str:
         """Of all that the outcomes hang on."""
         images = [item.row, *self._controls(item)]
+        more = {"answers": item.answers, "soft_accuracy": self.config.soft_accuracy} if item.answers else {}
+        more |= {"offered": item.choices} if item.choices else {}
         return digest(
             {
                 "question": item.question,
@@ -83,17 +87,20 @@ class Trials:
                 "images": [hashlib.sha256(read_image(self.records[row].images[0])).hexdigest() for row in images],
                 "programs": [one.program.source if one.program else one.source for one in self._of(item)],
                 **self.setting,
+                **more,
             }
         )
 
     def _of(self, item: Item) -> list[Candidate]:
-        return self.candidates[item.question]
+        return self.candidates[item.asked]
 
     def _controls(self, item: Item) -> list[int]:
         """Rows with the same question and another answer first: on these the right program answers otherwise."""
         draw = random.Random(f"{self.config.seed}/{item.id}")
-        same = [self.items[place] for place in self.asking[item.question]]
-        other = [one.row for one in same if one.label is not None and one.label != item.label and one.row != item.row]
+        same = [self.items[place] for place in self.asking[item.asked]]
+        other = [
+            one.row for one in same if one.label is not None and _label(one) != _label(item) and one.row != item.row
+        ]
         rest = [row for row in draw.sample(self.rows, min(len(self.rows), self.config.controls + 1)) if row != item.row]
         chosen = dict.fromkeys([*draw.sample(other, min(len(other), self.config.controls)), *rest])
         return list(chosen)[: self.config.controls]
@@ -104,7 +111,9 @@ class Trials:
     def _tried(self, item: Item) -> list[Outcome]:
         image = self._image(item.row)
         # Without a label nothing was right by luck; a question of the writer's own has its programs alone to go by.
-        choices = self.config.choices if item.truth is not None else None if self.config.invent else ()
+        choices = (
+            [*self.config.choices, *item.choices] if item.truth is not None else None if self.config.invent else ()
+        )
         return verify(
             self.runner,
             [one.runnable for one in self._of(item)],
@@ -114,6 +123,8 @@ class Trials:
             [blank(image), *map(self._image, self._controls(item))],
             choices,
             self.config.invent.agree if self.config.invent else 2,
+            item.choices,
+            self.config.soft_accuracy,
         )
 
     # --- afterwards ------------------------------------------------------------------------------------------------
@@ -124,11 +135,11 @@ class Trials:
             return []
         found = []
         for one, outcome in zip(self._of(item), self.ledger.get(self.key(item)), strict=True):
-            right, tried = self._elsewhere[item.question, one.key]
+            right, tried = self._elsewhere[item.asked, one.key]
             if outcome.verdict is Verdict.VERIFIED and tried and right < self.config.right_elsewhere * tried:
                 message = f"right on {right} of the {tried} rows with this question."
                 outcome = replace(outcome, verdict=Verdict.REJECTED, reason=Reason.ELSEWHERE, message=message)
-            elif outcome.reason is Reason.ALONE and right == tried and self._luck[item.question] <= self.config.luck:
+            elif outcome.reason is Reason.ALONE and right == tried and self._luck[item.asked] <= self.config.luck:
                 # Right on pictures with different answers, it also moves with the picture.
                 message = f"alone, but right on all {tried} rows with this question."
                 outcome = replace(outcome, verdict=Verdict.VERIFIED, reason=None, message=message)
@@ -140,17 +151,26 @@ class Trials:
         """Question -> chance that a program which tells nothing apart is right on all its labelled pictures.
 
         Given how often it says what, each order of its answers is as likely as any other (Fisher's exact test), and one
-        is right: the chance is the product of n_a! over n!, n pictures of which n_a have the answer a.
+        is right: the chance is the product of n_a! over n!, n pictures of which n_a have the answer a. Pictures for
+        which several answers are right say nothing here.
         """
         labels: dict[str, dict[str | bytes, str]] = defaultdict(dict)
         for item in self.items:
-            if item.label is not None:
-                labels[item.question][self.records[item.row].images[0]] = item.label.lower()
+            if (label := self._only_answer(item)) is not None:
+                labels[item.asked][self.records[item.row].images[0]] = label
         chances = dict.fromkeys(self.asking, 1.0)
         for question, known in labels.items():
             orders = factorial(len(known)) // prod(factorial(n) for n in Counter(known.values()).values())
             chances[question] = 1 / orders
         return chances
+
+    def _only_answer(self, item: Item) -> str | None:
+        """The one answer that is right for an item; None where there is no label, or people gave several that are."""
+        if not item.answers:
+            return _label(item)
+        needed = self.config.soft_accuracy
+        right = {vqa_plain(answer) for answer in item.answers if score(answer, item.answers, item.choices) >= needed}
+        return right.pop() if len(right) == 1 else None
 
     @cached_property
     def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
@@ -170,10 +190,15 @@ class Trials:
                 continue
             good = [(is_right if item.label is not None else is_agreed)(outcome) for outcome in outcomes]
             for one, well in zip(self._of(item), good, strict=True):
-                right[item.question, one.key] += well
-                tried[item.question, one.key] += 1
+                right[item.asked, one.key] += well
+                tried[item.asked, one.key] += 1
         questions = {(question, one.key) for question, each in self.candidates.items() for one in each}
         return {pair: (right[pair], tried[pair]) for pair in questions}
+
+
+def _label(item: Item) -> str | None:
+    """In the words of its choice, where the label is a letter."""
+    return item.label and named(item.label, item.choices).lower()
 
 
 def is_right(outcome: Outcome) -> bool:

@@ -39,10 +39,10 @@ class Yield:
         self.rows += 1
         self.ran += any(one.verdict not in (Verdict.REFUSED, Verdict.FAILED) for one in every)
         self.right += item.label is not None and any(map(is_right, every))
-        self.texts.add(item.question)
+        self.texts.add(item.asked)
         if any(one.verdict is Verdict.VERIFIED for one in every):
             self.verified += 1
-            self.told.add(item.question)
+            self.told.add(item.asked)
         self.reasons.update(str(one.reason) for one in every if one.reason is not None)
 
     def to_dict(self) -> dict[str, Any]:

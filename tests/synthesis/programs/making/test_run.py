@@ -114,6 +114,47 @@ def test_a_program_that_is_right_by_luck_on_one_picture_falls_by_the_others(conf
     assert reasons <= {"wrong answer", "wrong on other pictures", "same answer without the picture"}
 
 
+def test_rows_with_choices_and_with_the_answers_of_several_people(config, tmp_path, make_scene):
+    """Each row's own choices are shown to the writer, named by letter or words, and need two programs."""
+    from mmkd.data.scenes import records
+    from tests.synthesis.programs.making.scripted import ScriptedWriter
+
+    circles, words, offered = [], ("none", "one", "two", "three", "four", "five", "six"), ["0", "1", "2", "3", "4", "5"]
+    for place, row in enumerate(records("train", 6, 0)):
+        number = sum(one.shape == "circle" for one in make_scene("train", place, 0).things)
+        asked = Turn("user", "How many circles?", choices=offered)
+        circles.append(Record(f"{row.id}/choice", [asked, Turn("assistant", "ABCDEF"[number])], row.images))
+        people = [words[number]] * 4 + [str(number + 1)] * 6  # no text of its own: the commonest is the label
+        said = [Turn("user", "And circles?"), Turn("assistant", "", answers=people)]
+        circles.append(Record(f"{row.id}/people", said, row.images))
+    stray = Turn("assistant", "seven")
+    circles.append(replace(circles[0], id="stray", turns=[circles[0].turns[0], stray]))
+    write_jsonl(tmp_path / "rows.jsonl", circles)
+    counted = ["count(image, 'circle')", "'ABCDEF'[len(find(image, 'circle'))]"]
+
+    def reply(question: str, seed: int) -> str:
+        return f"def answer(image):\n    return {counted[seed if 'Choices' in question else 0]}"
+
+    with ScriptedWriter(reply) as server:
+        endpoint = {"endpoint": {"url": server.url, "model": "counts"}}
+        made = make_programs(config(tmp_path / "both", writer=endpoint, samples=2))
+        alone = make_programs(config(tmp_path / "alone", writer=endpoint, samples=1, luck=0))
+        by_rows = make_programs(config(tmp_path / "rows", writer=endpoint, samples=1, luck=0.1))
+        asked = {question for question, _, _ in server.asked}
+    assert asked == {"How many circles? Choices: (A) 0, (B) 1, (C) 2, (D) 3, (E) 4, (F) 5", "And circles?"}
+    assert [one["kind"] for one in lines(tmp_path / "both" / "rejected.jsonl")] == ["choices"]
+    told = {record.id: record for record in jsonl(str(made.file)) if record.turns[1].rationale}
+    assert len(told) == made.yields["all"]["rows"] == 12
+    kept = told[f"{circles[0].id}#0"]
+    assert (kept.turns[0], kept.turns[1].text) == (circles[0].turns[0], circles[0].turns[1].text)
+    assert told[f"{circles[1].id}#0"].turns[1].answers == circles[1].turns[1].answers
+    # One program alone may be luck; all rows of its question together rule that out.
+    assert alone.yields["all"]["verified"] == 6
+    assert by_rows.yields["all"]["verified"] == 12
+    few = {record.id for record in jsonl(str(alone.file)) if record.turns[1].rationale}
+    assert few == {f"{one.id}#0" for one in circles if one.id.endswith("people")}
+
+
 def test_a_server_is_asked_for_programs_of_the_grammar_in_its_own_field(config, writer, rows, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", rows[:1])
     plain = config(tmp_path / "out", samples=1)
