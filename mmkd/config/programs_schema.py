@@ -95,6 +95,11 @@ class ProgramsConfig(Section):
         description="A program whose guessable answer no second one gives holds where it is right on all rows with its "
         "question and the chance of that by luck is at most this; 0: never.",
     )
+    judge: ModelSection | None = Field(
+        None,
+        description="Who says whether an answer is the label in other words; asked only where neither is a number, "
+        "a yes or no, or a choice. Nobody by default.",
+    )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
     invent: InventSection | None = Field(
         None, description="Ask new questions about the images of data, in the place of its own."
@@ -110,6 +115,12 @@ class ProgramsConfig(Section):
             raise ValueError("tune needs a writer of this process: writer.language")
         if self.tune is not None and self.invent is not None:
             raise ValueError("tune and invent go one after the other: a tuned writer writes programs, not questions")
+        return self
+
+    @model_validator(mode="after")
+    def judged_here(self) -> ProgramsConfig:
+        if self.judge is not None and self.judge.fleet is not None:
+            raise ValueError("judge.fleet: answers are judged one at a time, as programs run; leave fleet out")
         return self
 
     @model_validator(mode="after")

@@ -121,7 +121,7 @@ class LlavaRows(Sequence[Record]):
         try:
             said = [turn["value"] for turn in row["conversations"]]
             turns = [
-                Turn(LLAVA_ROLES[turn["from"]], text.replace("<image>", "").strip(), **several(turn, place))
+                turn_of(turn, LLAVA_ROLES[turn["from"]], text.replace("<image>", "").strip(), place)
                 for turn, text in zip(row["conversations"], said, strict=True)
             ]
             named = row.get("image") or []
@@ -144,10 +144,7 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
     try:
         return Record(
             id=str(row["id"]),
-            turns=[
-                Turn(turn["role"], turn["text"], turn.get("rationale"), turn.get("rejected"), **several(turn, place))
-                for turn in row["turns"]
-            ],
+            turns=[turn_of(turn, turn["role"], turn["text"], place) for turn in row["turns"]],
             images=[image_of(image, place, folder) for image in row.get("images") or []],
             task=row.get("task") or "",
             source=row.get("source") or "",
@@ -157,13 +154,13 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
         raise BadRow(f"{place}: not a record ({error!r}); it needs id and turns of role and text.") from error
 
 
-def several(turn: Mapping[str, Any], place: str) -> dict[str, list[str] | None]:
-    """`answers` and `choices` of a turn, None where it has none. Raises BadRow where one is no list of texts."""
-    found = {name: turn.get(name) or None for name in ("answers", "choices")}
-    for name, texts in found.items():
-        if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+def turn_of(row: Mapping[str, Any], role: Any, text: str, place: str) -> Turn:
+    """A turn with the optional fields of `row`. Raises BadRow where answers or choices are no list of texts."""
+    answers, choices = row.get("answers") or None, row.get("choices") or None
+    for name, texts in (("answers", answers), ("choices", choices)):
+        if texts is not None and not (isinstance(texts, list) and all(isinstance(one, str) for one in texts)):
             raise BadRow(f"{place}: {name} of a turn is {str(texts)[:80]!r}; allowed: a list of texts.")
-    return found
+    return Turn(role, text, row.get("rationale"), row.get("rejected"), answers, choices)
 
 
 def image_of(image: Any, place: str, folder: Path) -> str | bytes:

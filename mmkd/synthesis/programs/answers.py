@@ -66,6 +66,8 @@ def named(answer: Any, offered: Sequence[str]) -> str:
 def worded(answer: Any, choices: Sequence[str]) -> str | None:
     """The one choice that is the answer in words or as a number, None where none is."""
     text = as_text(answer).strip().lower()
-    exactly = [choice for choice in choices if choice.strip().lower() == text]
-    found = exactly or [choice for choice in choices if same(answer, choice)]
+    by_words = {choice.strip().lower(): choice for choice in choices}
+    if text in by_words:
+        return by_words[text]
+    found = [choice for choice in by_words.values() if same(answer, choice)]
     return found[0] if len(found) == 1 else None

@@ -16,6 +16,7 @@ from mmkd.synthesis.programs.checker import Program
 from mmkd.synthesis.programs.parts import is_box
 from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
+from mmkd.synthesis.programs.wording import Unjudged, may_say_the_same
 
 NEEDED = 0.5  # score from which an answer is right; for boxes the usual IoU, else two humans of ten
 
@@ -31,6 +32,7 @@ def verify(
     agree: int = 2,
     offered: Sequence[str] = (),
     needed: float = NEEDED,
+    judge: Callable[[str, str, str], bool] | None = None,
 ) -> list[Outcome]:
     """Run the programs sampled for one question; each comes back VERIFIED, or with the reason why not.
 
@@ -46,6 +48,8 @@ def verify(
         agree: different programs that have to give such an answer.
         offered: choices of this question, in the order of their letters: an answer may name one by letter or by words.
         needed: VQA soft accuracy from which an answer is right where several humans have answered.
+        judge: (question, label, answer) -> whether both mean the same, or raises Unjudged; asked only of an answer that
+            looked at the picture and differs from the label in words alone.
     """
 
     def text_of(outcome: Outcome) -> str:
@@ -54,9 +58,16 @@ def verify(
 
     outcomes = _run(runner, programs, image, question)
     for place, one in enumerate(outcomes):
-        if one.verdict is Verdict.RAN and truth is not None and _wrong(one.answer, truth, offered, needed):
-            outcomes[place] = _rejected(one, Reason.WRONG, f"{as_text(one.answer)!r} is not {truth!r}.")
-        elif one.verdict is Verdict.RAN and not any(event.grounded for event in one.events):
+        if one.verdict is not Verdict.RAN:
+            continue
+        grounded = any(event.grounded for event in one.events)
+        if truth is not None and _wrong(one.answer, truth, offered, needed):
+            worth_asking = grounded and may_say_the_same(one.answer, truth, (*(choices or ()), *offered))
+            if judge is not None and worth_asking:
+                outcomes[place] = _judged(one, str(truth), judge)
+            else:
+                outcomes[place] = _rejected(one, Reason.WRONG, f"{as_text(one.answer)!r} is not {truth!r}.")
+        elif not grounded:
             outcomes[place] = _rejected(one, Reason.NOT_GROUNDED, "no tool that it called looked at the picture.")
 
     guessable = {choice.lower() for choice in choices or ()}
@@ -105,6 +116,18 @@ def _run(runner: Runner, programs: Sequence[str | Program], image: Image.Image, 
 def _wrong(answer: Any, truth: Truth, offered: Sequence[str], needed: float) -> bool:
     several = not isinstance(truth, str) and not is_box(truth)
     return score(answer, truth, offered) < (needed if several else NEEDED)
+
+
+def _judged(outcome: Outcome, label: str, judge: Callable[[str, str, str], bool]) -> Outcome:
+    text = as_text(outcome.answer)
+    try:
+        same = judge(outcome.question, label, text)
+    except Unjudged as error:
+        return _rejected(outcome, Reason.UNJUDGED, f"whether {text!r} says {label!r} in other words: {error}")
+    if same:
+        return replace(outcome, judged=True, message=f"{label!r} in other words, says the judge.")
+    wrong = _rejected(outcome, Reason.WRONG, f"{text!r} is not {label!r}, says the judge.")
+    return replace(wrong, judged=False)
 
 
 def _moves(

@@ -7,7 +7,9 @@ from PIL import Image
 
 from mmkd.synthesis.programs.answers import as_text, score
 from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.runner import Outcome
 from mmkd.synthesis.programs.verifier import blank, verify
+from mmkd.synthesis.programs.wording import Unjudged, may_say_the_same
 
 
 def program(*lines: str) -> str:
@@ -116,10 +118,55 @@ def test_scores(answer, truth, expected):
 
 
 @pytest.mark.parametrize(
+    ("answer", "truth", "asked"),
+    [
+        ("a three-sided figure", "triangle", True), (["red", "blue"], "red and blue", True), ("2 cats", "cats", True),
+        ("2 cats", "two cats", True), ("2 cats", "3 cats", False), ("3", "three", False), (3, "three", False),
+        ("twelve", "a dozen", False), ("tree", "three", False), ("yes", "sure", False), ("sure", "yes", False),
+        (True, "sure", False), ("black", "dark", False), ("dark", "Black.", False), ("", "dark", False),
+        ([1, 2, 3, 4], "a box", False), ("a box", (1, 2, 3, 4), False), ("red", ["crimson"] * 9, False),
+        ("long " * 99, "short", False),
+    ],
+)  # fmt: skip
+def test_a_judge_may_be_asked_about_wording_alone(answer, truth, asked):
+    assert may_say_the_same(answer, truth, ["black"]) == asked
+
+
+def test_a_judge_decides_on_words_and_on_nothing_else(scene, runner):
+    """It is asked about a program that looked, with the label and the answer; what it cannot say is never a pass."""
+    asked = []
+
+    def judge(question: str, label: str, answer: str) -> bool:
+        asked.append((question, label, answer))
+        if label == "garbled":
+            raise Unjudged("not the form asked for")
+        return label == "three-sided"
+
+    shape, image = program("return query(find(image, 'black triangle')[0], 'what shape is it?')"), scene.image()
+    blind, counting = program("return 'triangle'"), program("return count(image, 'black')")
+    options = {"judge": judge, "choices": ["yes", "no", "round"]}
+    assert verdicts(runner, [shape, blind], image, "three-sided", **options) == [None, Reason.WRONG]
+    assert verdicts(runner, [shape], image, "square", **options) == [Reason.WRONG]
+    assert verdicts(runner, [shape], image, "garbled", **options) == [Reason.UNJUDGED]
+    assert [label for _, label, _ in asked] == ["three-sided", "square", "garbled"]
+    assert {(question, answer) for question, _, answer in asked} == {("a question?", "triangle")}
+    for source, truth in ((shape, "triangle"), (shape, "round"), (shape, "yes"), (counting, "a single one")):
+        verdicts(runner, [source], image, truth, **options)
+    verdicts(runner, [shape], image, "B", offered=["triangle", "three-sided"], **options)
+    assert len(asked) == 3
+    assert verdicts(runner, [shape], image, "three-sided") == [Reason.WRONG]
+    [held] = verify(runner, [shape], image, "a question?", "three-sided", judge=judge)
+    assert (held.judged, held.message) == (True, "'three-sided' in other words, says the judge.")
+    assert Outcome.from_dict(held.to_dict()) == held
+
+
+@pytest.mark.parametrize(
     ("answer", "label", "right"),
     [
-        ("a dog", "B", True), ("B", "a dog", True), ("(b)", "a dog", True), ("B. a dog", "B", True), ("A dog!", "b)", 1),
-        ("a cat", "B", False), ("A", "a dog", False), ("B. a cat", "B", False), ("E", "B", False), ("dog", "a dog", 0),
+        ("a dog", "B", True),
+        ("B", "a dog", True), ("(b)", "a dog", True), ("B. a dog", "B", True), ("A dog!", "b)", True),
+        ("a cat", "B", False), ("A", "a dog", False), ("B. a cat", "B", False), ("E", "B", False),
+        ("dog", "a dog", False),
         (2, "C", True), (2.0, "2", True), ("2", "c", True), (True, "D", True), ("yes", "D", True), ("C", "D", False),
     ],
 )  # fmt: skip

@@ -19,11 +19,13 @@ from mmkd.data.records import Record
 from mmkd.evaluate.matching import vqa_plain
 from mmkd.synthesis.programs.answers import named, score
 from mmkd.synthesis.programs.making.items import Item
+from mmkd.synthesis.programs.making.judging import WordJudge
 from mmkd.synthesis.programs.making.ledger import Ledger
 from mmkd.synthesis.programs.making.writing import Candidate
 from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
 from mmkd.synthesis.programs.verifier import blank, verify
+from mmkd.synthesis.programs.wording import has_wordings
 from mmkd.synthesis.requests import digest
 
 AHEAD = 64  # items that are tried before their outcomes are written
@@ -35,6 +37,7 @@ class Trials:
     Args:
         items: questions; records: by whose rows they go.
         candidates: of each question; troubles: of the back ends, see `seeing`.
+        judge: of answers that differ from the label in words alone; None for nobody.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class Trials:
         candidates: Mapping[str, list[Candidate]],
         ledger: Ledger,
         troubles: Sequence[Exception] = (),
+        judge: WordJudge | None = None,
     ):
         self.config, self.runner, self.records, self.items = config, runner, records, items
         self.candidates, self.ledger, self.troubles = candidates, ledger, troubles
+        self.judge = judge
         self.rows = sorted({item.row for item in items})
         self.asking: dict[str, list[int]] = defaultdict(list)  # question -> places of its items
         for place, item in enumerate(items):
@@ -59,6 +64,7 @@ class Trials:
             "seeing": config.tools.model_dump(),
             "choices": config.choices,
             **({"agree": config.invent.agree} if config.invent else {}),
+            **({"judge": judge.identity} if judge else {}),
         }
 
     def run(self) -> Iterator[None]:
@@ -125,6 +131,7 @@ class Trials:
             self.config.invent.agree if self.config.invent else 2,
             item.choices,
             self.config.soft_accuracy,
+            self.judge,
         )
 
     # --- afterwards ------------------------------------------------------------------------------------------------
@@ -165,9 +172,11 @@ class Trials:
         return chances
 
     def _only_answer(self, item: Item) -> str | None:
-        """The one answer that is right for an item; None where there is no label, or people gave several that are."""
+        """The one answer that is right for an item; None where there is no label, or others may be right too: those of
+        several people, and other words for a label that a judge knows."""
         if not item.answers:
-            return _label(item)
+            judged = self.judge and item.label and not item.choices and has_wordings(item.label, self.config.choices)
+            return None if judged else _label(item)
         needed = self.config.soft_accuracy
         right = {vqa_plain(answer) for answer in item.answers if score(answer, item.answers, item.choices) >= needed}
         return right.pop() if len(right) == 1 else None
@@ -204,7 +213,7 @@ def _label(item: Item) -> str | None:
 def is_right(outcome: Outcome) -> bool:
     """Whether it gave an answer that is not wrong, for whatever reason."""
     gave = outcome.verdict in (Verdict.RAN, Verdict.VERIFIED, Verdict.REJECTED)
-    return gave and outcome.reason is not Reason.WRONG
+    return gave and outcome.reason not in (Reason.WRONG, Reason.UNJUDGED)
 
 
 def is_agreed(outcome: Outcome) -> bool:
@@ -213,8 +222,10 @@ def is_agreed(outcome: Outcome) -> bool:
 
 
 def best(outcomes: Sequence[tuple[Candidate, Outcome]]) -> tuple[Candidate, Outcome] | None:
-    """The verified program that was sampled most often; of equals, the one that was sampled first."""
-    return next((pair for pair in outcomes if pair[1].verdict is Verdict.VERIFIED), None)
+    """The verified program that was sampled most often; of equals, the one that was sampled first. One that is right
+    in other words than the label's comes after those that need no judge."""
+    held = [pair for pair in outcomes if pair[1].verdict is Verdict.VERIFIED]
+    return min(held, key=lambda pair: bool(pair[1].judged), default=None)
 
 
 def farthest(outcomes: Sequence[tuple[Candidate, Outcome]]) -> Outcome | None:
