@@ -129,9 +129,9 @@ class Trials:
             [blank(image), *map(self._image, self._controls(item))],
             choices,
             self.config.invent.agree if self.config.invent else 2,
-            item.choices,
-            self.config.soft_accuracy,
-            self.judge,
+            offered=item.choices,
+            needed=self.config.soft_accuracy,
+            judge=self.judge,
         )
 
     # --- afterwards ------------------------------------------------------------------------------------------------
