@@ -62,8 +62,8 @@ def verify(
             continue
         grounded = any(event.grounded for event in one.events)
         if truth is not None and _wrong(one.answer, truth, offered, needed):
-            worth_asking = grounded and may_say_the_same(one.answer, truth, (*(choices or ()), *offered))
-            if judge is not None and worth_asking:
+            # Of choices on offer one is meant, or none: there is no other wording.
+            if judge is not None and grounded and not offered and may_say_the_same(one.answer, truth, choices or ()):
                 outcomes[place] = _judged(one, str(truth), judge)
             else:
                 outcomes[place] = _rejected(one, Reason.WRONG, f"{as_text(one.answer)!r} is not {truth!r}.")

@@ -30,7 +30,7 @@ def may_say_the_same(answer: Any, truth: Truth, choices: Sequence[str]) -> bool:
     Args:
         truth: a single label can be said in other words; a box cannot, and where several people answered, their
             wordings are there.
-        choices: answers that could be guessed, those of a multiple-choice question among them.
+        choices: answers that could be guessed.
     """
     text_like = isinstance(answer, str) or (
         isinstance(answer, list) and bool(answer) and all(isinstance(one, str) for one in answer)

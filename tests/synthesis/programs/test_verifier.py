@@ -152,7 +152,7 @@ def test_a_judge_decides_on_words_and_on_nothing_else(scene, runner):
     assert {(question, answer) for question, _, answer in asked} == {("a question?", "triangle")}
     for source, truth in ((shape, "triangle"), (shape, "round"), (shape, "yes"), (counting, "a single one")):
         verdicts(runner, [source], image, truth, **options)
-    verdicts(runner, [shape], image, "B", offered=["triangle", "three-sided"], **options)
+    verdicts(runner, [shape], image, "B", offered=["round figure", "three-sided"], **options)
     assert len(asked) == 3
     assert verdicts(runner, [shape], image, "three-sided") == [Reason.WRONG]
     [held] = verify(runner, [shape], image, "a question?", "three-sided", judge=judge)
