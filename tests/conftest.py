@@ -22,13 +22,15 @@ import mmkd
 
 ROOT = Path(__file__).parent.parent
 
-# Tests of several ranks fork them from one server; what it imports, no rank imports again.
+# Tests of several ranks, and of jobs that are killed, fork them from one server; what it imports, none imports again.
 get_context("forkserver").set_forkserver_preload(
     [
         "mmkd.train.run",
         "mmkd.train.trainer",
         "mmkd.data.loader",
         "mmkd.teachers.live",
+        "mmkd.synthesis.client",
+        "mmkd.synthesis.programs.making.run",
         "timm",
         "deepspeed.runtime.engine",
         "deepspeed.runtime.zero.stage3",

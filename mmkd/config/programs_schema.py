@@ -72,7 +72,16 @@ class ProgramsConfig(Section):
     )
     examples: int = Field(5, ge=0, description="Examples in the prompt, the most alike.")
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
-    choices: list[str] = Field(["yes", "no"], description="Answers that could be guessed: two programs have to agree.")
+    choices: list[str] = Field(
+        ["yes", "no"],
+        description="Answers that could be guessed: two programs have to agree; so do all choices that a row offers.",
+    )
+    soft_accuracy: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="VQA soft accuracy from which an answer is right, where a row has the answers of several people.",
+    )
     controls: int = Field(
         8, ge=0, description="Other rows' pictures, beside a blank one, on which a right program may answer otherwise."
     )
@@ -85,6 +94,11 @@ class ProgramsConfig(Section):
         lt=1,
         description="A program whose guessable answer no second one gives holds where it is right on all rows with its "
         "question and the chance of that by luck is at most this; 0: never.",
+    )
+    judge: ModelSection | None = Field(
+        None,
+        description="Who says whether an answer is the label in other words; asked only where neither is a number, "
+        "a yes or no, or a choice. Nobody by default.",
     )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
     invent: InventSection | None = Field(
@@ -101,6 +115,12 @@ class ProgramsConfig(Section):
             raise ValueError("tune needs a writer of this process: writer.language")
         if self.tune is not None and self.invent is not None:
             raise ValueError("tune and invent go one after the other: a tuned writer writes programs, not questions")
+        return self
+
+    @model_validator(mode="after")
+    def judged_here(self) -> ProgramsConfig:
+        if self.judge is not None and self.judge.fleet is not None:
+            raise ValueError("judge.fleet: answers are judged one at a time, as programs run; leave fleet out")
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,8 @@ def hub(
 
     Args:
         path: hub name or local folder; name: of its configuration; revision: of the hub repository.
-        question, answer: text columns; an answer that is a list is read as its first entry.
+        question, answer: text columns; of an answer that is a list the first entry is trained on, and all of them are
+            kept as the turn's `answers`.
         image: column of an image or a list of images; rows may have none.
         messages: column of chat messages, in place of question and answer.
         task: column of a label for reports.
@@ -119,8 +120,11 @@ class Columns:
     def _turns(self, row: Mapping[str, Any]) -> list[Turn]:
         if self.messages is not None:
             return [Turn(message["role"], _text(message["content"])) for message in row[self.messages]]
-        answer = row[self.answer]
-        return [Turn("user", row[self.question]), Turn("assistant", answer[0] if isinstance(answer, list) else answer)]
+        asked, answer = Turn("user", row[self.question]), row[self.answer]
+        if not isinstance(answer, list):
+            return [asked, Turn("assistant", answer)]
+        said = [one["answer"] if isinstance(one, Mapping) else one for one in answer]  # VQA has objects
+        return [asked, Turn("assistant", said[0], answers=said if len(said) > 1 else None)]
 
 
 def _text(content: str | list[Mapping[str, Any]]) -> str:

@@ -37,7 +37,8 @@ def parquet(path: str, turns: int | None = None, seed: int = 0) -> Sequence[Reco
 
 
 def llava_json(path: str, images: str | None = None, turns: int | None = None, seed: int = 0) -> Sequence[Record]:
-    """LLaVA's format: a list of {id, image, conversations: [{from: human | gpt, value}]}.
+    """LLaVA's format: a list of {id, image, conversations: [{from: human | gpt, value}]}; `answers` and `choices`
+    beside a value as in `Turn`.
 
     Args:
         images: folder of the images; the file's own by default.
@@ -118,13 +119,16 @@ class LlavaRows(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:
         row, place = self.rows[index], f"{self.file}, row {index}"
         try:
-            said = [(turn["from"], turn["value"]) for turn in row["conversations"]]
-            turns = [Turn(LLAVA_ROLES[role], text.replace("<image>", "").strip()) for role, text in said]
+            said = [turn["value"] for turn in row["conversations"]]
+            turns = [
+                turn_of(turn, LLAVA_ROLES[turn["from"]], text.replace("<image>", "").strip(), place)
+                for turn, text in zip(row["conversations"], said, strict=True)
+            ]
             named = row.get("image") or []
             images = [str(self.folder / name) for name in ([named] if isinstance(named, str) else named)]
         except (KeyError, TypeError, AttributeError) as error:
             raise BadRow(f"{place}: not of LLaVA's shape ({error!r}).") from error
-        marked = sum(text.count("<image>") for _, text in said)
+        marked = sum(text.count("<image>") for text in said)
         if marked != len(images):
             raise BadRow(f"{place}: {marked} <image> marks, {len(images)} images; they must agree.", "image marks")
         return Record(id=str(row.get("id", index)), turns=turns, images=images, source=self.file.stem)
@@ -140,9 +144,7 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
     try:
         return Record(
             id=str(row["id"]),
-            turns=[
-                Turn(turn["role"], turn["text"], turn.get("rationale"), turn.get("rejected")) for turn in row["turns"]
-            ],
+            turns=[turn_of(turn, turn["role"], turn["text"], place) for turn in row["turns"]],
             images=[image_of(image, place, folder) for image in row.get("images") or []],
             task=row.get("task") or "",
             source=row.get("source") or "",
@@ -150,6 +152,15 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRow(f"{place}: not a record ({error!r}); it needs id and turns of role and text.") from error
+
+
+def turn_of(row: Mapping[str, Any], role: Any, text: str, place: str) -> Turn:
+    """A turn with the optional fields of `row`. Raises BadRow where answers or choices are no list of texts."""
+    answers, choices = row.get("answers") or None, row.get("choices") or None
+    for name, texts in (("answers", answers), ("choices", choices)):
+        if texts is not None and not (isinstance(texts, list) and all(isinstance(one, str) for one in texts)):
+            raise BadRow(f"{place}: {name} of a turn is {str(texts)[:80]!r}; allowed: a list of texts.")
+    return Turn(role, text, row.get("rationale"), row.get("rejected"), answers, choices)
 
 
 def image_of(image: Any, place: str, folder: Path) -> str | bytes:

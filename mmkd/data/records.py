@@ -15,12 +15,16 @@ class Turn:
     Attributes:
         rationale: why the answer of an assistant turn is so; None where nobody showed it.
         rejected: a worse answer than that of the last turn, which makes the record a preference pair.
+        answers: of an assistant turn: what several people answered, as VQA has it; nothing is trained on them.
+        choices: of a user turn: the answers on offer, A, B, .. in this order; the model reads `text` alone.
     """
 
     role: Role
     text: str
     rationale: str | None = None
     rejected: str | None = None
+    answers: list[str] | None = None
+    choices: list[str] | None = None
 
 
 @dataclass

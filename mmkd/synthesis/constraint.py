@@ -1,9 +1,11 @@
-"""Answers of in-process models held to a grammar, by llguidance."""
+"""Answers of in-process models held to a grammar, or to the JSON of a schema, by llguidance."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,14 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mmkd.errors import ConfigError
+from mmkd.synthesis.backends import Call
+
+# Between tokens one space at most: a model that may write any number of blanks can write them for ever.
+JSON_LAYOUT = {"whitespace_pattern": r" ?", "whitespace_flexible": True}
 
 
 class Constraint:
-    """What holds one model's answers to grammars.
+    """What holds one model's answers to grammars and schemas.
 
     Args:
         ends: tokens that end an answer; they can be drawn where a text of the grammar may end.
@@ -24,16 +30,41 @@ class Constraint:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: list[int]):
         self._tokenizer, self._ends = tokenizer, ends
         self._known: dict[int, Any] = {}  # by size of vocabulary: taking a tokenizer over lasts a second
+        self._schemas: dict[str, str | None] = {}  # JSON schema -> grammar
 
-    def rows(self, grammars: Sequence[str]) -> LogitsProcessor:
-        """For one `generate`, of whose rows each follows its grammar (GBNF; empty for none).
+    def rows(self, calls: Sequence[Call]) -> LogitsProcessor | None:
+        """For one `generate`, of whose rows each follows the grammar (GBNF) of its call, else its schema; None where no
+        row has one that it can be held to.
 
-        Raises: ConfigError where llguidance is not installed, or cannot read the tokenizer or a grammar.
+        A schema that llguidance cannot hold a model to, or any where it is not installed, holds nothing here: such
+        replies are validated and asked for again, as a server's are.
+
+        Raises: ConfigError for a call with a grammar where llguidance is not installed, or cannot read the tokenizer or
+            the grammar.
         """
-        if not isinstance(self._tokenizer, PreTrainedTokenizerFast):
-            kind = type(self._tokenizer).__name__
-            raise ConfigError(f"answers that follow a grammar need a fast tokenizer; this model has a {kind}.")
-        return GrammarRows(self, [self._lark(text) if text else None for text in grammars])
+        held = [self._grammar(call) for call in calls]
+        return GrammarRows(self, held) if any(held) else None
+
+    def _grammar(self, call: Call) -> str | None:
+        """As llguidance's own grammar."""
+        fast = isinstance(self._tokenizer, PreTrainedTokenizerFast)
+        if call.sampling.grammar:
+            if not fast:
+                kind = type(self._tokenizer).__name__
+                raise ConfigError(f"answers that follow a grammar need a fast tokenizer; this model has a {kind}.")
+            return self._lark(call.sampling.grammar)
+        if call.schema is None or not fast or find_spec("llguidance") is None:
+            return None
+        schema = json.dumps(closed(call.schema.model_json_schema()))
+        if schema not in self._schemas:
+            self._schemas[schema] = self._json(schema)
+        return self._schemas[schema]
+
+    def _json(self, schema: str) -> str | None:
+        matcher = self._library.LLMatcher
+        grammar = matcher.grammar_from_json_schema(schema, overrides=JSON_LAYOUT)
+        wrong, _ = matcher.validate_grammar_with_warnings(grammar)
+        return None if wrong else grammar
 
     def matcher(self, grammar: str, vocabulary: int) -> Any:
         if vocabulary not in self._known:
@@ -59,6 +90,17 @@ class Constraint:
         except ImportError as error:
             raise ConfigError('answers that follow a grammar need llguidance: pip install "mmkd[data]"') from error
         return llguidance
+
+
+def closed(schema: Any) -> Any:
+    """A JSON schema whose objects have no fields but those that it names: pydantic would ignore others, and a model
+    could go on adding them."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inside = {name: closed(value) for name, value in schema.items()}
+    return {"additionalProperties": False} | inside if isinstance(schema.get("properties"), dict) else inside
 
 
 class GrammarRows(LogitsProcessor):

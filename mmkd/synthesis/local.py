@@ -99,14 +99,13 @@ class LocalModel:
         inputs = joined([inputs for _, inputs, _ in rows], self._generation["pad_token_id"])
         sampler = RowSampler([call.sampling for call, _, _ in rows])
         wanted = [call.sampling.log_probs for call, _, _ in rows]
-        grammars = [call.sampling.grammar for call, _, _ in rows]
-        constrained = [self._constraint.rows(grammars)] if any(grammars) else []
+        constrained = self._constraint.rows([call for call, _, _ in rows])
         generated = self._generator.generate(
             **inputs,
             **self._generation,
             do_sample=False,
             max_new_tokens=max(most for _, _, most in rows),
-            logits_processor=LogitsProcessorList([*constrained, sampler]),
+            logits_processor=LogitsProcessorList([constrained, sampler] if constrained else [sampler]),
             return_dict_in_generate=True,
             output_logits=any(wanted),
         )

@@ -149,6 +149,31 @@ def test_a_llava_row_of_another_shape_is_named(tmp_path, row, message):
         opened(source="llava_json", path=str(path))[0]
 
 
+def test_answers_of_several_people_and_choices_are_read_from_every_kind_of_file(tmp_path, record, offline_cache):
+    one = record("one", ("A dog?", "yes"), images=[])
+    one.turns[0].choices, one.turns[1].answers = ["yes", "no"], ["yes", "yes", "no"]
+    (tmp_path / "r.jsonl").write_text(json.dumps(one.to_dict()))
+    offline_cache.Dataset.from_list([one.to_dict()]).to_parquet(tmp_path / "r.parquet")
+    said = [
+        {"from": "human", "value": "A dog?", "choices": ["yes", "no"]},
+        {"from": "gpt", "value": "yes", "answers": ["yes", "yes", "no"]},
+    ]
+    (tmp_path / "r.json").write_text(json.dumps([{"id": "one", "conversations": said}]))
+    columns = {"question": ["A dog?"], "answer": [[{"answer": text} for text in ("yes", "yes", "no")]]}
+    offline_cache.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    for source, name in (("jsonl", "r.jsonl"), ("parquet", "r.parquet"), ("llava_json", "r.json")):
+        assert opened(source=source, path=str(tmp_path / name))[0].turns == one.turns, source
+    assert opened(source="datasets", path=str(tmp_path / "saved"))[0].turns[1] == one.turns[1]
+
+
+@pytest.mark.parametrize("wrong", ["red", [1, 2], {"a": 1}])
+def test_answers_that_are_no_list_of_texts_are_named(tmp_path, wrong):
+    turns = [{"role": "user", "text": "q"}, {"role": "assistant", "text": "a", "answers": wrong}]
+    (tmp_path / "r.jsonl").write_text(json.dumps({"id": "a", "turns": turns}))
+    with pytest.raises(DataError, match=r"r.jsonl, line 1: answers of a turn is .*; allowed: a list of texts"):
+        opened(source="jsonl", path=str(tmp_path / "r.jsonl"))[0]
+
+
 def test_llava_json_that_is_no_list_is_refused(tmp_path):
     path = tmp_path / "llava.json"
     path.write_text('{"a": 1}')

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import shutil
 from collections import Counter
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import pytest
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 from mmkd.config.synthesis_schema import LanguageModelSection, VlmSection
 from mmkd.data.records import Turn
@@ -115,6 +120,67 @@ def test_a_grammar_that_is_none_is_told(decoder):
         decoder.generate([call("What?", grammar="root ::= nothing")])
 
 
+class Place(BaseModel):
+    left: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Seen(BaseModel):
+    """A reply with what schemas are made of; fields that it does not name are not forbidden."""
+
+    color: Literal["red", "dark blue"]
+    count: Annotated[int, Field(ge=3, le=12)]
+    sure: bool | None
+    parts: Annotated[list[Annotated[str, Field(min_length=1, max_length=4)]], Field(max_length=2)]
+    place: Place
+
+
+@pytest.fixture(scope="module")
+def roomy(language, tmp_path_factory):
+    """The same untrained decoder with room for a schema in its prompt."""
+    folder = tmp_path_factory.mktemp("roomy") / "language"
+    shutil.copytree(language, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return language_model(LanguageModelSection(source=f"hf:{folder}", batch_size=4))
+
+
+def test_a_model_that_learnt_nothing_answers_in_the_json_of_the_schema_at_once(roomy, tmp_path):
+    hot = {"temperature": 1.5, "max_tokens": 400}
+    requests = [
+        Request(f"q{seed}", (Turn("user", "What?"),), sampling=Sampling(seed=seed, **hot), schema=Seen)
+        for seed in range(6)
+    ]
+    requests.append(Request("free", (Turn("user", "What?"),), sampling=Sampling(max_tokens=6), may_be_cut=True))
+    with Asker(roomy, Store(tmp_path)) as asker:
+        answers = {answer.request.id: answer for answer in asker.answer(requests)}
+        assert asker.tally.replies == {Status.DONE: 7}  # no reply was asked for again
+    free = answers.pop("free")
+    assert {type(answer.value) for answer in answers.values()} == {Seen}
+    assert len({answer.text for answer in answers.values()}) > 3
+    assert free.text == roomy.generate([call("What?", max_tokens=6)])[0].text
+
+
+def test_where_llguidance_is_not_installed_json_is_validated_as_ever(roomy, monkeypatch):
+    monkeypatch.setattr("mmkd.synthesis.constraint.find_spec", lambda _: None)
+    [reply] = roomy.generate([replace(call("What?", max_tokens=12), schema=Seen)])
+    with pytest.raises(ValidationError):
+        Seen.model_validate_json(reply.text)
+
+
+def test_every_schema_that_an_engine_asks_for_can_be_held_to(roomy):
+    from mmkd.synthesis.competing.augmenting import Fit
+    from mmkd.synthesis.competing.augmentors.llm import NewQuestion
+    from mmkd.synthesis.competing.refining import Mended
+    from mmkd.synthesis.evolving.elimination import Comparison
+    from mmkd.synthesis.evolving.items import Content
+    from mmkd.synthesis.judging.scales import CORRECTNESS
+    from mmkd.synthesis.programs.making.judging import SameMeaning
+
+    grades = CORRECTNESS.schema("first", "second")
+    for schema in (Fit, NewQuestion, Mended, Comparison, Content, SameMeaning, grades):
+        assert roomy._constraint.rows([replace(call("What?"), schema=schema)]) is not None, schema
+
+
 def test_what_the_model_cannot_read_is_refused_and_its_neighbours_are_answered(decoder, reading, picture):
     for backend, wrong in (
         (decoder, call("What?", [picture(0)])), (decoder, call("x" * 500)), (reading, call("x" * 500, [picture(0)])),
@@ -177,3 +243,14 @@ def test_smollm2_answers_here():
     assert "Paris" in capital.text
     assert capital.finish == "stop"
     assert backend.license == "Apache-2.0"
+
+
+@pytest.mark.slow
+def test_smollm2_answers_in_the_json_of_a_schema():
+    backend = language_model(LanguageModelSection(source="gguf:smollm2-135m", batch_size=2))
+    asked = [
+        replace(call(f"What is the capital of {name}?", max_tokens=200), schema=Seen) for name in ("France", "Italy")
+    ]
+    for reply in backend.generate(asked):
+        assert reply.finish == "stop"
+        Seen.model_validate_json(reply.text)

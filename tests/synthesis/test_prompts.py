@@ -24,6 +24,7 @@ VERSIONS = {
     "judge_grade": (1, "c0e3a43f"),
     "judge_one": (1, "f11bf77c"),
     "judge_pair": (1, "d03795bc"),
+    "judge_words": (1, "7f266243"),
     "propose_question": (1, "025333e5"),
     "tell_trace": (1, "936151c3"),
     "tool_query": (1, "28edef99"),

@@ -38,6 +38,7 @@ class Reason(StrEnum):
     NO_ANSWER = "no answer"
     # rejected
     WRONG = "wrong answer"
+    UNJUDGED = "the judge gave no verdict"
     NOT_GROUNDED = "looked at nothing"
     UNMOVED = "same answer without the picture"
     ALONE = "no second program agrees"

@@ -32,6 +32,7 @@ class Outcome:
         reason: None where the verdict is RAN or VERIFIED.
         message: what happened, for people.
         key: normal form of the program, "" where it was refused.
+        judged: whether a judge said that the answer is the label in other words; None where none was asked.
     """
 
     question: str
@@ -41,6 +42,7 @@ class Outcome:
     reason: Reason | None = None
     message: str = ""
     key: str = ""
+    judged: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmkd.synthesis.programs.answers import Truth, as_text, score
+from mmkd.evaluate.matching import vqa_plain
+from mmkd.synthesis.programs.answers import Truth, as_text, named, score, worded
 from mmkd.synthesis.programs.checker import Program
+from mmkd.synthesis.programs.parts import is_box
 from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
+from mmkd.synthesis.programs.wording import Unjudged, may_say_the_same
 
-NEEDED = 0.5  # score from which an answer counts as right; for boxes the usual IoU
+NEEDED = 0.5  # score from which an answer is right; for boxes the usual IoU, else two humans of ten
 
 
 def verify(
@@ -26,6 +30,9 @@ def verify(
     controls: Sequence[Image.Image] | None = None,
     choices: Sequence[str] | None = ("yes", "no"),
     agree: int = 2,
+    offered: Sequence[str] = (),
+    needed: float = NEEDED,
+    judge: Callable[[str, str, str], bool] | None = None,
 ) -> list[Outcome]:
     """Run the programs sampled for one question; each comes back VERIFIED, or with the reason why not.
 
@@ -39,23 +46,39 @@ def verify(
             as "no" and 0 are right on a blank picture too and so never pass it: give pictures of other rows for these.
         choices: the answers that could be guessed; for multiple choice, all that are on offer; None for every answer.
         agree: different programs that have to give such an answer.
+        offered: choices of this question, in the order of their letters: an answer may name one by letter or by words.
+        needed: VQA soft accuracy from which an answer is right where several humans have answered.
+        judge: (question, label, answer) -> whether both mean the same, or raises Unjudged; asked only of an answer that
+            looked at the picture and differs from the label in words alone.
     """
+
+    def text_of(outcome: Outcome) -> str:
+        text = named(outcome.answer, offered)
+        return (worded(text, choices or ()) or worded(vqa_plain(text), choices or ()) or text).lower()
+
     outcomes = _run(runner, programs, image, question)
     for place, one in enumerate(outcomes):
-        if one.verdict is Verdict.RAN and truth is not None and score(one.answer, truth) < NEEDED:
-            outcomes[place] = _rejected(one, Reason.WRONG, f"{as_text(one.answer)!r} is not {truth!r}.")
-        elif one.verdict is Verdict.RAN and not any(event.grounded for event in one.events):
+        if one.verdict is not Verdict.RAN:
+            continue
+        grounded = any(event.grounded for event in one.events)
+        if truth is not None and _wrong(one.answer, truth, offered, needed):
+            # Of choices on offer one is meant, or none: there is no other wording.
+            if judge is not None and grounded and not offered and may_say_the_same(one.answer, truth, choices or ()):
+                outcomes[place] = _judged(one, str(truth), judge)
+            else:
+                outcomes[place] = _rejected(one, Reason.WRONG, f"{as_text(one.answer)!r} is not {truth!r}.")
+        elif not grounded:
             outcomes[place] = _rejected(one, Reason.NOT_GROUNDED, "no tool that it called looked at the picture.")
 
     guessable = {choice.lower() for choice in choices or ()}
     by_answer: dict[str, set[str]] = defaultdict(set)
     for one in outcomes:
         if one.verdict is Verdict.RAN:
-            by_answer[as_text(one.answer).lower()].add(one.key)
+            by_answer[text_of(one)].add(one.key)
     for place, one in enumerate(outcomes):
-        text = as_text(one.answer).lower()
         if one.verdict is not Verdict.RAN:
             continue
+        text = text_of(one)
         said, rivals = (
             len(by_answer[text]),
             max((len(keys) for rival, keys in by_answer.items() if rival != text), default=0),
@@ -66,7 +89,7 @@ def verify(
         elif truth is None and choices is None and rivals >= said:
             why = f"{said} different programs say {text!r}, and {rivals} something else."
             outcomes[place] = _rejected(one, Reason.DISPUTED, why)
-        elif not _moves(runner, programs[place], one, [blank(image)] if controls is None else controls):
+        elif not _moves(runner, programs[place], one, [blank(image)] if controls is None else controls, text_of):
             outcomes[place] = _rejected(one, Reason.UNMOVED, f"{text!r} is its answer without this picture too.")
         else:
             outcomes[place] = replace(one, verdict=Verdict.VERIFIED)
@@ -90,10 +113,33 @@ def _run(runner: Runner, programs: Sequence[str | Program], image: Image.Image, 
     return outcomes
 
 
-def _moves(runner: Runner, program: str | Program, outcome: Outcome, controls: Sequence[Image.Image]) -> bool:
+def _wrong(answer: Any, truth: Truth, offered: Sequence[str], needed: float) -> bool:
+    several = not isinstance(truth, str) and not is_box(truth)
+    return score(answer, truth, offered) < (needed if several else NEEDED)
+
+
+def _judged(outcome: Outcome, label: str, judge: Callable[[str, str, str], bool]) -> Outcome:
+    text = as_text(outcome.answer)
+    try:
+        same = judge(outcome.question, label, text)
+    except Unjudged as error:
+        return _rejected(outcome, Reason.UNJUDGED, f"whether {text!r} says {label!r} in other words: {error}")
+    if same:
+        return replace(outcome, judged=True, message=f"{label!r} in other words, says the judge.")
+    wrong = _rejected(outcome, Reason.WRONG, f"{text!r} is not {label!r}, says the judge.")
+    return replace(wrong, judged=False)
+
+
+def _moves(
+    runner: Runner,
+    program: str | Program,
+    outcome: Outcome,
+    controls: Sequence[Image.Image],
+    text_of: Callable[[Outcome], str],
+) -> bool:
     for control in controls:
         other = runner.run(program, control, outcome.question)
-        if other.verdict is not Verdict.RAN or as_text(other.answer).lower() != as_text(outcome.answer).lower():
+        if other.verdict is not Verdict.RAN or text_of(other) != text_of(outcome):
             return True
     return False
 

@@ -7,7 +7,9 @@ from PIL import Image
 
 from mmkd.synthesis.programs.answers import as_text, score
 from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.runner import Outcome
 from mmkd.synthesis.programs.verifier import blank, verify
+from mmkd.synthesis.programs.wording import Unjudged, may_say_the_same
 
 
 def program(*lines: str) -> str:
@@ -107,10 +109,102 @@ def test_a_box_is_right_from_half_overlap(scene, runner):
         ("red", ["red"] * 10, 1.0),
         ("red", ["red"] * 2 + ["blue"] * 8, 0.6),  # leaving one out: 2/3 eight times, 1/3 twice
         ("red", ["blue"] * 10, 0.0),
+        ("The red one.", ["red one"] * 3 + ["red"] * 7, 0.9),  # 1 seven times, 2/3 three times
+        (2, ["two"] * 10, 1.0),
     ],
 )
 def test_scores(answer, truth, expected):
     assert score(answer, truth) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "asked"),
+    [
+        ("a three-sided figure", "triangle", True), (["red", "blue"], "red and blue", True), ("2 cats", "cats", True),
+        ("2 cats", "two cats", True), ("2 cats", "3 cats", False), ("3", "three", False), (3, "three", False),
+        ("twelve", "a dozen", False), ("tree", "three", False), ("yes", "sure", False), ("sure", "yes", False),
+        (True, "sure", False), ("black", "dark", False), ("dark", "Black.", False), ("", "dark", False),
+        ([1, 2, 3, 4], "a box", False), ("a box", (1, 2, 3, 4), False), ("red", ["crimson"] * 9, False),
+        ("long " * 99, "short", False),
+    ],
+)  # fmt: skip
+def test_a_judge_may_be_asked_about_wording_alone(answer, truth, asked):
+    assert may_say_the_same(answer, truth, ["black"]) == asked
+
+
+def test_a_judge_decides_on_words_and_on_nothing_else(scene, runner):
+    """It is asked about a program that looked, with the label and the answer; what it cannot say is never a pass."""
+    asked = []
+
+    def judge(question: str, label: str, answer: str) -> bool:
+        asked.append((question, label, answer))
+        if label == "garbled":
+            raise Unjudged("not the form asked for")
+        return label == "three-sided"
+
+    shape, image = program("return query(find(image, 'black triangle')[0], 'what shape is it?')"), scene.image()
+    blind, counting = program("return 'triangle'"), program("return count(image, 'black')")
+    options = {"judge": judge, "choices": ["yes", "no", "round"]}
+    assert verdicts(runner, [shape, blind], image, "three-sided", **options) == [None, Reason.WRONG]
+    assert verdicts(runner, [shape], image, "square", **options) == [Reason.WRONG]
+    assert verdicts(runner, [shape], image, "garbled", **options) == [Reason.UNJUDGED]
+    assert [label for _, label, _ in asked] == ["three-sided", "square", "garbled"]
+    assert {(question, answer) for question, _, answer in asked} == {("a question?", "triangle")}
+    for source, truth in ((shape, "triangle"), (shape, "round"), (shape, "yes"), (counting, "a single one")):
+        verdicts(runner, [source], image, truth, **options)
+    verdicts(runner, [shape], image, "B", offered=["round figure", "three-sided"], **options)
+    assert len(asked) == 3
+    assert verdicts(runner, [shape], image, "three-sided") == [Reason.WRONG]
+    [held] = verify(runner, [shape], image, "a question?", "three-sided", judge=judge)
+    assert (held.judged, held.message) == (True, "'three-sided' in other words, says the judge.")
+    assert Outcome.from_dict(held.to_dict()) == held
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "right"),
+    [
+        ("a dog", "B", True),
+        ("B", "a dog", True), ("(b)", "a dog", True), ("B. a dog", "B", True), ("A dog!", "b)", True),
+        ("a cat", "B", False), ("A", "a dog", False), ("B. a cat", "B", False), ("E", "B", False),
+        ("dog", "a dog", False),
+        (2, "C", True), (2.0, "2", True), ("2", "c", True), (True, "D", True), ("yes", "D", True), ("C", "D", False),
+    ],
+)  # fmt: skip
+def test_an_answer_and_a_label_name_a_choice_by_its_letter_or_its_words(answer, label, right):
+    assert score(answer, label, ["a cat", "a dog", "2", "yes"]) == right
+
+
+def test_a_choice_that_is_itself_a_letter_is_meant_before_the_letters_and_signs_are_told_apart():
+    assert score("A", "A", ["B", "A"]) == 1.0
+    assert score("A", "B", ["B", "A"]) == 0.0
+    assert [score(sign, "<", ["<", ">", "="]) for sign in ("<", ">", "=", "A", "B")] == [1.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_all_choices_on_offer_need_two_programs_that_name_the_same_one(scene, runner):
+    shape = "query(find(image, 'black triangle')[0], 'what shape is it?')"
+    words, letter = program(f"return {shape}"), program(f"return 'A' if {shape} == 'triangle' else 'B'")
+    offered = ["triangle", "circle"]
+    options = {"choices": ["yes", "no", *offered], "offered": offered}
+    image = scene.image()
+    assert verdicts(runner, [words], image, "A", **options) == [Reason.ALONE]
+    assert verdicts(runner, [words, letter], image, "A", **options) == [None, None]
+    assert verdicts(runner, [words, letter], image, "circle", **options) == [Reason.WRONG, Reason.WRONG]
+    lucky = program("count(image, 'black')", "return 'A'")  # it looks, and says A whatever it sees
+    assert verdicts(runner, [words, lucky], image, "A", **options) == [None, Reason.UNMOVED]
+
+
+def test_the_answers_of_several_people_count_from_the_accuracy_that_is_asked_for(scene, runner):
+    source = program("return query(find(image, 'black triangle')[0], 'what color is it?')")
+    answers, image = ["black"] * 2 + ["dark"] * 8, scene.image()  # 0.6
+    assert verdicts(runner, [source], image, answers) == [None]
+    assert verdicts(runner, [source], image, answers, needed=0.6) == [None]
+    assert verdicts(runner, [source], image, answers, needed=0.61) == [Reason.WRONG]
+
+
+def test_a_full_stop_or_an_article_does_not_take_an_answer_out_of_those_that_could_be_guessed(scene, runner):
+    for said in ("Yes.", "the yes"):
+        source = program(f"return {said!r} if exists(image, 'green') else 'no'")
+        assert verdicts(runner, [source], scene.image(), ["yes"] * 10) == [Reason.ALONE]
 
 
 def test_answers_as_text():

@@ -26,6 +26,7 @@ from mmkd.synthesis.programs.container import container
 from mmkd.synthesis.programs.grammar import gbnf
 from mmkd.synthesis.programs.making.inventing import invent
 from mmkd.synthesis.programs.making.items import Item, OneImage, items_of
+from mmkd.synthesis.programs.making.judging import WordJudge
 from mmkd.synthesis.programs.making.ledger import Ledger
 from mmkd.synthesis.programs.making.seeing import open_backends
 from mmkd.synthesis.programs.making.telling import Teller
@@ -87,9 +88,14 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
             if config.invent is not None:
                 items = invent(asker, config.invent, config, prompts, items, records, log)
             sampled = sample(asker, config, prompts, items)
-        trials = Trials(config, runner, records, items, sampled.candidates, ledger, troubles)
+        judge = None
+        if config.judge is not None and config.invent is None:  # new questions have no label
+            judge = WordJudge(stack.enter_context(open_asker(config.judge, out / "judged")))
+        trials = Trials(config, runner, records, items, sampled.candidates, ledger, troubles, judge)
         for _ in _bar(trials.run(), "running", len(items)):
             pass
+        if judge is not None:
+            Console(stderr=True).print(judge.asker.tally.table(judge.asker.backend.model))
         teller = Teller(None)
         if config.rationales is not None:
             teller = Teller(stack.enter_context(open_asker(config.rationales, out / "told")))
@@ -100,8 +106,10 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         write_jsonl(out / "writer.jsonl", result.lessons(items))
     write_whole(out / "yield.json", [json.dumps(result.yields.to_dict(), indent=2), "\n"])
     every = result.yields.to_dict()["all"]
-    held = f"{every['verified']:,} of {every['rows']:,}"
-    write_card(out, "questions with rationales of visual programs", {"questions whose program held": held})
+    facts = {"questions whose program held": f"{every['verified']:,} of {every['rows']:,}"}
+    if "judged" in every and config.judge is not None:
+        facts["answers compared by a judge"] = ", ".join(f"{count:,} {name}" for name, count in every["judged"].items())
+    write_card(out, "questions with rationales of visual programs", facts)
     Console(stderr=True).print(result.yields.table())
     return Made(out / "records.jsonl", result.yields.to_dict(), log.bad)
 
@@ -119,7 +127,7 @@ class Sampled:
 def sample(asker: Asker, config: ProgramsConfig, prompts: Prompts, items: Iterable[Item]) -> Sampled:
     """Ask the writer for what its store does not hold, and read the candidates."""
     several = config.invent is not None  # programs have to agree where no answer is known
-    questions = distinct([(item.question, several or item.label is not None) for item in items])
+    questions = distinct([(item.asked, several or item.label is not None) for item in items])
     drawn = Sampling(
         **config.sampling.model_dump(exclude={"constrained"}),
         grammar=gbnf(prompts.tools) if config.sampling.constrained else "",
@@ -188,6 +196,7 @@ class Results:
                     "verdict": str(outcome.verdict),
                     "reason": str(outcome.reason) if outcome.reason else None,
                     "message": outcome.message,
+                    **({} if outcome.judged is None else {"judged": outcome.judged}),
                     "trace": _trace(outcome),
                 }
                 yield json.dumps(row, ensure_ascii=False) + "\n"
@@ -198,8 +207,8 @@ class Results:
         tasks: dict[str, str] = {}
         for item in items:
             if (chosen := best(self.trials.outcomes(item))) is not None:
-                held[item.question][chosen[0].key] += 1
-                tasks[item.question] = item.task
+                held[item.asked][chosen[0].key] += 1
+                tasks[item.asked] = item.task
         for question, keys in held.items():
             key = keys.most_common(1)[0][0]
             one = next(one for one in self.sampled.candidates[question] if one.key == key)
@@ -221,7 +230,7 @@ class Results:
     def _why(self, item: Item, outcomes: list[tuple[Candidate, Outcome]]) -> BadRow:
         last = farthest(outcomes)
         if last is None:
-            return BadRow(self.sampled.missing[item.question] or "no program was sampled.", "no program")
+            return BadRow(self.sampled.missing[item.asked] or "no program was sampled.", "no program")
         return BadRow(f"{last.verdict}, {last.reason}: {last.message}", str(last.reason))
 
     def _record(self, item: Item, chosen: tuple[Candidate, Outcome] | None) -> Record:
@@ -235,13 +244,19 @@ class Results:
             answer, rationale = item.label or as_text(outcome.answer), self.teller.text(item, outcome)
             assert one.program is not None  # verified
             provenance = replace(
-                self._origin(item.question, one),
+                self._origin(item.asked, one),
                 parent=source.id,
                 license=both(source.provenance.license, self.sampled.license),
                 program=one.program.source,
                 trace=_trace(outcome),
             )
-        turns = [Turn("user", item.question), Turn("assistant", answer, rationale)]
+            if outcome.judged and self.trials.judge is not None:
+                words = f"{Verdict.VERIFIED}, wording judged by {self.trials.judge.asker.backend.model}"
+                provenance = replace(provenance, verdict=words)
+        turns = [
+            Turn("user", item.question, choices=list(item.choices) or None),
+            Turn("assistant", answer, rationale, answers=list(item.answers) or None),
+        ]
         return Record(item.id, turns, source.images, item.task, source.source, provenance)
 
 

@@ -16,12 +16,16 @@ from PIL import Image
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.images import open_image, read_image
 from mmkd.data.records import Record
+from mmkd.evaluate.matching import vqa_plain
+from mmkd.synthesis.programs.answers import named, score
 from mmkd.synthesis.programs.making.items import Item
+from mmkd.synthesis.programs.making.judging import WordJudge
 from mmkd.synthesis.programs.making.ledger import Ledger
 from mmkd.synthesis.programs.making.writing import Candidate
 from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
 from mmkd.synthesis.programs.verifier import blank, verify
+from mmkd.synthesis.programs.wording import has_wordings
 from mmkd.synthesis.requests import digest
 
 AHEAD = 64  # items that are tried before their outcomes are written
@@ -33,6 +37,7 @@ class Trials:
     Args:
         items: questions; records: by whose rows they go.
         candidates: of each question; troubles: of the back ends, see `seeing`.
+        judge: of answers that differ from the label in words alone; None for nobody.
     """
 
     def __init__(
@@ -44,19 +49,22 @@ class Trials:
         candidates: Mapping[str, list[Candidate]],
         ledger: Ledger,
         troubles: Sequence[Exception] = (),
+        judge: WordJudge | None = None,
     ):
         self.config, self.runner, self.records, self.items = config, runner, records, items
         self.candidates, self.ledger, self.troubles = candidates, ledger, troubles
+        self.judge = judge
         self.rows = sorted({item.row for item in items})
         self.asking: dict[str, list[int]] = defaultdict(list)  # question -> places of its items
         for place, item in enumerate(items):
-            self.asking[item.question].append(place)
+            self.asking[item.asked].append(place)
         self.setting = {
             "limits": asdict(runner.limits),
             "tools": {name: runner.tools[name].version for name in runner.tools},
             "seeing": config.tools.model_dump(),
             "choices": config.choices,
             **({"agree": config.invent.agree} if config.invent else {}),
+            **({"judge": judge.identity} if judge else {}),
         }
 
     def run(self) -> Iterator[None]:
@@ -64,7 +72,7 @@ class Trials:
         with ThreadPoolExecutor(self.config.workers) as pool:
             for start in range(0, len(self.items), AHEAD):
                 batch = self.items[start : start + AHEAD]
-                todo = [item for item in batch if self.candidates[item.question]]
+                todo = [item for item in batch if self._of(item)]
                 todo = [(item, key) for item in todo if (key := self.key(item)) not in self.ledger]
                 for (_, key), outcomes in zip(todo, pool.map(self._tried, [item for item, _ in todo]), strict=True):
                     if self.troubles:
@@ -76,6 +84,8 @@ class Trials:
     def key(self, item: Item) -> str:
         """Of all that the outcomes hang on."""
         images = [item.row, *self._controls(item)]
+        more = {"answers": item.answers, "soft_accuracy": self.config.soft_accuracy} if item.answers else {}
+        more |= {"offered": item.choices} if item.choices else {}
         return digest(
             {
                 "question": item.question,
@@ -83,17 +93,20 @@ class Trials:
                 "images": [hashlib.sha256(read_image(self.records[row].images[0])).hexdigest() for row in images],
                 "programs": [one.program.source if one.program else one.source for one in self._of(item)],
                 **self.setting,
+                **more,
             }
         )
 
     def _of(self, item: Item) -> list[Candidate]:
-        return self.candidates[item.question]
+        return self.candidates[item.asked]
 
     def _controls(self, item: Item) -> list[int]:
         """Rows with the same question and another answer first: on these the right program answers otherwise."""
         draw = random.Random(f"{self.config.seed}/{item.id}")
-        same = [self.items[place] for place in self.asking[item.question]]
-        other = [one.row for one in same if one.label is not None and one.label != item.label and one.row != item.row]
+        same = [self.items[place] for place in self.asking[item.asked]]
+        other = [
+            one.row for one in same if one.label is not None and _label(one) != _label(item) and one.row != item.row
+        ]
         rest = [row for row in draw.sample(self.rows, min(len(self.rows), self.config.controls + 1)) if row != item.row]
         chosen = dict.fromkeys([*draw.sample(other, min(len(other), self.config.controls)), *rest])
         return list(chosen)[: self.config.controls]
@@ -104,7 +117,9 @@ class Trials:
     def _tried(self, item: Item) -> list[Outcome]:
         image = self._image(item.row)
         # Without a label nothing was right by luck; a question of the writer's own has its programs alone to go by.
-        choices = self.config.choices if item.truth is not None else None if self.config.invent else ()
+        choices = (
+            [*self.config.choices, *item.choices] if item.truth is not None else None if self.config.invent else ()
+        )
         return verify(
             self.runner,
             [one.runnable for one in self._of(item)],
@@ -114,6 +129,9 @@ class Trials:
             [blank(image), *map(self._image, self._controls(item))],
             choices,
             self.config.invent.agree if self.config.invent else 2,
+            offered=item.choices,
+            needed=self.config.soft_accuracy,
+            judge=self.judge,
         )
 
     # --- afterwards ------------------------------------------------------------------------------------------------
@@ -124,11 +142,11 @@ class Trials:
             return []
         found = []
         for one, outcome in zip(self._of(item), self.ledger.get(self.key(item)), strict=True):
-            right, tried = self._elsewhere[item.question, one.key]
+            right, tried = self._elsewhere[item.asked, one.key]
             if outcome.verdict is Verdict.VERIFIED and tried and right < self.config.right_elsewhere * tried:
                 message = f"right on {right} of the {tried} rows with this question."
                 outcome = replace(outcome, verdict=Verdict.REJECTED, reason=Reason.ELSEWHERE, message=message)
-            elif outcome.reason is Reason.ALONE and right == tried and self._luck[item.question] <= self.config.luck:
+            elif outcome.reason is Reason.ALONE and right == tried and self._luck[item.asked] <= self.config.luck:
                 # Right on pictures with different answers, it also moves with the picture.
                 message = f"alone, but right on all {tried} rows with this question."
                 outcome = replace(outcome, verdict=Verdict.VERIFIED, reason=None, message=message)
@@ -140,17 +158,28 @@ class Trials:
         """Question -> chance that a program which tells nothing apart is right on all its labelled pictures.
 
         Given how often it says what, each order of its answers is as likely as any other (Fisher's exact test), and one
-        is right: the chance is the product of n_a! over n!, n pictures of which n_a have the answer a.
+        is right: the chance is the product of n_a! over n!, n pictures of which n_a have the answer a. Pictures for
+        which several answers are right say nothing here.
         """
         labels: dict[str, dict[str | bytes, str]] = defaultdict(dict)
         for item in self.items:
-            if item.label is not None:
-                labels[item.question][self.records[item.row].images[0]] = item.label.lower()
+            if (label := self._only_answer(item)) is not None:
+                labels[item.asked][self.records[item.row].images[0]] = label
         chances = dict.fromkeys(self.asking, 1.0)
         for question, known in labels.items():
             orders = factorial(len(known)) // prod(factorial(n) for n in Counter(known.values()).values())
             chances[question] = 1 / orders
         return chances
+
+    def _only_answer(self, item: Item) -> str | None:
+        """The one answer that is right for an item; None where there is no label, or others may be right too: those of
+        several people, and other words for a label that a judge knows."""
+        if not item.answers:
+            judged = self.judge and item.label and not item.choices and has_wordings(item.label, self.config.choices)
+            return None if judged else _label(item)
+        needed = self.config.soft_accuracy
+        right = {vqa_plain(answer) for answer in item.answers if score(answer, item.answers, item.choices) >= needed}
+        return right.pop() if len(right) == 1 else None
 
     @cached_property
     def _elsewhere(self) -> dict[tuple[str, str], tuple[int, int]]:
@@ -170,16 +199,21 @@ class Trials:
                 continue
             good = [(is_right if item.label is not None else is_agreed)(outcome) for outcome in outcomes]
             for one, well in zip(self._of(item), good, strict=True):
-                right[item.question, one.key] += well
-                tried[item.question, one.key] += 1
+                right[item.asked, one.key] += well
+                tried[item.asked, one.key] += 1
         questions = {(question, one.key) for question, each in self.candidates.items() for one in each}
         return {pair: (right[pair], tried[pair]) for pair in questions}
+
+
+def _label(item: Item) -> str | None:
+    """In the words of its choice, where the label is a letter."""
+    return item.label and named(item.label, item.choices).lower()
 
 
 def is_right(outcome: Outcome) -> bool:
     """Whether it gave an answer that is not wrong, for whatever reason."""
     gave = outcome.verdict in (Verdict.RAN, Verdict.VERIFIED, Verdict.REJECTED)
-    return gave and outcome.reason is not Reason.WRONG
+    return gave and outcome.reason not in (Reason.WRONG, Reason.UNJUDGED)
 
 
 def is_agreed(outcome: Outcome) -> bool:
@@ -188,8 +222,10 @@ def is_agreed(outcome: Outcome) -> bool:
 
 
 def best(outcomes: Sequence[tuple[Candidate, Outcome]]) -> tuple[Candidate, Outcome] | None:
-    """The verified program that was sampled most often; of equals, the one that was sampled first."""
-    return next((pair for pair in outcomes if pair[1].verdict is Verdict.VERIFIED), None)
+    """The verified program that was sampled most often; of equals, the one that was sampled first. One that is right
+    in other words than the label's comes after those that need no judge."""
+    held = [pair for pair in outcomes if pair[1].verdict is Verdict.VERIFIED]
+    return min(held, key=lambda pair: bool(pair[1].judged), default=None)
 
 
 def farthest(outcomes: Sequence[tuple[Candidate, Outcome]]) -> Outcome | None:

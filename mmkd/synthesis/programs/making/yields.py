@@ -12,7 +12,7 @@ from rich.table import Table
 from mmkd.synthesis.programs.making.items import Item
 from mmkd.synthesis.programs.making.trying import is_right
 from mmkd.synthesis.programs.making.writing import Candidate
-from mmkd.synthesis.programs.reasons import Verdict
+from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome
 
 
@@ -23,7 +23,7 @@ class Yield:
     Attributes:
         rows: questions about images; ran, right, verified: those for which some program did so.
         texts: different questions; told: those for which some row has a verified program.
-        reasons: why programs are not verified.
+        reasons: why programs are not verified; judged: what a judge said of their answers, each program counted.
     """
 
     rows: int = 0
@@ -33,19 +33,23 @@ class Yield:
     texts: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
     reasons: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
 
     def add(self, item: Item, outcomes: Sequence[tuple[Candidate, Outcome]]) -> None:
         every = [outcome for _, outcome in outcomes]
         self.rows += 1
         self.ran += any(one.verdict not in (Verdict.REFUSED, Verdict.FAILED) for one in every)
         self.right += item.label is not None and any(map(is_right, every))
-        self.texts.add(item.question)
+        self.texts.add(item.asked)
         if any(one.verdict is Verdict.VERIFIED for one in every):
             self.verified += 1
-            self.told.add(item.question)
+            self.told.add(item.asked)
         self.reasons.update(str(one.reason) for one in every if one.reason is not None)
+        self.judged.update("same" if one.judged else "different" for one in every if one.judged is not None)
+        self.judged.update("no verdict" for one in every if one.reason is Reason.UNJUDGED)
 
     def to_dict(self) -> dict[str, Any]:
+        judged = {"judged": dict(self.judged.most_common())} if self.judged else {}
         return {
             "rows": self.rows,
             "ran": self.ran,
@@ -54,6 +58,7 @@ class Yield:
             "texts": len(self.texts),
             "texts_verified": len(self.told),
             "reasons": dict(self.reasons.most_common()),
+            **judged,
         }
 
 

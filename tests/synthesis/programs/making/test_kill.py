@@ -1,6 +1,6 @@
 """Killed with SIGKILL at any moment and started again: the same records, and no kept reply is asked for again.
 
-MMKD_KILLS=20 kills as often, spread over the whole run; fewer by default.
+The runs are forked from the tests' fork server, which has imported everything once. MMKD_KILLS=100 kills as often.
 """
 
 from __future__ import annotations
@@ -8,19 +8,24 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 
-import yaml
+from mmkd.synthesis.programs.making.run import make_programs
 
-KILLS = int(os.environ.get("MMKD_KILLS", "4"))
+KILLS = int(os.environ.get("MMKD_KILLS", "20"))
 CALLS, QUESTIONS, AT_ONCE = 100, 20, 4  # of the config; as many calls can be on their way when a kill comes
 
 
-def start(file) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mmkd", "programs", str(file)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=dict(os.environ))
+def start(config):
+    process = get_context("forkserver").Process(target=make_programs, args=(config,))
+    process.start()
+    return process
+
+
+def ended(process) -> int:
+    process.join()
+    return process.exitcode
 
 
 def kept(folder) -> set[str]:
@@ -38,26 +43,24 @@ def tried(folder) -> list[str]:
 
 
 def test_killed_again_and_again_it_ends_with_the_same_records_and_asks_nothing_twice(config, writer, tmp_path):
-    for name in ("straight", "killed"):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config(tmp_path / name).model_dump(exclude_none=True)))
-    assert start(tmp_path / "straight.yaml").communicate()[0].startswith(str(tmp_path))
+    assert ended(start(config(tmp_path / "straight"))) == 0
     assert len(writer.asked) == CALLS
     straight, writer.delay = {key.rsplit("-", 1)[0] for _, _, key in writer.asked}, 0.02
     writer.asked.clear()
     draw, out = random.Random(5), tmp_path / "killed"
     # While programs are asked for, and while they run: at so many replies and verdicts, and a moment later.
     for moment in sorted(draw.sample(range(CALLS + QUESTIONS - 8), KILLS)):
-        process = start(tmp_path / "killed.yaml")
+        process = start(config(out))
         asked, before, after = len(writer.asked), kept(out), draw.random() * 0.25
-        while process.poll() is None and len(kept(out)) + len(tried(out)) < moment:
+        while process.is_alive() and len(kept(out)) + len(tried(out)) < moment:
             time.sleep(0.005)
         time.sleep(after)
-        assert process.poll() is None, "it was over before it could be killed"
+        assert process.is_alive(), "it was over before it could be killed"
         process.kill()
-        process.communicate()
+        process.join()
         assert not before & {key.rsplit("-", 1)[0] for _, _, key in writer.asked[asked:]}
     asked, before = len(writer.asked), kept(out)
-    assert start(tmp_path / "killed.yaml").communicate()[0].startswith(str(out))
+    assert ended(start(config(out))) == 0
     assert not before & {key.rsplit("-", 1)[0] for _, _, key in writer.asked[asked:]}
     # Nothing is asked twice but what was on its way when a kill came.
     assert len(writer.asked) <= CALLS + KILLS * AT_ONCE
