@@ -29,6 +29,8 @@ get_context("forkserver").set_forkserver_preload(
         "mmkd.train.trainer",
         "mmkd.data.loader",
         "mmkd.teachers.live",
+        "mmkd.synthesis.competing.compete",
+        "mmkd.synthesis.evolving.run",
         "timm",
         "deepspeed.runtime.engine",
         "deepspeed.runtime.zero.stage3",
