@@ -56,6 +56,7 @@ def test_a_round_keeps_both_texts_counts_them_and_asks_nothing_twice(failed, ora
         assert len(proxy.seen) == seen
         assert len({one.call for one in proxy.seen}) == seen
         assert sum(ASKED in str(one.body) for one in proxy.seen) == grown.drafted == sum(grown.worded.values())
+        after = round(2, [*pool, *grown.items])
     worded = [item for item in grown.items if item.question.startswith(POLITE)]
     assert worded
     assert grown.worded.keys() >= {IN_OTHER_WORDS, "not one question", "words that may change it"}
@@ -72,7 +73,6 @@ def test_a_round_keeps_both_texts_counts_them_and_asks_nothing_twice(failed, ora
     assert [(item.template, item.said, item.writer) for item in kept] == [
         (item.template, item.said, item.writer) for item in grown.items
     ]
-    after = round(2, [*pool, *grown.items])
     asked = Counter((item.images, item.plain_question) for item in (*pool, *grown.items, *after.items))
     assert set(asked.values()) == {1}  # no template again, though it stands there in other words
 
