@@ -20,12 +20,12 @@ BEARING = frozenset(
      "many", "than", "what", "how")
 )  # fmt: skip
 # Words that change no question about what is there. Any other new one might: "in the corner", "only", "not", "small".
-# "it", "this" and "that" would point at something else than the template names.
+# "it", "this" and "that" would point at something else than the template names, "and" would join something to it.
 _HARMLESS = (
     "a an any the i you me we us is are be do does have has can could would will please tell say see find spot count "
-    "give show name notice identify know look there here in on at of to from for by with as and if whether image "
+    "give show name notice identify know look there here in on at of to from for by with as if whether image "
     "picture photo scene view contain contains hold holds include includes present visible shown seen located found "
-    "placed exist exists appear appears number numbers amount total object objects thing things directly immediately "
+    "placed exist exists appear appears number numbers amount total directly immediately "
     "side counting"
 )
 HARMLESS = frozenset(_HARMLESS.split())
@@ -38,7 +38,7 @@ EXAMPLES = (
     ("how many hearts are there?", "How many hearts can you count?"),
     ("are there fewer hearts than stars?", "Do you count fewer hearts than stars?"),
     ("are there more pink shapes than white shapes?", "Can you see more pink shapes than white shapes?"),
-    ("is the number of stars equal to the number of hearts?", "Is the number of stars and of hearts equal?"),
+    ("is the number of stars equal to the number of hearts?", "Does the number of stars equal the number of hearts?"),
     ("is the number of pink shapes equal to the number of white shapes?",
      "Would you say the number of pink shapes is equal to the number of white shapes?"),
     ("what shape is below the pink star?", "Which shape do you find below the pink star?"),

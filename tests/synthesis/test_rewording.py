@@ -20,7 +20,7 @@ from mmkd.synthesis.rewording import EXAMPLES, objection
         ("what shape is left of the red circle?", "Which shape is on the left side of the red circle?"),
         ("what is the color of the shape above the circle?", "Tell me: what colour is the shape above the circle?"),
         ("is the number of red shapes equal to the number of circles?",
-         "Are the number of red shapes and the number of circles equal?"),
+         "Does the number of red shapes equal the number of circles?"),
         *EXAMPLES,
     ],
 )  # fmt: skip
@@ -51,6 +51,7 @@ def test_another_way_of_asking_the_same_is_taken(asked, reworded):
         ("is there a red circle?", "is there only a red circle?", "words that may"),
         ("is there a red circle?", "isn't there a red circle?", "words that may"),
         ("is there a red circle?", "is it a red circle?", "words that may"),
+        ("how many red circles are there?", "how many red circles and objects are there?", "words that may"),
         ("is there a red circle?", "is there a red circle or not?", "words that may"),
         ("how many circles are there?", "there are 3 circles?", "another question"),
         ("how many circles are there?", "how many circles are there? two?", "not one question"),
