@@ -22,13 +22,14 @@ import mmkd
 
 ROOT = Path(__file__).parent.parent
 
-# Tests of several ranks fork them from one server; what it imports, no rank imports again.
+# Tests of several ranks, and of kills, fork them from one server; what it imports, no process imports again.
 get_context("forkserver").set_forkserver_preload(
     [
         "mmkd.train.run",
         "mmkd.train.trainer",
         "mmkd.data.loader",
         "mmkd.teachers.live",
+        "mmkd.synthesis.client",
         "mmkd.synthesis.competing.compete",
         "mmkd.synthesis.evolving.run",
         "timm",
