@@ -36,7 +36,7 @@ def compete_page(folder: Folder) -> dict[str, Any]:
         )
     for part, key, heading in (
         ("augmented", "gone", "Why drafts of new questions did not stay"),
-        ("augmented", "worded", "Drafts in a model's words, and why others kept the template's"),
+        ("augmented", "worded", "Drafts in other words, and why others kept their own"),
         ("refined", "gone", "Why mended answers made no preference pair"),
     ):
         if table := count_table("reason", _counted([row for row, _, _ in told], part, key)):
