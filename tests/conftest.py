@@ -22,7 +22,7 @@ import mmkd
 
 ROOT = Path(__file__).parent.parent
 
-# Tests of several ranks, and of jobs that are killed, fork them from one server; what it imports, none imports again.
+# Tests of several ranks, and of kills, fork them from one server; what it imports, no process imports again.
 get_context("forkserver").set_forkserver_preload(
     [
         "mmkd.train.run",
@@ -31,6 +31,8 @@ get_context("forkserver").set_forkserver_preload(
         "mmkd.teachers.live",
         "mmkd.synthesis.client",
         "mmkd.synthesis.programs.making.run",
+        "mmkd.synthesis.competing.compete",
+        "mmkd.synthesis.evolving.run",
         "timm",
         "deepspeed.runtime.engine",
         "deepspeed.runtime.zero.stage3",

@@ -34,6 +34,8 @@ class Provenance:
     Attributes:
         program: the source of the visual program that gave the rationale; verdict: the verifier's, with its reason.
         trace: what the program's tools were asked and answered, one object a call.
+        template: the question in a template's words, where a model was asked for others; said: the model's words, taken
+            for the question or not.
     """
 
     parent: str | None = None
@@ -46,6 +48,8 @@ class Provenance:
     program: str | None = None
     verdict: str | None = None
     trace: list[dict[str, Any]] | None = None
+    template: str | None = None
+    said: str | None = None
 
 
 @dataclass

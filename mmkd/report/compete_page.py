@@ -34,11 +34,12 @@ def compete_page(folder: Folder) -> dict[str, Any]:
         sections.append(
             Section("Rounds", CAPTION, _curves(points), Numbers(list(COLUMNS), [row for _, row, _ in told]))
         )
-    for part, heading in (
-        ("augmented", "Why drafts of new questions did not stay"),
-        ("refined", "Why mended answers made no preference pair"),
+    for part, key, heading in (
+        ("augmented", "gone", "Why drafts of new questions did not stay"),
+        ("augmented", "worded", "Drafts in other words, and why others kept their own"),
+        ("refined", "gone", "Why mended answers made no preference pair"),
     ):
-        if table := count_table("reason", _gone([row for row, _, _ in told], part)):
+        if table := count_table("reason", _counted([row for row, _, _ in told], part, key)):
             sections.append(Section(heading, table=table))
     album = Album()
     judged = sorted(_judged(folder), key=lambda one: (-one.round, one.held_out, ORDER.get(one.kind, 5)))
@@ -58,12 +59,12 @@ def compete_page(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _gone(rows: list[dict[str, Any]], part: str) -> dict[str, dict[str, int]]:
-    """By round, how much of what was made in a part of it went, by reason."""
+def _counted(rows: list[dict[str, Any]], part: str, key: str) -> dict[str, dict[str, int]]:
+    """By round, what a part of it counts under a key, e.g. what of its drafts went, by reason."""
     return {
-        f"round {row['round']}": {text(kind, 80): int(number(count)) for kind, count in made["gone"].items()}
+        f"round {row['round']}": {text(kind, 80): int(number(count)) for kind, count in made[key].items()}
         for row in rows
-        if isinstance(made := row.get(part), dict) and isinstance(made.get("gone"), dict)
+        if isinstance(made := row.get(part), dict) and isinstance(made.get(key), dict)
     }
 
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from io import BytesIO
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 from safetensors import safe_open
@@ -27,6 +21,7 @@ from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.client import Endpoint
 from mmkd.synthesis.requests import Request, Sampling
 from mmkd.synthesis.store import Store
+from tests.transformers_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -113,21 +108,10 @@ def test_what_stock_llava_has_no_place_for_is_refused_by_name(make_run, tmp_path
 @pytest.mark.e2e
 def test_transformers_serve_answers_about_an_image_as_the_model_here_does(llava, tmp_path):
     openai = pytest.importorskip("openai")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["transformers", "serve", str(llava), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    command[0] = str(Path(sys.executable).with_name("transformers"))
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    try:
-        _wait(server, f"http://127.0.0.1:{port}/health", tmp_path / "log")
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+    with serving(llava, tmp_path / "log") as url:
+        client = openai.OpenAI(base_url=url, api_key="none", timeout=120)
         answers = [_answer(client, llava, picture) for picture in (0, 1)]
-        asked = _asked(f"http://127.0.0.1:{port}/v1", llava, tmp_path / "store")
-    finally:
-        server.terminate()
-        server.wait(30)
+        asked = _asked(url, llava, tmp_path / "store")
     assert answers == [_in_process(llava, picture) for picture in (0, 1)]
     assert answers[0] != answers[1]
     assert asked == [answer.strip() for answer in answers]
@@ -152,18 +136,6 @@ def _png(picture: int) -> bytes:
     buffer = BytesIO()
     clean_process.pictures()[picture].save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
-    for _ in range(120):
-        assert server.poll() is None, log.read_text()
-        try:
-            if httpx.get(url).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(1)
-    raise AssertionError(f"no answer from {url}: {log.read_text()}")
 
 
 def _answer(client, llava: Path, picture: int) -> str:

@@ -82,6 +82,7 @@ def compete_folder(out: Path, text: str = "what is this?") -> Path:
         if number:
             write_rows(out / f"round-{number}" / "verdicts.jsonl", (one.row() for one in judged))
             new = {"drafted": 8, "kept": 2, "yield": 0.25, "gone": {text: 5, "form": 1}, "pool": 7}
+            new["worded"] = {"in other words": 6, text: 2}
             row["refined"] = {"asked": 3, "kept": 1, "words kept": 0.5, "gone": {"still faulty": 1, text: 1}}
             row |= {"pool_standing": asdict(standing(judged)) | bias, "augmented": new if number == 1 else None}
         rows.append(row)

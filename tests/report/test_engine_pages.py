@@ -116,6 +116,7 @@ def test_a_competition_has_curves_and_what_either_side_is_better_at(tmp_path):
     assert page.headings == [
         "Rounds",
         "Why drafts of new questions did not stay",
+        "Drafts in other words, and why others kept their own",
         "Why mended answers made no preference pair",
         "Difficult items",
         "Wins of the student",

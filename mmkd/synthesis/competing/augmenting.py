@@ -28,6 +28,8 @@ from mmkd.synthesis.requests import Request, Sampling
 from mmkd.synthesis.selection.image_need import image_need
 from mmkd.synthesis.selection.registry import Rows
 
+IN_OTHER_WORDS = "in other words"
+
 
 @dataclass(frozen=True)
 class Grown:
@@ -35,11 +37,13 @@ class Grown:
 
     Attributes:
         gone: drafts that did not stay, by reason.
+        worded: drafts that a model was asked to put in other words: how many are, and why the others are not.
     """
 
     items: list[Item]
     drafted: int
     gone: dict[str, int]
+    worded: dict[str, int]
 
 
 class Fit(BaseModel):
@@ -80,7 +84,7 @@ def grow(
     """
     known = Known(config.filters.similarity)
     for item in pool:
-        known.add(item.images, item.question)
+        remember(known, item)
     parents = drawn(config, round, {item.id: item for item in pool}, outcomes)
     name, gone = config.augment.name, Gone(log)
     options = check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
@@ -94,7 +98,15 @@ def grow(
         gone.counts["no answer worth learning"] = len(items) - len(told)
     if config.filters.blind is not None:
         told = needing_pictures(config, config.filters.blind, out, told, gone)
-    return Grown(told, len(drafts), dict(sorted(gone.counts.items())))
+    worded = Counter(draft.objection or IN_OTHER_WORDS for draft in drafts if draft.template)
+    return Grown(told, len(drafts), dict(sorted(gone.counts.items())), dict(worded.most_common()))
+
+
+def remember(known: Known, item: Item) -> None:
+    """As it is asked, and as its template asks: neither is to be asked on this picture again."""
+    known.add(item.images, item.question)
+    if item.plain_question != item.question:
+        known.add(item.images, item.plain_question)
 
 
 def formed(drafts: Sequence[Draft], known: Known, round: int, engine: str, gone: Gone) -> list[Item]:
@@ -109,7 +121,7 @@ def formed(drafts: Sequence[Draft], known: Known, round: int, engine: str, gone:
         elif near := known.near(item.images, item.question):
             gone.add(item, "near-duplicate", f"{item.question!r} says {near!r} again")
         else:
-            known.add(item.images, item.question)
+            remember(known, item)
             items.append(item)
     return items
 
@@ -194,4 +206,7 @@ def _item(draft: Draft, name: str, round: int, engine: str) -> Item:
         f"{engine}/{'hard' if draft.parent.hard else 'easy'}",
         draft.prompt,
         both(parent.license, draft.license),
+        template=draft.template,
+        said=draft.said,
+        writer=draft.writer,
     )

@@ -49,6 +49,7 @@ def card(config: CompeteConfig, out: Path, rounds: Sequence[dict[str, Any]]) -> 
         drafts=drafts,
         trust=rounds[-1]["held_out"].get("judge_against_labels"),
         gone=sorted({kind for row in drafts.values() for kind in row["gone"]}),
+        worded=list(dict.fromkeys(kind for row in drafts.values() for kind in row.get("worded", {}))),
         pairs={row["round"]: _pairs(out, row) for row in rounds if row["round"]},
         aside=_aside(out),
     )
@@ -61,8 +62,11 @@ def named(model: ModelSection) -> str:
 
 
 def _augmentor(config: CompeteConfig) -> str:
-    model = config.augment.options().get("model")
-    return config.augment.name + (f", {named(ModelSection.model_validate(model))}" if isinstance(model, dict) else "")
+    options, name = config.augment.options(), config.augment.name
+    for option, words in (("model", ", "), ("rewrite", ", its questions reworded by ")):
+        if isinstance(model := options.get(option), dict):
+            name += words + named(ModelSection.model_validate(model))
+    return name
 
 
 def _made(items: Sequence[Item]) -> dict[str, dict[int, int]]:

@@ -230,7 +230,7 @@ class Competition:
         size = write_items(self._pool(number), [*pool, *grown.items])
         share = len(grown.items) / max(grown.drafted, 1)
         return {"drafted": grown.drafted, "kept": len(grown.items), "yield": round(share, 4), "gone": grown.gone,
-                "pool": size}  # fmt: skip
+                "worded": grown.worded, "pool": size}  # fmt: skip
 
     # --- what they share ---------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ class Item:
         round: that it joined the pool in; 0 for what was given.
         parent: record or item that it was made from; engine: what made it, empty for what was given.
         answer: the teacher's; model: the teacher's identity. Empty before it was asked.
+        template: the question in a template's words, where a model was asked for others; said: in the model's, taken or
+            not; writer: that model. The question is one of both.
         license: of the question, as SPDX id or expression; answer_license: of the teacher's words.
     """
 
@@ -41,6 +43,14 @@ class Item:
     answer: str = ""
     model: str = ""
     answer_license: str | None = None
+    template: str = ""
+    said: str = ""
+    writer: str = ""
+
+    @property
+    def plain_question(self) -> str:
+        """As templates ask it, where one does."""
+        return self.template or self.question
 
     def request(self, sampling: Sampling) -> Request:
         return Request(self.id, (Turn("user", self.question),), self.images, sampling, license=self.license)
@@ -56,6 +66,8 @@ class Item:
             prompt_hash=digest([self.question]),
             seed=seed,
             license=both(self.license, self.answer_license),
+            template=self.template or None,
+            said=self.said or None,
         )
         return Record(self.id, turns, list(self.images), self.task, "compete", provenance)
 

@@ -25,7 +25,12 @@ NUMBER = itertools.count()
 WRONG_IN = 10  # one question in so many gets a wrong answer, always the same
 
 
+POLITE = "Please tell me, "  # how it says a question in other words
+ASKED = "Say in other words: "
+
+
 def truth(image: Image.Image, question: str) -> str | None:
+    question = question.removeprefix(POLITE)
     found = ClassicalDetector().detect(image, "thing")
     things = [Thing(*one.cell, *one.label.split(), image="") for one in found if one.cell]
     for forms in offers(things, held_out=True).values():
@@ -61,6 +66,10 @@ def reply(system: str, text: str, image: Image.Image | None, seed: int) -> str:
         return json.dumps(
             {"reason": "seen", **dict(zip(("first", "second") if second is not None else ("score",), grades))}
         )
+    if text.startswith(ASKED):
+        asked = text.removeprefix(ASKED)
+        drawn = int(hashlib.sha256(f"{seed}{text}".encode()).hexdigest(), 16) % 3
+        return [f"{POLITE}{asked}", f"{POLITE}{asked.replace('?', ' in the corner?')}", "The answer is yes."][drawn]
     if "mend answers" in system:
         return mended(text, seed, parts[0], parts[1], image)
     if "write questions" in system:
@@ -90,9 +99,8 @@ class Handler(BaseHTTPRequestHandler):
                 elif message["role"] == "system":
                     system += part["text"]
                 elif message["role"] == "user":
-                    text = (
-                        text or part["text"]
-                    )  # what is asked again after a reply of no use is asked in the same words
+                    # What is asked again after a reply of no use is asked in the same words; examples stand before.
+                    text = part["text"] if part["text"].startswith(ASKED) else text or part["text"]
         said = reply(system, text, image, body.get("seed") or 0)
         usage = {"prompt_tokens": len(text.split()) + 20 * (image is not None), "completion_tokens": len(said.split())}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}

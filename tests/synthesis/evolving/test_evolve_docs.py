@@ -6,7 +6,7 @@ import re
 
 from mmkd.config.evolve_schema import EvolveConfig
 from mmkd.config.load import load_as
-from mmkd.synthesis.evolving.grounded.telling import FORMS
+from mmkd.synthesis.evolving.grounded.forms import FORMS
 
 
 def test_the_config_of_the_page_is_a_config_and_every_option_is_named(root, tmp_path):

@@ -10,10 +10,10 @@ from mmkd.data.scene_questions import HELD_OUT
 from mmkd.synthesis.evolving.elimination import difficulty_of
 from mmkd.synthesis.evolving.executing import execute
 from mmkd.synthesis.evolving.grounded.evolver import Grounded
+from mmkd.synthesis.evolving.grounded.forms import FORMS
 from mmkd.synthesis.evolving.grounded.plans import answer, plans, text, understood
-from mmkd.synthesis.evolving.grounded.reword import survives
 from mmkd.synthesis.evolving.grounded.sight import Sight
-from mmkd.synthesis.evolving.grounded.telling import FORMS, told
+from mmkd.synthesis.evolving.grounded.telling import told
 from mmkd.synthesis.evolving.items import DIRECTIONS, OPEN, Content, Version, draw
 from mmkd.synthesis.evolving.outcomes import Proposal, Rejection, Task
 from mmkd.synthesis.evolving.rules import check_rules
@@ -38,7 +38,7 @@ def test_every_question_of_scenes_is_understood_answered_and_asked_in_the_same_w
 
 def test_every_plan_in_every_form_passes_the_tools(make_scene, view_of, tools):
     seen = set()
-    for index in range(2):
+    for index in range(3):
         view = view_of(make_scene("train", index, 7, 2))
         sight = Sight(view)
         for steps in range(1, 6):
@@ -50,7 +50,7 @@ def test_every_plan_in_every_form_passes_the_tools(make_scene, view_of, tools):
                         continue
                     seen.add((plan.kind, form))
                     done = execute(content, view, tools)
-                    assert len(done.steps) == plan.steps == steps
+                    assert len(done.steps) >= plan.steps == steps
                     assert form != OPEN or content.answer == said
     assert {form for _, form in seen} == {OPEN, *FORMS}
     assert {kind for kind, _ in seen} >= {"walk", "exists", "count", "compare", "sum", "sum of three"}
@@ -104,30 +104,3 @@ def test_a_seed_that_the_tools_contradict_is_no_seed(make_scene, view_of):
         Grounded(0).seed(seed_of(question.text, wrong), view_of(one))
     with pytest.raises(Rejection, match="knows questions about scenes"):
         Grounded(0).seed(seed_of("who painted this?", "nobody"), view_of(one))
-
-
-@pytest.mark.parametrize(
-    ("reworded", "good"),
-    [
-        ("how many circles and red shapes do you see together?", False),  # the order of a sum is its own, but kept
-        ("how many red shapes and circles can you see together?", True),
-        ("counting together, how many red shapes and circles are in view?", True),
-        ("how many red shapes and squares are there together?", False),
-        ("how many red shapes and circles are not there together?", False),
-        ("how many red shapes and circles are there?", False),
-        ("there are three red shapes and circles together?", False),
-        ("how many red shapes and circles are there together? two?", False),
-        ("how many red shapes and circles are there together. Sure!", False),
-        ("?", False),
-        ("", False),
-    ],
-)
-def test_only_words_that_bear_no_meaning_may_change(reworded, good):
-    assert survives("how many red shapes and circles are there together?", reworded) is good
-
-
-def test_left_of_red_is_not_red_left_of():
-    asked = "is there a red shape left of the circle?"
-    assert survives(asked, "can you see a red shape left of the circle?")
-    assert not survives(asked, "is there a circle left of the red shape?")
-    assert not survives(asked, "is there a red shape right of the circle?")

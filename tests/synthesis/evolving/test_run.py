@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
+import signal
 import time
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from mmkd.synthesis.requests import Status
 from tests.synthesis.evolving.fake_writer import said
 from tests.synthesis.fault_proxy import FAULTS, FaultProxy
 
+KILLS = 20
 RESULTS = ("records.jsonl", "rejected.jsonl", "summary.json", "rounds/1.jsonl", "rounds/2.jsonl")
 
 
@@ -212,35 +213,43 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_
     draw = random.Random(2)
     with FaultProxy(None, content=said, delay=0.02) as proxy:
         fields = served_by(proxy.url, check_images=False)
-        path, straight = (config(tmp_path, name, scenes=6, **fields) for name in ("killed", "straight"))
+        path, straight = (config(tmp_path, name, scenes=10, **fields) for name in ("killed", "straight"))
         kills = 0
         while True:
             before = len(proxy.seen)
             kept_before = kept(tmp_path / "killed")
             process = start(path)
-            more = draw.randint(1, 30) if kills < 4 else 10**9
-            while process.poll() is None and len(proxy.seen) < before + more:
+            more = draw.randint(1, 12) if kills < KILLS else 10**9
+            while process.is_alive() and len(proxy.seen) < before + more:
                 time.sleep(0.002)
-            time.sleep(draw.random() * 0.1)
-            process.kill()  # SIGKILL
-            process.wait()
+            time.sleep(draw.random() * 0.03)
+            process.kill()
+            process.join()
             assert not kept_before & {seen.call for seen in proxy.seen[before:]}
-            if process.returncode == 0:
+            if process.exitcode == 0:
                 break
+            assert process.exitcode == -signal.SIGKILL
             kills += 1
-        assert kills >= 3
+        assert kills >= KILLS / 2
         before = len(proxy.seen)
-        assert start(path).wait() == 0  # once more: all is there, nothing is asked
+        assert finished(start(path))  # once more: all is there, nothing is asked
         assert len(proxy.seen) == before
-        assert start(straight).wait() == 0
+        assert finished(start(straight))
     killed, clean = results(tmp_path / "killed"), results(tmp_path / "straight")
     assert killed == clean
     assert sum(row["kept"] for row in rows(tmp_path / "killed/rounds/2.jsonl")) > 1
 
 
-def start(path: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mmkd", "evolve", str(path)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+def start(path: Path) -> BaseProcess:
+    """The evolution in a process of its own, forked from one that has imported everything."""
+    process = get_context("forkserver").Process(target=evolve, args=(load_as(path, [], EvolveConfig),))
+    process.start()
+    return process
+
+
+def finished(process: BaseProcess) -> bool:
+    process.join(600)
+    return process.exitcode == 0
 
 
 def kept(folder: Path) -> set[str]:

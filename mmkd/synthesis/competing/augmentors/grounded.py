@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.images import open_image
 from mmkd.data.scene_questions import DESCRIPTIONS, Question, Thing, offers
 from mmkd.synthesis.competing.augmentors.presence import checked_share, drawn_for_presence
 from mmkd.synthesis.competing.augmentors.registry import Draft, Parent, Wanted, register
+from mmkd.synthesis.competing.augmentors.rewriting import rewritten
 from mmkd.synthesis.programs.backends.classical import ClassicalDetector
 
 Images = tuple[str, ...]
@@ -18,7 +20,7 @@ ABOUT_PRESENCE = [(name, form) for name in ("existence", "count") for form in DE
 
 
 @register("grounded")
-def grounded(wanted: Wanted, absent: float = 0.0) -> Iterator[Draft]:
+def grounded(wanted: Wanted, absent: float = 0.0, rewrite: ModelSection | None = None) -> Iterator[Draft]:
     """From a difficult item a question of its form (of its type, where that has no more) that was not asked on this
     picture yet; from an easy one a question of another type. The answer is drawn before the question, as in the scenes
     themselves, and no held-out composition is named.
@@ -27,11 +29,17 @@ def grounded(wanted: Wanted, absent: float = 0.0) -> Iterator[Draft]:
         absent: share of the drafts that ask, in their place, for something that the picture does not hold: whether it
             is there ("no"), or how many ("0"), as UniversalNER (arXiv 2308.03279) asks for absent types. For each of
             them one more asks in the same form for something that is there, so that "no" is not the likelier answer.
+        rewrite: who puts the questions in other words; nobody by default. See `rewriting`.
 
-    Raises: ConfigError for a share above a half.
+    Raises: ConfigError for a share above a half; what `Asker.answer` raises.
     """
+    drafts = _drafts(wanted, checked_share(absent))
+    yield from drafts if rewrite is None else rewritten(wanted, list(drafts), rewrite)
+
+
+def _drafts(wanted: Wanted, absent: float) -> Iterator[Draft]:
     pictures = _Pictures(wanted)
-    paired = _pairs(wanted, checked_share(absent), pictures)
+    paired = _pairs(wanted, absent, pictures)
     for place, parent in enumerate(wanted.parents):
         item = parent.item
         rng = random.Random(f"{wanted.seed}/{wanted.round}/{item.id}/{parent.number}")
@@ -112,7 +120,7 @@ def _draw(every: Offers, parent: Parent, asked: set[str], rng: random.Random) ->
             (name, form)
             for name, forms in every.items()
             for form, answers in forms.items()
-            if any(one.text == parent.item.question for questions in answers.values() for one in questions)
+            if any(one.text == parent.item.plain_question for questions in answers.values() for one in questions)
         ),
         None,
     )

@@ -59,6 +59,8 @@ class Draft:
         reference: its answer where it is known to be right; it then fits the picture too.
         prompt: the template that it was asked for with.
         license: of the words, where a model wrote them.
+        template: the augmentor's own words, where a model was asked for others; said: what it said; writer: who it is.
+        objection: a few words on why the question is the template; empty where it is what the model said.
         problem: why there is no question; kind: a few words to count by.
     """
 
@@ -68,6 +70,10 @@ class Draft:
     task: str = ""
     prompt: str = ""
     license: str | None = None
+    template: str = ""
+    said: str = ""
+    writer: str = ""
+    objection: str = ""
     problem: str = ""
     kind: str = ""
 

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mmkd.synthesis.evolving.grounded.forms import FORMS
 from mmkd.synthesis.evolving.grounded.plans import Plan, plans, understood
 from mmkd.synthesis.evolving.grounded.reword import Rewording
 from mmkd.synthesis.evolving.grounded.sight import Sight
-from mmkd.synthesis.evolving.grounded.telling import FORMS, told
+from mmkd.synthesis.evolving.grounded.telling import told
 from mmkd.synthesis.evolving.items import OPEN, Content, draw, plain
 from mmkd.synthesis.evolving.outcomes import Proposal, Rejection, Task
+from mmkd.synthesis.evolving.rules import check_rules
 from mmkd.synthesis.programs.tools import View
 
 NO_PLAN = "no such question here"
-NAME = "grounded v1"
+NAME = "grounded v2"
 
 
 class Grounded:
@@ -62,7 +64,7 @@ class Grounded:
                 choices = [(one, memo["form"]) for one in other(plan, sight, rng)]
             for one, form in choices:
                 content = told(one, form, sight, rng)
-                if content is not None:
+                if content is not None and _may_follow(task, content):
                     return Proposal(content, NAME, memo=_memo(one, form))
         except Rejection as rejection:
             return rejection
@@ -95,6 +97,15 @@ def _balanced(found: list[tuple[Plan, str]], rng, count: int) -> list[Plan]:
         answers = groups[rng.choice(sorted(groups))]
         drawn.append(rng.choice(answers[rng.choice(sorted(answers))]))
     return drawn
+
+
+def _may_follow(task: Task, content: Content) -> bool:
+    """Whether it is an evolution at all; another form of a question takes no fewer steps, or it would be easier."""
+    try:
+        check_rules(task.direction, task.parent.content, content)
+    except Rejection:
+        return False
+    return task.direction != "interaction" or len(content.steps) >= len(task.parent.content.steps)
 
 
 def _memo(plan: Plan, form: str) -> dict[str, Any]:

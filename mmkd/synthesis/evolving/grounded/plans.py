@@ -132,7 +132,7 @@ def _walks(sight: Sight, length: int) -> Iterator[Plan]:
     if length < 1:
         return
     names = _present(sight, "color") + _present(sight, "shape")
-    for start in _descriptions(sight):
+    for start in descriptions(sight):
         if len(fitting := sight.fitting(start)) != 1:
             continue
         for sides in product(DIRECTIONS, repeat=length):
@@ -146,7 +146,7 @@ def _sets(sight: Sight, steps: int) -> Iterator[Plan]:
         if Plan(kind, ()).steps != steps:
             continue
         if size == 1:
-            yield from (Plan(kind, (words,)) for words in _descriptions(sight, absent=True))
+            yield from (Plan(kind, (words,)) for words in descriptions(sight, absent=True))
             continue
         for what in ("color", "shape"):  # of one kind, so that no thing is counted twice
             for words in permutations(_present(sight, what), size):
@@ -160,7 +160,7 @@ def _present(sight: Sight, what: str) -> list[str]:
     return sorted({str(Words(**{what: getattr(thing, what)})) for thing in sight.things})
 
 
-def _descriptions(sight: Sight, absent: bool = False) -> list[str]:
+def descriptions(sight: Sight, absent: bool = False) -> list[str]:
     """Of things that are there; `absent`: of all colours and shapes, and pairs whose colour and shape are there."""
     colors, shapes = {t.color for t in sight.things}, {t.shape for t in sight.things}
     pairs = product(sorted(colors), sorted(shapes)) if absent else sorted({(t.color, t.shape) for t in sight.things})
