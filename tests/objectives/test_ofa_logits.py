@@ -117,9 +117,7 @@ def test_the_top_k_the_target_and_one_bucket_of_the_rest_are_the_classes(k, form
     learned = [*student.hidden.values(), *made.parameters()]
     tolerance = {} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(found, expected, **tolerance)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, learned), torch.autograd.grad(expected, learned), **tolerance
-    )
+    torch.testing.assert_close(torch.autograd.grad(found, learned), torch.autograd.grad(expected, learned), **tolerance)
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
