@@ -2,10 +2,10 @@
 
 Answer tokens go through the heads in chunks, so that peak memory does not grow with the number of tokens. Where the
 student's head is a product with a weight that is whole here, gradients of a chunk are made as soon as its loss is known
-(as Liger does, Hsu et al. 2024, arXiv 2410.10989), and no logits are made twice. Else, as under ZeRO-3, all chunks but
-the last are forgotten and computed again in backward. A batch that fits one chunk takes the ordinary way. Heads are
-called as modules, so that ZeRO-3 gathers their weights; matrix products stay in the heads' dtype, only
-log-probabilities are fp32.
+(as Liger does, Hsu et al. 2024, arXiv 2410.10989), and no logits are made twice. Else, as under a soft cap, all chunks
+but the last are forgotten and computed again in backward. A batch that fits one chunk takes the ordinary way. Heads are
+called as modules, so that ZeRO-3 gathers their weights where the caller has not; matrix products stay in the heads'
+dtype, only log-probabilities are fp32.
 """
 
 from __future__ import annotations

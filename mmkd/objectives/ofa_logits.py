@@ -11,6 +11,7 @@ from mmkd.objectives.checks import choice, count, number
 from mmkd.objectives.chunked import ChunkLogits, sum_over_chunks
 from mmkd.objectives.ofa import FORMS, ofa_from_log_probs
 from mmkd.objectives.registry import register
+from mmkd.objectives.sparse import NOWHERE
 
 STAGES = 4
 
@@ -30,18 +31,25 @@ class OfaLogits(Objective):
 
     The final logits of the student itself are for `cross_entropy` and `forward_kl` to teach.
 
+    With `top_k` the classes of a token are the teacher's k likeliest ids, the target, and one bucket of all other ids
+    together; both sides' mass of that one is the log-sum-exp over those ids, so that no digits are lost where it is
+    small. Every term of the forms is then one of k + 1 (target among the k) or k + 2 classes, the bucket's p^t and log
+    p^s included; with k the whole vocabulary that is the loss without it.
+
     Args:
         eps: enhancement of the target, >= 1 (gamma in the paper).
         form: "paper" or "released", see `ofa`.
+        top_k: ids of the teacher that are classes of their own; None takes all.
         chunk: answer tokens whose logits, of all stages, stand in memory at once.
     """
 
     teacher = True
 
-    def __init__(self, eps: float = 1.0, form: str = "paper", chunk: int = 128):
+    def __init__(self, eps: float = 1.0, form: str = "paper", top_k: int | None = None, chunk: int = 128):
         super().__init__()
         self.eps = number(self.name, "eps", eps, least=1)
         self.form = choice(self.name, "form", form, FORMS)
+        self.top_k = None if top_k is None else count(self.name, "top_k", top_k)
         self.chunk = count(self.name, "chunk", chunk)
         self.stages: list[int] = []
         self.heads = nn.ModuleList()
@@ -86,15 +94,37 @@ class OfaLogits(Objective):
 
         `logits.student` is [n, stages, V].
         """
-        teacher = logits.teacher_log_probs()  # [n, shared]
         known = logits.targets < logits.shared
         targets = logits.targets.clamp(max=logits.shared - 1)
-        losses = []
-        for stage in logits.student.unbind(1):
-            student = torch.log_softmax(stage[:, : logits.shared], -1, dtype=teacher.dtype)
-            losses.append((ofa_from_log_probs(student, teacher, targets, eps=self.eps, form=self.form) * known).sum())
+        stages = [stage[:, : logits.shared] for stage in logits.student.unbind(1)]  # [n, shared] each
+        if self.top_k is None or self.top_k >= logits.shared:
+            teacher = logits.teacher_log_probs()
+            students = (torch.log_softmax(stage, -1, dtype=teacher.dtype) for stage in stages)
+        else:
+            theirs = logits.teacher_logits()[:, : logits.shared]
+            ids = torch.cat([targets[:, None], theirs.topk(self.top_k).indices], 1)  # [n, 1 + k]
+            twice = ids == targets[:, None]
+            twice[:, 0] = False  # the target is class 0, and no class again where the teacher has it among the k
+            teacher, targets = _classes(theirs, ids, twice), torch.zeros_like(targets)
+            students = (_classes(stage, ids, twice) for stage in stages)
+        losses = [
+            (ofa_from_log_probs(student, teacher, targets, eps=self.eps, form=self.form) * known).sum()
+            for student in students
+        ]
         correct = (logits.student.argmax(-1) == logits.targets[:, None]).sum(0)
         return torch.stack(losses), correct
+
+
+def _classes(logits: Tensor, ids: Tensor, twice: Tensor) -> Tensor:
+    """Log-probabilities of `ids`, -inf for those marked `twice`, then of all other ids together: [n, 1 + k + 1].
+
+    Args:
+        logits: [n, V]; ids, twice: [n, 1 + k].
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    kept = wide.gather(1, ids).masked_fill(twice, -torch.inf)
+    others = wide.scatter(1, ids, NOWHERE).logsumexp(-1, keepdim=True)
+    return torch.log_softmax(torch.cat([kept, others], 1), -1)
 
 
 def _rms(hidden: Tensor) -> Tensor:

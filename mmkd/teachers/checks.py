@@ -49,9 +49,10 @@ def check_towers(config: Config, section: TeacherSection) -> None:
             if not objective.teacher_tower:
                 continue
             if section.kind != "live":
+                lack = "keeps nothing of one" if section.kind == "cached" else "has none of its own"
                 raise ConfigError(
                     f"stage {stage.name}: {objective.name} compares the student's vision tower with the teacher's, and "
-                    f"teacher.kind {section.kind} has none of its own. Use teacher.kind: live."
+                    f"teacher.kind {section.kind} {lack}. Use teacher.kind: live."
                 )
             if "vision" not in stage.trainable:
                 raise ConfigError(
@@ -74,6 +75,7 @@ def check_filling(config: Config) -> TargetSettings:
     settings = TargetSettings(**given_settings(section))  # pyright: ignore[reportArgumentType]
     if section.endpoint is not None:
         require_served(section, settings)
+    check_towers(config, section)  # an objective on towers asks nothing of a decoder, so the next line lets it pass
     require_servable(config, settings.targets, settings.temperature, bool(settings.hidden_layers))
     require_recalibratable(config, settings)
     return settings

@@ -131,10 +131,18 @@ def read_outputs(
     )
 
 
-def _head_weight(model: MmkdForConditionalGeneration) -> Tensor | None:
+def product_weight(model: MmkdForConditionalGeneration) -> Tensor | None:
+    """[V, D] where the head is the product with it and nothing else."""
     head, text = model.get_output_embeddings(), model.config.text_config
     more = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # see MmkdPreTrainedModel.head
     if type(head) is not nn.Linear or head.bias is not None or any(getattr(text, m, None) is not None for m in more):
         return None
-    # What ZeRO-3 has cut up, and so marked, is whole during the calls of its module alone.
-    return None if hasattr(head.weight, "ds_id") else head.weight
+    # ZeRO-3 gathers what is asked for by its name outside of its module, and keeps it whole through all later steps.
+    [weight] = head.parameters()
+    return weight
+
+
+def _head_weight(model: MmkdForConditionalGeneration) -> Tensor | None:
+    weight = product_weight(model)
+    # What ZeRO-3 has cut up, and so marked, is whole only where its gathering is asked for.
+    return None if hasattr(weight, "ds_id") else weight

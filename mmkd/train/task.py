@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +24,16 @@ from mmkd.objectives import (
     without_rejected,
 )
 from mmkd.teachers.live import Teacher
-from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
+from mmkd.teachers.reading import answer_batch, prefixes, product_weight, read_outputs, tower_map, vision
+
+
+class _WholeHead(nn.Module):
+    """Runs what calls the head. ZeRO-3 gathers the weights of a module around its forward and around its backward, and
+    those of the head are made known to it as this module's too: so they are gathered once each way, not once a chunk,
+    and the calls inside find them there."""
+
+    def forward(self, hidden: Tensor, *, run: Callable[[Tensor], Tensor]) -> Tensor:
+        return run(hidden)  # `run` goes by its name because ZeRO-3 asks for tensors at all other places
 
 
 class DistillTask(nn.Module):
@@ -51,6 +62,7 @@ class DistillTask(nn.Module):
         self.student = student
         self.objectives = nn.ModuleList(objective for objective, _ in objectives)
         self.weights = [weight for _, weight in objectives]
+        self.whole_head = _WholeHead()
         object.__setattr__(self, "teacher", teacher)  # not a submodule
         self.vocabulary = vocabulary
         self.register_buffer("shared_ids", shared_ids, persistent=False)
@@ -110,7 +122,7 @@ class DistillTask(nn.Module):
             outputs.vocabulary = self.vocabulary
             outputs.tower = tower_map(self.student, tower) if needs.tower else None
             places = ("on_policy/",) if batch.get("on_policy") else ("", "full/" if tokens is None else f"k{tokens}/")
-            losses.append(self._loss(outputs, teacher, answers, places))
+            losses.append(self._with_head(outputs, teacher, answers, places))
         loss = torch.stack(losses).mean()
         if all(tokens is None for tokens in batch["reads"]) and self.student.voco is not None:
             loss = loss + self._unread(self.student.voco)
@@ -128,6 +140,28 @@ class DistillTask(nn.Module):
         total = voco(voco.tokens).sum()
         bias = voco.mass_bias(voco.tokens)
         return 0.0 * (total if bias is None else total + bias.sum())
+
+    def _with_head(
+        self,
+        student: Outputs,
+        teacher: Outputs | SparseTargets | None,
+        answers: AnswerBatch,
+        places: tuple[str, ...],
+    ) -> Tensor:
+        """As `_loss`, with the head's weights whole all the while, so that gradients may be made ahead."""
+        cut = [p for p in self.student.get_output_embeddings().parameters() if hasattr(p, "ds_id")]
+        if not cut:
+            return self._loss(student, teacher, answers, places)
+        import deepspeed
+
+        for parameter in cut:
+            deepspeed.zero.register_external_parameter(self.whole_head, parameter)
+
+        def run(hidden: Tensor) -> Tensor:
+            whole = replace(student, answer_hidden=hidden, head_weight=product_weight(self.student))
+            return self._loss(whole, teacher, answers, places)
+
+        return self.whole_head(student.answer_hidden, run=run)
 
     def _loss(
         self,

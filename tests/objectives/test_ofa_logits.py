@@ -53,7 +53,20 @@ def objective(dtype=torch.float64, **options):
     return made.to(dtype)
 
 
-def naive(made, student, teacher, eps, form, targets=TARGETS, real=V):
+def bucketed(log_s, p, c, k):
+    """The k likeliest ids of the teacher, the target if it is none of them, and all others as one class."""
+    ids = p.argsort(descending=True)[:k].tolist()
+    ids += [] if c in ids else [c]
+    others = [i for i in range(len(p)) if i not in ids]
+    if others:
+        log_s = torch.cat([log_s[ids], log_s[others].exp().sum().log()[None]])
+        p = torch.cat([p[ids], p[others].sum()[None]])
+    else:
+        log_s, p = log_s[ids], p[ids]
+    return log_s, p, ids.index(c)
+
+
+def naive(made, student, teacher, eps, form, targets=TARGETS, real=V, k=None):
     """Token by token and class by class; only the first `real` classes exist."""
     total = 0.0
     for layer, linear in zip(STAGES, made.heads, strict=True):
@@ -65,7 +78,9 @@ def naive(made, student, teacher, eps, form, targets=TARGETS, real=V):
             logits = teacher.head.weight @ (x * teacher.final_norm.weight + teacher.final_norm.bias)
             log_s = torch.log(torch.softmax(logits[:real], -1))
             p = torch.softmax((teacher.head.weight @ teacher.answer_hidden[n])[:real], -1).detach()
-            for i in range(real):
+            if k is not None:
+                log_s, p, c = bucketed(log_s, p, c, k)
+            for i in range(len(p)):
                 m = float(i == c)
                 if form == "released":
                     weight = (p[i] + m) ** eps - m
@@ -85,6 +100,44 @@ def test_value_and_gradient_equal_the_definition_for_every_chunk_size(form, eps,
     torch.testing.assert_close(found, expected)
     learned = [*student.hidden.values(), *made.parameters()]
     torch.testing.assert_close(torch.autograd.grad(found, learned), torch.autograd.grad(expected, learned))
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [1, 4, V - 2, V - 1])
+def test_the_top_k_the_target_and_one_bucket_of_the_rest_are_the_classes(k, form, dtype):
+    made = objective(dtype, eps=1.4, form=form, top_k=k, chunk=3)
+    student, teacher, real = student_side(dtype), teacher_side(dtype, vocabulary=V - 1), V - 1
+    among = (teacher.head(teacher.answer_hidden)[:, :real].topk(k).indices == TARGETS[:, None]).any(1)
+    assert k != 4 or 0 < among.sum() < N  # both cases are met
+    found = made(student, teacher, batch(normalizer=N)).loss
+    targets = TARGETS.clamp(max=real - 1)
+    assert torch.equal(targets, TARGETS)
+    expected = naive(made, student, teacher, 1.4, form, targets, real, k) / N
+    learned = [*student.hidden.values(), *made.parameters()]
+    tolerance = {} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(torch.autograd.grad(found, learned), torch.autograd.grad(expected, learned), **tolerance)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_top_k_of_the_whole_vocabulary_or_more_is_the_loss_without_it(form):
+    student, teacher = student_side(), teacher_side()
+    whole, *others = (objective(eps=1.4, form=form, top_k=k) for k in (None, V, V + 9))
+    losses = [made(student, teacher, batch()).loss for made in (whole, *others)]
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0])
+
+
+def test_a_bucket_that_holds_next_to_nothing_has_finite_gradients_in_fp32():
+    made = objective(torch.float32, top_k=2)
+    student, teacher = student_side(torch.float32), teacher_side(torch.float32)
+    with torch.no_grad():
+        teacher.head.weight.mul_(200.0)  # both sides are sure of one id; the mass of the rest underflows
+    losses = made(student, teacher, batch())
+    losses.loss.backward()
+    assert losses.loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in made.parameters())
 
 
 @pytest.mark.parametrize(("teacher_probs", "eps", "released", "paper"), VECTORS)
@@ -168,6 +221,7 @@ def test_stages_stand_at_quarters_of_any_depth(depth, stages):
     [
         ({"eps": 0.5}, r"eps=0\.5, expected a number >= 1"),
         ({"form": "code"}, "form='code', expected one of: paper, released"),
+        ({"top_k": 0}, "top_k=0, expected a whole number >= 1"),
         ({"chunk": 0}, "chunk=0, expected a whole number >= 1"),
     ],
 )

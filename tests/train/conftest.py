@@ -84,6 +84,14 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def untied_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student whose head is not its embedding."""
+    folder = tmp_path_factory.mktemp("untied_student")
+    save_tiny_model(folder, seed=6, layers=2, voco=4, tied=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     save_tiny_model(folder, seed=1, layers=3, voco=None)

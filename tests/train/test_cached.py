@@ -216,6 +216,8 @@ def test_what_differs_is_named_before_anything_is_trained(cached, config, studen
         ({"name": "hidden_states"}, {}, "hidden_states reads hidden states, and this cache keeps none."),
         ({"name": "ofa_logits"}, {"hidden_layers": [0]}, "ofa_logits needs all of the teacher"),
         ({"name": "voco_attention"}, {}, "voco_attention needs all of the teacher"),
+        ({"name": "tower_features"}, {}, "tower_features compares the student's vision tower with the teacher's, and "
+         "teacher.kind cached keeps nothing of one. Use teacher.kind: live."),
         ({"name": "forward_kl", "temperature": 2.0}, {}, "forward_kl has temperature 2, the teacher's cache 1."),
     ],
 )  # fmt: skip
