@@ -22,6 +22,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    HyperCLOVAXConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -105,6 +106,14 @@ def test_without_weights_a_random_model_of_the_same_shape_is_built(tmp_path):
 def test_a_model_with_a_recurrent_state_is_refused_before_its_weights_are_read(tmp_path):
     MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)  # no weights there
     with pytest.raises(ConfigError, match="is a mamba model, which does not keep its past in a transformers Cache"):
+        load(f"hf:{tmp_path}")
+
+
+def test_a_decoder_whose_logits_are_scaled_in_a_way_of_its_own_is_refused(tmp_path):
+    HyperCLOVAXConfig(vocab_size=100, hidden_size=16, num_attention_heads=2, num_hidden_layers=1).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ConfigError, match="hyperclovax model, which scales its logits in a way of its own"):
         load(f"hf:{tmp_path}")
 
 

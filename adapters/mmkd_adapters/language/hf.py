@@ -30,7 +30,7 @@ def load_folder(spec: Spec, name: str, pretrained: bool, license: str) -> Langua
     """Model and tokenizer of the folder or hub id `name`; `spec` is what errors call it."""
     try:
         config = AutoConfig.from_pretrained(name, revision=spec.revision)
-        require_cache(spec, config)
+        require_plain_decoder(spec, config)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=spec.revision)
         if pretrained:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -53,8 +53,14 @@ def load_tokenizer(spec: Spec, name: str) -> PreTrainedTokenizerBase:
         raise not_found(spec, error) from error
 
 
-def require_cache(spec: Spec, config: Any) -> None:
-    """ConfigError unless models of `config` are decoders that keep keys and values in a Cache. Reads no weight."""
+# Scales of logits beside those of `MmkdPreTrainedModel.head`; and families that read `logits_scaling` otherwise.
+SCALES = ("lm_head_multiplier", "output_multiplier")
+OTHER_SCALES = ("hyperclovax", "minicpm3")
+
+
+def require_plain_decoder(spec: Spec, config: Any) -> None:
+    """ConfigError unless models of `config` are decoders that keep keys and values in a Cache, and whose logits are the
+    head's product under scales that are known. Reads no weight."""
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -67,4 +73,11 @@ def require_cache(spec: Spec, config: Any) -> None:
         raise ConfigError(
             f"{spec} is a {config.model_type} model, which does not keep its past in a transformers Cache of keys and "
             "values; mmkd carries images over in one. Use a plain decoder (Llama, Qwen, Mistral, Gemma, Phi, GPT-2 ..)."
+        )
+    scaled = [name for name in SCALES if getattr(config, name, None) is not None]
+    if config.model_type in OTHER_SCALES or scaled:
+        raise ConfigError(
+            f"{spec} is a {config.model_type} model, which scales its logits in a way of its own "
+            f"({', '.join(scaled) or 'logits_scaling'}) that mmkd's losses do not know. Use a plain decoder (Llama, "
+            "Qwen, Mistral, Gemma, Phi, Granite, Cohere ..)."
         )
