@@ -100,10 +100,12 @@ def test_the_packaged_competitions_can_begin(name):
 
 def test_the_page_names_every_augmentor_and_its_config_is_one(root, tmp_path):
     page = (root / "docs" / "compete.md").read_text()
-    text, more = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    text, more, reworded = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "compete.yaml").write_text(text + more)
     config = load_as(tmp_path / "compete.yaml", [], CompeteConfig)
     check_augmentor(config)
+    (tmp_path / "reworded.yaml").write_text("extends: compete.yaml\n" + reworded)
+    check_augmentor(load_as(tmp_path / "reworded.yaml", [], CompeteConfig))
     assert config.preference_training is not None
     preference_config(config.preference_training)
     assert all(f"`{name}`" in page for name in AUGMENTORS)
