@@ -39,7 +39,7 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
-            line = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 1), **logs}
+            line = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 3), **logs}
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
