@@ -412,6 +412,12 @@ def test_a_folder_without_a_saved_model_or_with_other_weights_is_refused(classif
     with pytest.raises(AssetError, match="holds no model that timm saved"):
         load(f"timm:local-dir:{tmp_path}")
     _, folder = classifier
+    (folder / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(AssetError, match="are not of its config"):
+        load(f"timm:local-dir:{folder}")
     save_file({"patch_embed.proj.weight": torch.zeros(64, 3, 8, 8)}, folder / "model.safetensors")
     with pytest.raises(AssetError, match="are not of its config"):
+        load(f"timm:local-dir:{folder}")
+    (folder / "config.json").write_text('{"architecture": "test_vit", "pretrained_cfg": []}')
+    with pytest.raises(AssetError, match="holds no model that timm saved"):
         load(f"timm:local-dir:{folder}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.models import resolve_model_input_args
 
@@ -24,6 +25,8 @@ from .lite0 import read_published_lite0
 
 LITE0 = "tf_efficientnet_lite0"
 FOLDER = "local-dir:"  # timm's own word for a model in a folder
+# Arguments that are never taken from a folder's config.json: those that name weights, and the number of classes.
+ELSEWHERE = ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 class TimmAdapter(TowerAdapter):
@@ -58,19 +61,22 @@ class TimmAdapter(TowerAdapter):
         try:
             saved = json.loads((folder / "config.json").read_text())
             name, published = saved["architecture"], saved["pretrained_cfg"]
-        except (OSError, ValueError, KeyError) as error:
+            classes = {"num_classes": int(saved["num_classes"])}
+            options = {key: value for key, value in saved.get("model_args", {}).items() if key not in ELSEWHERE}
+            side = wanted.image_size or int(published["input_size"][-1])
+            mean, std, interpolation = published["mean"], published["std"], published["interpolation"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AssetError(f"{spec}: {folder} holds no model that timm saved ({error!r}).") from error
-        options = {key: value for key, value in saved.get("model_args", {}).items() if key != "num_classes"}
-        side = wanted.image_size or published["input_size"][-1]
+        published_config(Spec(spec.source, name))
         config = wanted.config("timm", name, options | model_options(name, side, options), side)
-        classes = {"num_classes": saved["num_classes"]}  # timm is strict only where heads agree; the trunk drops it
-        overlay = published | classes | {"file": str(folder / "model.safetensors")}
+        # timm is strict only where heads agree; the trunk drops it. The folder does not say where weights come from.
+        overlay = classes | {"file": str(folder / "model.safetensors")}
         loading = {"pretrained": True, "pretrained_cfg_overlay": overlay, **classes} if wanted.pretrained else {}
         try:
             tower = build_tower(spec, config, **loading)
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise AssetError(f"{spec}: the weights in {folder} are not of its config.json ({error}).") from error
-        processor = image_processor(side, published["mean"], published["std"], published["interpolation"])
+        processor = image_processor(side, mean, std, interpolation)
         return VisionParts(tower, processor, "unknown")
 
     def load_classifier(
