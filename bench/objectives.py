@@ -35,6 +35,14 @@ STAGE = (
 )
 
 
+def learned(bench: str, job: str, case: str, run: Path, seed: int, settings: list[str]) -> None:
+    """Train the demo's student, score it at k=1, and append its row, each where that is not done yet."""
+    trained(job, "demo/distill", run, seed, settings)
+    if not (run / "eval" / "easyvqa-1.json").exists():
+        evaluate(str(run / "model"), "easyvqa", [1], out=run / "eval")
+    add_new(bench, of_run(bench, case, run))
+
+
 def compared(out: Path, teacher: Path, seeds: list[int], cases: list[str]) -> None:
     """Train, score, and append what has no row yet."""
     for seed in seeds:
@@ -42,10 +50,7 @@ def compared(out: Path, teacher: Path, seeds: list[int], cases: list[str]) -> No
             alone = case == "ce"
             asked = "teacher=null" if alone else f"teacher.model={teacher}"
             settings = [f"student.init={teacher}", asked, STAGE, f"objectives={CASES[case]}"]
-            run = trained("train" if alone else "distill", "demo/distill", out / f"{case}-{seed}", seed, settings)
-            if not (run / "eval" / "easyvqa-1.json").exists():
-                evaluate(str(run / "model"), "easyvqa", [1], out=run / "eval")
-            add_new(BENCH, of_run(BENCH, case, run))
+            learned(BENCH, "train" if alone else "distill", case, out / f"{case}-{seed}", seed, settings)
     conclude(BENCH, [pair for pair in PAIRS if set(pair) <= set(cases)] if len(seeds) > 1 else [])
 
 

@@ -14,10 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.objectives import STAGE
-from bench.runs import trained
-from bench.scores import add_new, conclude, of_run
-from mmkd.evaluate.suite import evaluate
+from bench.objectives import STAGE, learned
+from bench.scores import conclude
 from mmkd.launch import launch
 
 BENCH = "teachers"
@@ -36,10 +34,7 @@ def compared(out: Path, teacher: Path, seeds: list[int], cases: list[str]) -> No
         launch("cache", "demo/distill", out / "cache", settings_of("cached", teacher, out))
     for seed in seeds:
         for case in cases:
-            run = trained("distill", "demo/distill", out / f"{case}-{seed}", seed, settings_of(case, teacher, out))
-            if not (run / "eval" / "easyvqa-1.json").exists():
-                evaluate(str(run / "model"), "easyvqa", [1], out=run / "eval")
-            add_new(BENCH, of_run(BENCH, case, run))
+            learned(BENCH, "distill", case, out / f"{case}-{seed}", seed, settings_of(case, teacher, out))
     conclude(BENCH, [pair for pair in PAIRS if set(pair) <= set(cases)] if len(seeds) > 1 else [])
 
 
