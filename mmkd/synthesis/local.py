@@ -102,6 +102,7 @@ class LocalModel:
         constrained = self._constraint.rows([call for call, _, _ in rows])
         generated = self._generator.generate(
             **inputs,
+            **self._read_once(inputs),
             **self._generation,
             do_sample=False,
             max_new_tokens=max(most for _, _, most in rows),
@@ -118,6 +119,27 @@ class LocalModel:
             else one
             for row, one in enumerate(completions)
         ]
+
+    def _read_once(self, inputs: Inputs) -> Inputs:
+        """Arguments of `generate` with which equal prompts, the samples of one question, are read once for all of them.
+        Empty where no prompt comes twice, or some prompt is more than text."""
+        if set(inputs) != set(ROWS) or inputs["input_ids"].shape[1] == 1:
+            return {}
+        prompts, places = torch.unique(inputs["input_ids"], dim=0, return_inverse=True)  # [P, T], [B]
+        if len(prompts) == len(places):
+            return {}
+        first = [places.tolist().index(prompt) for prompt in range(len(prompts))]
+        # Without the last token, whose logits are those of the first step.
+        read = self._generator.generate(
+            input_ids=prompts[:, :-1],
+            attention_mask=inputs["attention_mask"][first, :-1],
+            **self._generation,
+            do_sample=False,
+            max_new_tokens=1,
+            return_dict_in_generate=True,
+        ).past_key_values
+        read.batch_select_indices(places)
+        return {"past_key_values": read}
 
     def _scored(self, ids: list[int], logits: Sequence[Tensor], row: int, count: int) -> tuple[ScoredToken, ...]:
         """Tokens of a reply with their natural log-probabilities, before any temperature, as an endpoint tells them.

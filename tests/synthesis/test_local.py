@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from functools import wraps
 from typing import Annotated, Literal
 
 import pytest
@@ -84,6 +85,23 @@ def test_rows_of_a_batch_are_answered_as_if_alone(decoder, reading, picture):
     together = reading.generate(calls)
     assert together == [reading.generate([one])[0] for one in calls]
     assert len({reply.text for reply in together}) > 1
+
+
+def test_a_prompt_that_comes_several_times_is_read_once(decoder, monkeypatch):
+    calls = [call(text, temperature=1.0, seed=n) for n, text in enumerate(["a", "Hello there", "a", "a", "Hello there"])]
+    alone = [decoder.generate([one])[0] for one in calls]
+    model, tokens = decoder._generator, []
+    forward = model.forward
+
+    @wraps(forward)  # generate looks at its signature
+    def counted(*arguments, input_ids, **rest):
+        tokens.append(input_ids.shape)
+        return forward(*arguments, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(model, "forward", counted)
+    assert decoder.generate(calls) == alone
+    assert tokens[0][0] == 2
+    assert {shape[1] for shape in tokens[1:]} == {1}
 
 
 def test_a_seed_repeats_and_another_differs(decoder):
