@@ -53,6 +53,12 @@ class TuneSection(Section):
     steps: int = Field(200, ge=1, description="Optimiser steps.")
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
+    examples: int | None = Field(
+        None,
+        ge=0,
+        description="Examples in the prompts that it learns and later writes from, if not as many as at first; fewer "
+        "make both cheaper.",
+    )
     lora_rank: int | None = Field(
         None, ge=1, description="Train low-rank adapters, merged in the end; else all weights."
     )

@@ -88,7 +88,9 @@ def test_rows_of_a_batch_are_answered_as_if_alone(decoder, reading, picture):
 
 
 def test_a_prompt_that_comes_several_times_is_read_once(decoder, monkeypatch):
-    calls = [call(text, temperature=1.0, seed=n) for n, text in enumerate(["a", "Hello there", "a", "a", "Hello there"])]
+    calls = [
+        call(text, temperature=1.0, seed=n) for n, text in enumerate(["a", "Hello there", "a", "a", "Hello there"])
+    ]
     alone = [decoder.generate([one])[0] for one in calls]
     model, tokens = decoder._generator, []
     forward = model.forward

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,10 @@ def make_rounds(config: ProgramsConfig) -> Made:
         if number < config.tune.rounds:
             from mmkd.synthesis.programs.making.tuning import tune  # torch
 
-            source = f"local:{tune(config.writer.language.source, taught(made), config.tune, folder / 'writer')}"
+            lessons = taught(made, config.tune.examples)
+            source = f"local:{tune(config.writer.language.source, lessons, config.tune, folder / 'writer')}"
+            if config.tune.examples is not None:
+                config = config.model_copy(update={"examples": config.tune.examples})
     write_jsonl(out / "records.jsonl", merged(made))
     yields = {f"round-{number}": one.yields for number, one in enumerate(made)}
     write_whole(out / "yield.json", [json.dumps(yields, indent=2), "\n"])
@@ -50,13 +55,27 @@ def make_rounds(config: ProgramsConfig) -> Made:
     return Made(out / "records.jsonl", made[-1].yields, made[-1].bad)
 
 
-def taught(made: list[Made]) -> list[Record]:
-    """What the writer is tuned on: the programs of all rounds so far, a question's newest alone."""
-    found: dict[str, Record] = {}
+def taught(made: list[Made], examples: int | None) -> list[Record]:
+    """What the writer is tuned on: the programs that held in all rounds so far, a question's newest round alone.
+
+    Args:
+        examples: how many are left in the prompts, the most alike; None for all.
+    """
+    found: dict[str | None, list[Record]] = {}
     for one in made:
         file = one.file.with_name("writer.jsonl")
-        found |= {record.id: record for record in (jsonl(str(file)) if file.stat().st_size else ())}
-    return list(found.values())
+        known: dict[str | None, list[Record]] = defaultdict(list)
+        for record in jsonl(str(file)) if file.stat().st_size else ():
+            known[record.provenance.parent].append(record if examples is None else _shortened(record, examples))
+        found |= known
+    return [record for records in found.values() for record in records]
+
+
+def _shortened(record: Record, examples: int) -> Record:
+    """With fewer examples in its prompt: system turn, examples with the most alike last, question, program."""
+    system = [turn for turn in record.turns[:1] if turn.role == "system"]
+    kept = record.turns[len(system) :][-2 * (examples + 1) :]
+    return replace(record, turns=[*system, *kept])
 
 
 def merged(made: list[Made]) -> Iterator[Record]:

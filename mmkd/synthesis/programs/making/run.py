@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -202,19 +201,20 @@ class Results:
                 yield json.dumps(row, ensure_ascii=False) + "\n"
 
     def lessons(self, items: Iterable[Item]) -> Iterator[Record]:
-        """Chats without images from which a writer learns: each question's prompt and the program that held most."""
-        held: dict[str, Counter[str]] = defaultdict(Counter)
+        """Chats without images from which a writer learns: each question's prompt and a program that held, one chat for
+        each such program. A writer that is taught one alone gives no second one that agrees."""
+        held: dict[tuple[str, str], Candidate] = {}
         tasks: dict[str, str] = {}
         for item in items:
-            if (chosen := best(self.trials.outcomes(item))) is not None:
-                held[item.asked][chosen[0].key] += 1
-                tasks[item.asked] = item.task
-        for question, keys in held.items():
-            key = keys.most_common(1)[0][0]
-            one = next(one for one in self.sampled.candidates[question] if one.key == key)
+            tasks[item.asked] = item.task
+            for one, outcome in self.trials.outcomes(item):
+                if outcome.verdict is Verdict.VERIFIED:
+                    held.setdefault((item.asked, one.key), one)
+        for (question, key), one in held.items():
             assert one.program is not None  # verified
             turns = [*self.prompts.turns(question), Turn("assistant", one.program.source)]
-            yield Record(digest(question), turns, [], tasks[question], "programs", self._origin(question, one))
+            origin = replace(self._origin(question, one), parent=digest(question))
+            yield Record(digest([question, key]), turns, [], tasks[question], "programs", origin)
 
     def _origin(self, question: str, one: Candidate) -> Provenance:
         return Provenance(

@@ -12,6 +12,7 @@ from mmkd.config.programs_schema import TuneSection
 from mmkd.contracts import Spec, adapter
 from mmkd.data.records import Record
 from mmkd.errors import ConfigError
+from mmkd.precision import native_bf16
 
 IGNORED = -100
 
@@ -32,6 +33,7 @@ def tune(source: str, records: Sequence[Record], section: TuneSection, out: Path
     if not records:
         raise ConfigError("no program was verified, so there is nothing to tune the writer on. Raise samples.")
     try:
+        import torch
         from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
     except ImportError as error:
         raise ConfigError('tuning the writer needs the train extra. pip install "mmkd[train]"') from error
@@ -49,6 +51,7 @@ def tune(source: str, records: Sequence[Record], section: TuneSection, out: Path
     rows = [encoded(record, tokenizer) for record in records]
     model, lora = _adapted(model, section)
     checkpoints = out.with_name(f".{out.name}.checkpoints")
+    on_cpu = not torch.cuda.is_available()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     settings = TrainingArguments(
         output_dir=str(checkpoints),
@@ -61,6 +64,8 @@ def tune(source: str, records: Sequence[Record], section: TuneSection, out: Path
         save_steps=section.save_every,
         logging_strategy="no",
         report_to=[],
+        bf16=native_bf16(on_cpu),
+        use_cpu=on_cpu,
         remove_unused_columns=False,
         disable_tqdm=True,
     )

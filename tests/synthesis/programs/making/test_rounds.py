@@ -13,10 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 from mmkd.checkpoints import is_complete, latest_complete
 from mmkd.config.programs_schema import ProgramsConfig, TuneSection
 from mmkd.data.record_files import jsonl
-from mmkd.data.records import Record, Turn
+from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.programs.backends.classical import classical
-from mmkd.synthesis.programs.making.rounds import make_rounds
+from mmkd.synthesis.programs.making.rounds import make_rounds, taught
+from mmkd.synthesis.programs.making.run import Made
 from mmkd.synthesis.programs.making.tuning import tune
 from mmkd.synthesis.programs.making.writing import Prompts
 from mmkd.synthesis.programs.tools import Toolset
@@ -107,3 +108,25 @@ def test_rounds_killed_in_the_tuning_go_on_there_and_tell_the_yield_of_each(conf
     assert told["circle"].provenance.program == PROGRAM
     assert told["circle"].provenance.round == 1
     assert told["circle"].provenance.model.startswith(f"local:{out / 'round-0' / 'writer'} ")
+
+
+def test_the_newest_round_of_a_question_teaches_with_as_few_examples_as_asked_for(tmp_path):
+    tools, question = Toolset(classical()), "how many circles are there?"
+
+    def lesson(asked: str, program: str) -> Record:
+        turns = [*Prompts(tools, 5).turns(asked), Turn("assistant", program)]
+        return Record(f"{asked}/{program}", turns, provenance=Provenance(parent=asked))
+
+    made = []
+    for number, lessons in enumerate(([lesson(question, "old"), lesson("other", "first")], [
+        lesson(question, "new"), lesson(question, "newer")]
+    )):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_jsonl(folder / "writer.jsonl", lessons)
+        made.append(Made(folder / "records.jsonl", {}, 0))
+    found = taught(made, 1)
+    assert [one.turns[-1].text for one in found] == ["new", "newer", "first"]
+    assert found[0].turns[:-1] == list(Prompts(tools, 1).turns(question))
+    assert taught(made, 0)[0].turns[:-1] == list(Prompts(tools, 0).turns(question))
+    assert taught(made, None)[0].turns[:-1] == list(Prompts(tools, 5).turns(question))

@@ -299,10 +299,15 @@ def test_the_code_of_a_reply_is_found(reply, source):
     assert source_in(reply) == source
 
 
-def test_a_writer_is_taught_by_each_questions_prompt_and_the_program_that_held(config, rows, tmp_path):
+def test_a_writer_is_taught_by_each_questions_prompt_and_every_program_that_held(config, rows, tmp_path):
     made = make_programs(config(tmp_path / "out", examples=3))
     lessons = jsonl(str(tmp_path / "out" / "writer.jsonl"))
-    assert len(lessons) == made.yields["all"]["texts_verified"]
+    assert len({lesson.provenance.parent for lesson in lessons}) == made.yields["all"]["texts_verified"]
+    tried = map(json.loads, (tmp_path / "out" / "programs.jsonl").read_text().splitlines())
+    held = {(one["question"], one["program"]) for one in tried if one["verdict"] == "verified"}
+    taught = [(lesson.turns[-2].text.removeprefix("Question: "), lesson.turns[-1].text) for lesson in lessons]
+    assert sorted(taught) == sorted(held)
+    assert len(held) > made.yields["all"]["texts_verified"]
     for lesson in lessons:
         assert [turn.role for turn in lesson.turns] == ["system", *["user", "assistant"] * 4]
         assert lesson.turns[-1].text.startswith("def answer(")
