@@ -30,29 +30,36 @@ def make_rounds(config: ProgramsConfig) -> Made:
     """
     if config.tune is None:
         return make_programs(config)
-    assert config.writer.language is not None  # the schema's own check
-    out, source, made = Path(config.out), config.writer.language.source, []
+    out, made = Path(config.out), []
     for number in range(config.tune.rounds + 1):
-        folder = out / f"round-{number}"
-        writer = config.writer.language.model_copy(update={"source": source})
-        update = {
-            "out": str(folder),
-            "tune": None,
-            "writer": ModelSection(language=LanguageModelSection(**dict(writer))),
-        }
-        made.append(make_programs(config.model_copy(update=update), round=number))
+        one = of_round(config, number)
+        made.append(make_programs(one, round=number))
         if number < config.tune.rounds:
             from mmkd.synthesis.programs.making.tuning import tune  # torch
 
             lessons = taught(made, config.tune.examples)
-            source = f"local:{tune(config.writer.language.source, lessons, config.tune, folder / 'writer')}"
-            if config.tune.examples is not None:
-                config = config.model_copy(update={"examples": config.tune.examples})
+            tune(_first(config).source, lessons, config.tune, Path(one.out) / "writer")
     write_jsonl(out / "records.jsonl", merged(made))
     yields = {f"round-{number}": one.yields for number, one in enumerate(made)}
     write_whole(out / "yield.json", [json.dumps(yields, indent=2), "\n"])
     Console(stderr=True).print(_table(yields))
     return Made(out / "records.jsonl", made[-1].yields, made[-1].bad)
+
+
+def of_round(config: ProgramsConfig, number: int) -> ProgramsConfig:
+    """What `make_programs` does in a round: by the writer that was tuned after the round before, with its prompts."""
+    out, language = Path(config.out), _first(config)
+    update: dict[str, Any] = {"out": str(out / f"round-{number}"), "tune": None}
+    if number:
+        language = language.model_copy(update={"source": f"local:{out / f'round-{number - 1}' / 'writer'}"})
+        if config.tune is not None and config.tune.examples is not None:
+            update["examples"] = config.tune.examples
+    return config.model_copy(update={**update, "writer": ModelSection(language=LanguageModelSection(**dict(language)))})
+
+
+def _first(config: ProgramsConfig) -> LanguageModelSection:
+    assert config.writer.language is not None  # the schema's own check
+    return config.writer.language
 
 
 def taught(made: list[Made], examples: int | None) -> list[Record]:

@@ -7,44 +7,27 @@ import time
 from multiprocessing import get_context
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from transformers import Trainer
 
 from mmkd.checkpoints import is_complete, latest_complete
-from mmkd.config.programs_schema import ProgramsConfig, TuneSection
+from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.making.rounds import make_rounds, taught
 from mmkd.synthesis.programs.making.run import Made
-from mmkd.synthesis.programs.making.tuning import tune
 from mmkd.synthesis.programs.making.writing import Prompts
 from mmkd.synthesis.programs.tools import Toolset
-from mmkd.templates import chat_template
-from tests.byte_tokenizer import byte_tokenizer
+from tests.tiny_writer import PROGRAM, tiny_writer
 
 SCENES = 6
-PROGRAM = "def answer(image):\n    return count(image, 'circle')"
 
 
 @pytest.fixture
 def first_writer(tmp_path) -> str:
     """A decoder that writes PROGRAM whatever it is asked."""
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = chat_template("qa", tokenizer)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(tmp_path / "random")
-    tokenizer.save_pretrained(tmp_path / "random")
-    prompts = Prompts(Toolset(classical(), ["count"]), 0)
-    lessons = [
-        Record(shape, [*prompts.turns(f"how many {shape}s are there?"), Turn("assistant", PROGRAM)])
-        for shape in ("circle", "triangle")
-    ]
-    section = TuneSection(steps=120, batch_size=2, learning_rate=5e-3, save_every=1000)
-    return f"local:{tune(f'local:{tmp_path}/random', lessons, section, tmp_path / 'first')}"
+    return tiny_writer(tmp_path)
 
 
 @pytest.fixture
