@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from bench.evolved import filled
+from bench.equal_tokens import filled
 from mmkd.synthesis.evolving.items import OPEN, Content
 
 

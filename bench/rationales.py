@@ -1,0 +1,115 @@
+"""What rationales add (Visual Program Distillation): students of answers and rationales, and of answers alone.
+
+    python -m bench.rationales runs/rationales --start START --writer runs/writers/seed-0/round-1/writer
+
+A tuned writer's programs give rationales for the questions of scenes (`mmkd programs scenes/programs`, three samples a
+question). From one START, runs/scenes/compress/model, students learn by labels (configs/scenes/read.yaml) from rows of
+the same images in the same order: `rationales`, the answers and, beside them, the rationales; `answers`, so many more
+questions as bring a row to the same text tokens; `same questions`, the rows of `rationales` without these. A killed run
+is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench.equal_tokens import Count, Picture, count_of, learned, of_counts, prepared
+from bench.rows import RESULTS, Row, config_hash, surroundings
+from bench.runs import scored
+from bench.scores import add_new, conclude, of_run
+from mmkd.config.load import load_as, load_config
+from mmkd.config.programs_schema import ProgramsConfig
+from mmkd.data.record_files import jsonl
+from mmkd.synthesis.programs.making.run import make_programs
+
+BENCH = "rationales"
+METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
+TAUGHT = "data.rationales={mode: separate}"
+CASES = ["answers", "rationales", "same questions"]
+PAIRS = [("rationales", "answers"), ("rationales", "same questions")]
+FILL = 0.8  # of the tokens of all answers about an image, so that these alone can fill every row
+
+
+def told(out: Path, writer: Path, scenes: int) -> Path:
+    """OUT/programs, with the rationales of all scenes."""
+    config = load_as(
+        "scenes/programs",
+        [
+            f"data=[{{source: scenes, split: train, count: {scenes}, grid: 2, single: true, seed: 1}}]",
+            f"writer.language.source=local:{writer}", "tune=null", "examples=0", "samples=3",
+            f"out={out / 'programs'}",
+        ],
+        ProgramsConfig,
+    )  # fmt: skip
+    if not (out / "programs" / "yield.json").exists():
+        make_programs(config)
+    return out / "programs"
+
+
+def pictures(run: Path) -> list[Picture]:
+    """Each scene with its questions, answers and, where a program held, rationales."""
+    found: dict[str, Picture] = {}
+    for record in jsonl(str(run / "records.jsonl")):
+        question, answer = record.turns
+        found.setdefault(str(record.images[0]), Picture(record, [])).asked.append((question, answer))
+    return list(found.values())
+
+
+def of_questions(known: list[Picture], spoken: Count, silent: Count, command: str) -> list[Row]:
+    """How many questions have a rationale, and the text tokens of one that has, with its rationale and without."""
+    every = [one for picture in known for one in picture.asked]
+    with_one = [one for one in every if one[1].rationale is not None]
+    figures = {
+        "told": (100 * len(with_one) / len(every), "% of questions"),
+        "tokens_with": (sum(spoken([one]) for one in with_one) / len(with_one), "tokens"),
+        "tokens_without": (sum(silent([one]) for one in with_one) / len(with_one), "tokens"),
+    }
+    digest, around = config_hash({"pictures": len(known), "questions": len(every)}), surroundings()
+    return [
+        Row(f"{BENCH}_rows_seeds", f"{what}@scenes seed 1", value, unit, (1,), None, None, command, digest, **around)
+        for what, (value, unit) in figures.items()
+    ]
+
+
+def compared(asked: argparse.Namespace) -> None:
+    """Write programs, train, score, and append what has no row yet. All rows are there before anything is trained."""
+    command = f"python -m bench.rationales {asked.out} --start {asked.start} --writer {asked.writer}"
+    known = pictures(told(asked.out, asked.writer, asked.scenes))
+    base = [f"student.init={asked.start}", *asked.training]
+    silent, spoken = (count_of(load_config("scenes/read", settings)) for settings in (base, [*base, TAUGHT]))
+    add_new(f"{BENCH}_rows", of_questions(known, spoken, silent, command), asked.results)
+    conclude(f"{BENCH}_rows", [], results=asked.results)
+    budget = FILL * sum(silent(one.asked) for one in known) / len(known)
+    taught = {  # settings of each case, and by which tokens its rows are filled
+        "answers": (base, silent),
+        "rationales": ([*base, TAUGHT], spoken),
+        "same questions": (base, spoken),
+    }
+    cases = [
+        prepared(asked.out, BENCH, name, seed, known, taught[name][0], budget, taught[name][1])
+        for seed in asked.seeds
+        for name in asked.cases
+    ]
+    for case in cases:
+        run = learned(case, asked.ranks)
+        scored(run, [1, "full"], limit=asked.limit)
+        rows = [row for metric in METRICS for row in of_run(BENCH, case.name, run, metric)]
+        add_new(BENCH, [*rows, *of_counts(BENCH, case, command)], asked.results)
+    pairs = [pair for pair in PAIRS if set(pair) <= set(asked.cases)]
+    conclude(BENCH, pairs if len(asked.seeds) > 1 else [], results=asked.results)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.rationales", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--start", required=True, help="model folder that every student starts from")
+    parser.add_argument("--writer", type=Path, required=True, help="folder of the tuned writer (bench.writers)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="what to train on")
+    parser.add_argument("--scenes", type=int, default=1000, help="scenes of ten questions")
+    parser.add_argument("--training", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/read")
+    parser.add_argument("--ranks", type=int, default=2, help="processes of a training")
+    parser.add_argument("--limit", type=int, help="score the first questions only")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    compared(parser.parse_args())
