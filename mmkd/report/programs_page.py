@@ -36,6 +36,15 @@ def programs_page(folder: Folder) -> dict[str, Any]:
     }
     if table := count_table("reason", reasons):
         sections.append(Section("Why programs are not verified", table=table))
+    judged = {
+        name if len(parts) > 1 else "programs": {
+            text(kind, 80): count for kind, count in one[ALL].get("judged", {}).items()
+        }
+        for name, one in yields.items()
+    }
+    if table := count_table("verdict", judged):
+        about = "Answers in other words than the label's: whether a judge took them for the same."
+        sections.append(Section("Answers compared by a judge", about, table=table))
     if table := count_table("reason", {"rows": _set_aside(folder, parts)}):
         about = "Rows that cannot be used, and questions without a verified program."
         sections.append(Section("Set aside", about, table=table))
@@ -61,8 +70,8 @@ def _yields(folder: Folder, part: Path) -> Yields:
     def read() -> Yields:
         found = mapping(read_json(part / "yield.json"))
         for one in [found[ALL], *found.values()]:
-            mapping(one["reasons"])
-            for count in [*(one[name] for name in COUNTS), *one["reasons"].values()]:
+            counted = [mapping(one["reasons"]), mapping(one.get("judged", {}))]
+            for count in [*(one[name] for name in COUNTS), *(count for each in counted for count in each.values())]:
                 number(count)
         return found
 
@@ -121,6 +130,8 @@ def _programs(folder: Folder, part: Path, album: Album, rounds: bool) -> Iterato
         found.lines = [("verdict", ", ".join(filter(None, facets[1:]))), ("answer", text(row["answer"]))]
         if row["label"] is not None:
             found.lines.append(("truth", text(row["label"])))
+        if row.get("judged") is not None:
+            found.lines.append(("judge", "the same as the truth" if row["judged"] is True else "not the truth"))
         if row["message"]:
             found.lines.append(("message", text(row["message"])))
         if record and record.turns and record.provenance.program == row["program"] and row["verdict"] == "verified":

@@ -64,6 +64,21 @@ def test_programs_are_shown_with_yield_verdict_trace_and_rationale(real, tmp_pat
     assert row["more"] == [["program", one["program"]]]
 
 
+def test_what_a_judge_said_is_counted_and_stands_at_its_answer(real, tmp_path):
+    out = shutil.copytree(real["programs"], tmp_path / "programs")
+    assert "Answers compared by a judge" not in read_page(report(out)).headings
+    judged = iter([True, False])
+    change(out / "programs.jsonl", lambda row: row.update(judged=next(judged, None)))
+    yields = json.loads((out / "yield.json").read_text())
+    yields["all"]["judged"] = {"same": 1, "different": 17}
+    (out / "yield.json").write_text(json.dumps(yields))
+    page = read_page(report(out))
+    assert "Answers compared by a judge" in page.headings
+    assert "different 17 same 1" in page.text
+    said = [dict(row["lines"]).get("judge") for row in rows_of(page)]
+    assert said[:3] == ["the same as the truth", "not the truth", None]
+
+
 def test_rounds_of_programs_have_curves_and_a_filter(real, tmp_path):
     for number in (0, 1):
         shutil.copytree(real["programs"], tmp_path / f"round-{number}")
@@ -166,6 +181,7 @@ def hostile_programs(out: Path) -> Path:
     yields = json.loads((out / "yield.json").read_text())
     yields[PAYLOAD + LONE] = yields["all"] | {"reasons": {PAYLOAD + LONE: 1}}
     yields["all"]["reasons"][PAYLOAD] = 3
+    yields["all"]["judged"] = {PAYLOAD + LONE: 2}
     (out / "yield.json").write_text(json.dumps(yields))
     return out
 
