@@ -2,6 +2,7 @@
 
     python -m bench.evolved runs/evolved --start runs/scenes/compress/model
     python -m bench.evolved runs/evolved --start runs/scenes/compress/model --blind    # the embedded test of blindness
+    python -m bench.evolved runs/evolved-simple --start runs/scenes/compress/model --simple    # from simple seeds
 
 For each seed the questions of the same scenes evolve for three rounds (configs/evolve/scenes.yaml), and a student
 learns by labels (configs/scenes/read.yaml) from each of `CASES`. All cases train on as many rows, of the same images in
@@ -69,7 +70,7 @@ def pictures(made: tuple[EvolveConfig, Journal], case: str) -> list[Picture]:
     ]
 
 
-def of_rounds(seed: int, config: EvolveConfig, command: str) -> list[Row]:
+def of_rounds(bench: str, seed: int, config: EvolveConfig, command: str) -> list[Row]:
     """Yield, difficulty, steps and skills of each round: `difficulty@round=N seed S`."""
     summary = json.loads((Path(config.out) / "summary.json").read_text())
     units = {
@@ -79,7 +80,7 @@ def of_rounds(seed: int, config: EvolveConfig, command: str) -> list[Row]:
     digest, around = config_hash(config.model_dump(mode="json", exclude={"out"})), surroundings()
     return [
         Row(
-            f"{BENCH}_rounds_seeds", f"{name.replace(' ', '_')}@round={found['round']} seed {seed}", found[name], unit,
+            f"{bench}_rounds_seeds", f"{name.replace(' ', '_')}@round={found['round']} seed {seed}", found[name], unit,
             (seed,), None, None, command, digest, **around,
         )
         for found in summary["rounds"]
@@ -90,27 +91,30 @@ def of_rounds(seed: int, config: EvolveConfig, command: str) -> list[Row]:
 
 def compared(asked: argparse.Namespace) -> None:
     """Evolve, train, score, and append what has no row yet. All rows are there before anything is trained."""
-    data = f"data=[{{source: scenes, split: train, count: {asked.scenes}, grid: 2, seed: 1}}]"
+    bench = f"{BENCH}_simple" if asked.simple else BENCH
+    types = ", types: [count, existence]" * asked.simple
+    data = f"data=[{{source: scenes, split: train, count: {asked.scenes}, grid: 2, seed: 1{types}}}]"
     settings = [data, "per_image=4", *([] if asked.blind else ["blind=null"]), *asked.evolve]
-    command = f"python -m bench.evolved {asked.out} --start {asked.start}" + " --blind" * asked.blind
+    command = f"python -m bench.evolved {asked.out} --start {asked.start}"
+    command += " --blind" * asked.blind + " --simple" * asked.simple
     cases = []
     for seed in asked.seeds:
         made = grown(asked.out, seed, settings)
-        add_new(f"{BENCH}_rounds", of_rounds(seed, made[0], command), asked.results)
+        add_new(f"{bench}_rounds", of_rounds(bench, seed, made[0], command), asked.results)
         training = [f"student.init={asked.start}", *asked.training]
         seeds, count = pictures(made, "seed"), count_of(load_config("scenes/read", training))
         budget = FILL * sum(count(one.asked) for one in seeds) / len(seeds)
         cases += [
-            prepared(asked.out, BENCH, name, seed, pictures(made, name), training, budget) for name in asked.cases
+            prepared(asked.out, bench, name, seed, pictures(made, name), training, budget) for name in asked.cases
         ]
     for case in cases:
         run = learned(case, asked.ranks)
         scored(run, [1, "full"], limit=asked.limit)
-        rows = [row for metric in METRICS for row in of_run(BENCH, case.name, run, metric)]
-        add_new(BENCH, [*rows, *of_counts(BENCH, case, command)], asked.results)
-    conclude(f"{BENCH}_rounds", [], results=asked.results)
+        rows = [row for metric in METRICS for row in of_run(bench, case.name, run, metric)]
+        add_new(bench, [*rows, *of_counts(bench, case, command)], asked.results)
+    conclude(f"{bench}_rounds", [], results=asked.results)
     pairs = [pair for pair in PAIRS if set(pair) <= set(asked.cases)]
-    conclude(BENCH, pairs if len(asked.seeds) > 1 else [], results=asked.results)
+    conclude(bench, pairs if len(asked.seeds) > 1 else [], results=asked.results)
 
 
 if __name__ == "__main__":
@@ -121,6 +125,7 @@ if __name__ == "__main__":
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="what to train on")
     parser.add_argument("--scenes", type=int, default=1500, help="scenes whose questions evolve")
     parser.add_argument("--blind", action="store_true", help="drop what SmolLM2 answers without the image")
+    parser.add_argument("--simple", action="store_true", help="seeds that count things or ask whether there are any")
     parser.add_argument("--evolve", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of evolve/scenes")
     parser.add_argument("--training", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/read")
     parser.add_argument("--ranks", type=int, default=2, help="processes of a training")

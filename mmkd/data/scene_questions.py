@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
@@ -168,7 +168,9 @@ TYPES: dict[str, Callable[[list[Thing]], Drafts]] = {
 }
 
 
-def ask(things: list[Thing], number: int, rng: random.Random, held_out: bool) -> list[Question]:
+def ask(
+    things: list[Thing], number: int, rng: random.Random, held_out: bool, types: Sequence[str] | None = None
+) -> list[Question]:
     """Up to `number` different questions, the types taking turns; fewer only where the scene has no more to ask.
 
     A form is asked only where the scene offers it at least two different answers, and the answer is drawn before the
@@ -176,10 +178,12 @@ def ask(things: list[Thing], number: int, rng: random.Random, held_out: bool) ->
 
     Args:
         held_out: True allows questions that name a held-out pair (test), False forbids them (train, validation).
+        types: which ones; None for all.
     """
-    offered = offers(things, held_out)
+    turns = [name for name in TYPES if types is None or name in types]
+    every = offers(things, held_out)
+    offered = {name: every[name] for name in turns}
     asked: list[Question] = []
-    turns = list(TYPES)
     rng.shuffle(turns)
     while len(asked) < number and any(offered.values()):
         for name in turns:

@@ -13,7 +13,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from PIL import Image
 
 from mmkd import assets
 from mmkd.data.records import Provenance, Record, Turn
-from mmkd.data.scene_questions import COLORS, SHAPES, Question, Thing, ask
+from mmkd.data.scene_questions import COLORS, SHAPES, TYPES, Question, Thing, ask
 from mmkd.errors import AssetError, ConfigError
 
 Split = Literal["train", "validation", "test"]
@@ -66,13 +66,24 @@ class Scene:
         return buffer.getvalue()
 
 
-def scene(split: Split, index: int, seed: int, grid: int = 3, questions: int = 10, size: int | None = None) -> Scene:
+def scene(
+    split: Split,
+    index: int,
+    seed: int,
+    grid: int = 3,
+    questions: int = 10,
+    size: int | None = None,
+    types: Sequence[str] | None = None,
+) -> Scene:
     """The scene with this index; the same for the same arguments, on any machine.
 
+    Args:
+        types: of questions (scene_questions.TYPES); None for all.
+
     Raises:
-        ConfigError: for an unknown split, or a grid, size or number of questions outside its limits.
+        ConfigError: for an unknown split or type, or a grid, size or number of questions outside its limits.
     """
-    size = _checked(split, grid, questions, size)
+    size = _checked(split, grid, questions, size, types)
     rng = random.Random(f"{split}/{seed}/{grid}/{index}")
     # A few colours and sometimes only two shapes, so that counts vary and "none" is a fair answer.
     colors = rng.sample(COLORS, rng.randint(3, 5))
@@ -89,16 +100,22 @@ def scene(split: Split, index: int, seed: int, grid: int = 3, questions: int = 1
         else:
             red, green, blue = (rng.randint(*BACKGROUND) for _ in range(3))
             backgrounds.append((row, column, (red, green, blue)))
-    asked = ask(things, questions, rng, held_out=split == "test")
+    asked = ask(things, questions, rng, held_out=split == "test", types=types)
     return Scene(f"scenes/{split}/{seed}/{grid}/{index}", grid, size, tuple(things), tuple(backgrounds), tuple(asked))
 
 
 def scenes(
-    split: Split, count: int, seed: int, grid: int = 3, questions: int = 10, size: int | None = None
+    split: Split,
+    count: int,
+    seed: int,
+    grid: int = 3,
+    questions: int = 10,
+    size: int | None = None,
+    types: Sequence[str] | None = None,
 ) -> Iterator[Scene]:
     """The first `count` scenes."""
     for index in range(count):
-        yield scene(split, index, seed, grid, questions, size)
+        yield scene(split, index, seed, grid, questions, size, types)
 
 
 def records(
@@ -110,6 +127,7 @@ def records(
     size: int | None = None,
     described: bool = False,
     single: bool = False,
+    types: Sequence[str] | None = None,
 ) -> list[Record]:
     """`count` scenes as records, the picture as PNG bytes.
 
@@ -118,10 +136,10 @@ def records(
 
     Args:
         described: one record per scene, of two turns, instead: the colour, then the shape of every cell.
-        single: one record per question in every split.
+        single: one record per question in every split. types: of questions; None for all.
     """
     found = []
-    for one in scenes(split, count, seed, grid, questions, size):
+    for one in scenes(split, count, seed, grid, questions, size, types):
         png, origin = one.png(), Provenance(parent="easyvqa", engine="scenes", seed=seed, license="MIT")
         if described:
             found.append(Record(f"{one.id}/description", _described(one), [png], "description", "scenes", origin))
@@ -151,11 +169,13 @@ def _turns(questions: tuple[Question, ...]) -> list[Turn]:
     return [turn for q in questions for turn in (Turn("user", q.text), Turn("assistant", q.answer))]
 
 
-def _checked(split: str, grid: int, questions: int, size: int | None) -> int:
+def _checked(split: str, grid: int, questions: int, size: int | None, types: Sequence[str] | None) -> int:
     if split not in get_args(Split):
         raise ConfigError(f"scenes: split {split!r} is not one of {', '.join(get_args(Split))}.")
     if not 2 <= grid <= 8:
         raise ConfigError(f"scenes: grid is {grid}; 2 to 8 cells a side are possible.")
+    if types is not None and (not types or not set(types) <= set(TYPES)):
+        raise ConfigError(f"scenes: types are {list(types)}; some of {', '.join(TYPES)} are possible.")
     if questions < 1:
         raise ConfigError(f"scenes: questions is {questions}; a scene needs at least 1.")
     if size is not None and not 32 <= size <= CELL * grid:

@@ -100,7 +100,13 @@ def _easyvqa_task(answer: str) -> str:
 
 @register("scenes")
 def easyvqa_scenes(
-    split: str = "train", count: int = 4000, seed: int = 0, grid: int = 3, described: bool = False, single: bool = False
+    split: str = "train",
+    count: int = 4000,
+    seed: int = 0,
+    grid: int = 3,
+    described: bool = False,
+    single: bool = False,
+    types: list[str] | None = None,
 ) -> Sequence[Record]:
     """Scenes of EasyVQA images with questions, or descriptions, true by construction; see `mmkd.data.scenes`."""
-    return scenes.records(split, count, seed, grid, described=described, single=single)
+    return scenes.records(split, count, seed, grid, described=described, single=single, types=types)

@@ -206,6 +206,14 @@ def test_a_picture_does_not_depend_on_how_many_questions_are_asked():
     assert scene("test", 4, 0, questions=1).png() == scene("test", 4, 0, questions=20).png()
 
 
+def test_questions_can_be_of_some_types_alone_about_the_same_pictures():
+    every, some = scene("train", 4, 0), scene("train", 4, 0, types=["existence", "count"])
+    assert {one.type for one in some.questions} == {"count", "existence"}
+    assert len(some.questions) == len(every.questions)
+    assert some.png() == every.png()
+    assert scene("train", 4, 0, types=["count", "existence"]) == some
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -213,6 +221,8 @@ def test_a_picture_does_not_depend_on_how_many_questions_are_asked():
         ({"grid": 1}, "2 to 8"),
         ({"size": 200}, "32 to 192"),
         ({"questions": 0}, "at least 1"),
+        ({"types": ["count", "colour"]}, "count, existence, comparison, spatial, two_hop"),
+        ({"types": []}, "count, existence, comparison, spatial, two_hop"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_is_allowed(wrong, said):
