@@ -104,7 +104,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.writers", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of scenes, samples and tuning")
-    parser.add_argument("--scenes", type=int, default=200, help="scenes of ten questions, for each seed")
+    parser.add_argument("--scenes", type=int, default=60, help="scenes of ten questions, for each seed")
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/programs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

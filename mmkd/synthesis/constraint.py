@@ -31,6 +31,7 @@ class Constraint:
         self._tokenizer, self._ends = tokenizer, ends
         self._known: dict[int, Any] = {}  # by size of vocabulary: taking a tokenizer over lasts a second
         self._schemas: dict[str, str | None] = {}  # JSON schema -> grammar
+        self._grammars: dict[str, str] = {}  # GBNF -> llguidance's own
 
     def rows(self, calls: Sequence[Call]) -> LogitsProcessor | None:
         """For one `generate`, of whose rows each follows the grammar (GBNF) of its call, else its schema; None where no
@@ -52,7 +53,9 @@ class Constraint:
             if not fast:
                 kind = type(self._tokenizer).__name__
                 raise ConfigError(f"answers that follow a grammar need a fast tokenizer; this model has a {kind}.")
-            return self._lark(call.sampling.grammar)
+            if call.sampling.grammar not in self._grammars:
+                self._grammars[call.sampling.grammar] = self._lark(call.sampling.grammar)
+            return self._grammars[call.sampling.grammar]
         if call.schema is None or not fast or find_spec("llguidance") is None:
             return None
         schema = json.dumps(closed(call.schema.model_json_schema()))
