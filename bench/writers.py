@@ -2,10 +2,10 @@
 
     python -m bench.writers runs/writers
 
-For each seed, of scenes and samples, `mmkd programs scenes/programs` writes programs, tunes the writer on those that
-held, and writes again (docs/programs.md). Of each round the first sample alone counts as k=1, all as k=5, so that both
-are of one writer. What a verified program is worth is asked of new scenes (false_accepts.py). A killed run is gone on
-with, and a seed whose rows are there is left alone.
+For each seed, of scenes and samples, `mmkd programs scenes/programs` writes programs for questions that many pictures
+share (shared_questions.py), tunes the writer on those that held, and writes again (docs/programs.md). Of each round the
+first sample alone counts as k=1, all as k=5, so that both are of one writer. What a verified program is worth is asked
+of new scenes (false_accepts.py). A killed run is gone on with, and a seed whose rows are there is left alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from bench.false_accepts import accepted, shares, try_elsewhere
 from bench.rows import RESULTS, Row, config_hash, surroundings
 from bench.scores import add_new, by_case, conclude
+from bench.shared_questions import shared_questions
 from mmkd.config.load import load_as
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.synthesis.programs.making.rounds import make_rounds, of_round
@@ -27,13 +28,16 @@ from mmkd.synthesis.programs.runner import Runner
 
 BENCH = "writers"
 ELSEWHERE = {"seed": 1_000, "each": 40, "most": 4_000}  # new scenes: their seed, for each program, looked through
+SEARCHED = 3_000  # scenes in which questions for so many pictures are looked for
 WRONG = 0.05  # of new scenes that a program may be wrong on, as in bench.programs
 
 
 def settings_of(asked: argparse.Namespace, seed: int) -> ProgramsConfig:
-    data = f"data=[{{source: scenes, split: train, count: {asked.scenes}, grid: 2, single: true, seed: {seed}}}]"
+    out = asked.out / f"seed-{seed}"
+    rows = shared_questions(out, seed, asked.questions, asked.pictures, SEARCHED)
+    data = f"data=[{{source: jsonl, path: {rows}}}]"
     seeds = [f"sampling.seed={1000 * seed}", f"tune.seed={seed}", f"seed={seed}"]
-    return load_as("scenes/programs", [data, *seeds, f"out={asked.out / f'seed-{seed}'}", *asked.set], ProgramsConfig)
+    return load_as("scenes/programs", [data, *seeds, f"out={out}", *asked.set], ProgramsConfig)
 
 
 def first_sample(config: ProgramsConfig, number: int) -> Path:
@@ -90,7 +94,7 @@ def compared(asked: argparse.Namespace) -> None:
                     )
                     for what, value, unit in (*of_yield(run), *of_truth(run))
                 ], asked.results)  # fmt: skip
-    pairs = [(f"k={settings_of(asked, 0).samples}", "k=1")] if len(asked.seeds) > 1 else []
+    pairs = [(f"k={settings_of(asked, asked.seeds[0]).samples}", "k=1")] if len(asked.seeds) > 1 else []
     conclude(BENCH, pairs, "verified", asked.results)
 
 
@@ -103,8 +107,9 @@ def _of_seed(seed: int, results: Path) -> set[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.writers", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of scenes, samples and tuning")
-    parser.add_argument("--scenes", type=int, default=60, help="scenes of ten questions, for each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of scenes, samples and tuning")
+    parser.add_argument("--questions", type=int, default=25, help="of each of five types, for each seed")
+    parser.add_argument("--pictures", type=int, default=40, help="for each question")
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/programs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

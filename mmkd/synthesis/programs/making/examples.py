@@ -32,8 +32,8 @@ def examples() -> tuple[int, tuple[Example, ...]]:
 
 
 class Nearest:
-    """Picks examples by the words and pairs of words that they share with a question, rare ones counting more: cosine
-    of binary TF-IDF.
+    """Picks examples by the words and pairs of words that they share with a question, rare ones counting more: their
+    share in the words of both (weighted Jaccard), so that an example which says more than the question stands behind.
 
     Args:
         tools: examples that need another tool are left out.
@@ -49,12 +49,12 @@ class Nearest:
     def __call__(self, question: str) -> list[Example]:
         """The most alike last, next to the question; of equals, those that stand first in the file."""
         asked = _terms(question)
-        likeness = [self._mass(asked & known) / math.sqrt(self._mass(known)) for known in self._known]
+        likeness = [self._mass(asked & known) / self._mass(asked | known) for known in self._known]
         nearest = sorted(range(len(self.kept)), key=lambda place: -likeness[place])[: self.count]
         return [self.kept[place] for place in reversed(nearest)]
 
     def _mass(self, terms: set[str]) -> float:
-        return sum(math.log((1 + len(self.kept)) / self._frequency[term]) ** 2 for term in terms)
+        return sum(math.log((1 + len(self.kept)) / (self._frequency[term] or 1)) ** 2 for term in terms)
 
 
 def _terms(question: str) -> set[str]:
