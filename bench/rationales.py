@@ -1,6 +1,6 @@
 """What rationales add (Visual Program Distillation): students of answers and rationales, and of answers alone.
 
-    python -m bench.rationales runs/rationales --start START --writer runs/writers/seed-0/round-1/writer
+    python -m bench.rationales runs/rationales --start START --writer runs/writers/seed-1/round-1/writer
 
 A tuned writer's programs give rationales for the questions of scenes (`mmkd programs scenes/programs`, three samples a
 question). From one START, runs/scenes/compress/model, students learn by labels (configs/scenes/read.yaml) from rows of
