@@ -91,6 +91,9 @@ class CompeteConfig(Section):
     pretraining: TrainingRunSection | None = Field(None, description="Stage 1, an ordinary run.")
     start: str | None = Field(None, description="In the place of stage 1: the model folder that round 1 starts from.")
     training: TrainingRunSection = Field(description="The training of each round.")
+    later_training: TrainingRunSection | None = Field(
+        None, description="From round 2 on, in the place of `training`; e.g. the same at a lower learning rate."
+    )
     preference_training: TrainingRunSection | None = Field(
         None,
         description="After the training of each round: one by dpo or simpo on the pairs of the rounds before; start "

@@ -107,6 +107,7 @@ def easyvqa_scenes(
     described: bool = False,
     single: bool = False,
     types: list[str] | None = None,
+    questions: int = 10,
 ) -> Sequence[Record]:
     """Scenes of EasyVQA images with questions, or descriptions, true by construction; see `mmkd.data.scenes`."""
-    return scenes.records(split, count, seed, grid, described=described, single=single, types=types)
+    return scenes.records(split, count, seed, grid, questions, described=described, single=single, types=types)

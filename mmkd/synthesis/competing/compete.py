@@ -50,6 +50,8 @@ def compete(config: CompeteConfig, launch: Launch | None = None) -> Path:
     out = Path(config.out)
     check_augmentor(config)
     plans = {"training": training.round_config(config.training, "training")}
+    if config.later_training is not None:
+        plans["later_training"] = training.round_config(config.later_training, "later_training")
     if config.pretraining is not None:
         plans["pretraining"] = load_config(config.pretraining.config, config.pretraining.overrides)
     if config.preference_training is not None:
@@ -148,7 +150,8 @@ class Competition:
         history = [self._outcomes(earlier) for earlier in range(1, number)]
         items = training.rows_of(read_items(self._pool(number - 1)), history, number, config.replay, config.seed)
         count = training.write_rows(folder / "training.jsonl", items, config.seed)
-        plan, teacher = self.plans["training"], self.teacher.vlm
+        later = number > 1 and "later_training" in self.plans
+        plan, teacher = self.plans["later_training" if later else "training"], self.teacher.vlm
         first = config.teacher.vlm
         if plan.teacher is not None and teacher is not None and first is not None and plan.teacher.model == first.model:
             plan = plan.model_copy(update={"teacher": plan.teacher.model_copy(update={"model": teacher.model})})

@@ -21,10 +21,13 @@ def finish(process: BaseProcess) -> None:
 
 
 def test_two_rounds_leave_pools_verdicts_pairs_and_a_row_each(competition, start, tmp_path):
-    finish(start(competition()))
+    later = {"config": str(tmp_path / "training.yaml"), "overrides": ["training.log_every=1"]}
+    finish(start(competition(later_training=later)))
     out = tmp_path / "competition"
     rows = read_rows(out / "rounds.jsonl")
     assert [row["round"] for row in rows] == [0, 1, 2]
+    logged = [len(read_metrics(out / f"round-{number}" / "student" / "metrics.jsonl")) for number in (1, 2)]
+    assert logged == [2, 4]
     first, second = read_items(out / "pool" / "0.jsonl"), read_items(out / "pool" / "1.jsonl")
     given = read_items(out / "given" / "pool.jsonl")
     assert 0.7 * len(given) < len(first) < len(given)  # the teacher is wrong one time in ten, and that is not learned
