@@ -118,7 +118,7 @@ def prepared(
         budget: tokens of a row. count: by which rows are filled; by default the run's own.
 
     Raises: DataError where the rows cannot be brought to the budget.
-    """  # fmt: skip
+    """
     label = f"{name.replace(' ', '-')}-{seed}"
     file, counts = out / "rows" / f"{label}.jsonl", out / "rows" / f"{label}.json"
     training = [f"data.mixture=[{{source: jsonl, path: {file}}}]", *settings]

@@ -138,6 +138,8 @@ class LocalModel:
             max_new_tokens=1,
             return_dict_in_generate=True,
         ).past_key_values
+        if not all(hasattr(layer, "batch_select_indices") for layer in getattr(read, "layers", [None])):
+            return {}  # a recurrent state, which transformers cannot repeat
         read.batch_select_indices(places)
         return {"past_key_values": read}
 

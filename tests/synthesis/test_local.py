@@ -14,16 +14,19 @@ from typing import Annotated, Literal
 import pytest
 import torch
 from pydantic import BaseModel, Field, ValidationError
+from transformers import MambaConfig, MambaForCausalLM
 
 from mmkd.config.synthesis_schema import LanguageModelSection, VlmSection
 from mmkd.data.records import Turn
 from mmkd.errors import ConfigError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Call, Refused
+from mmkd.synthesis.local import LocalModel
 from mmkd.synthesis.local_models import language_model, vlm
 from mmkd.synthesis.requests import Request, Sampling, Status
 from mmkd.synthesis.sampling import RowSampler, nucleus
 from mmkd.synthesis.store import Store
+from tests.byte_tokenizer import byte_tokenizer
 
 
 def drawn(logits: torch.Tensor, sampling: Sampling, times: int) -> torch.Tensor:
@@ -104,6 +107,26 @@ def test_a_prompt_that_comes_several_times_is_read_once(decoder, monkeypatch):
     assert decoder.generate(calls) == alone
     assert tokens[0][0] == 2
     assert {shape[1] for shape in tokens[1:]} == {1}
+
+
+def test_a_recurrent_decoder_reads_every_prompt_by_itself():
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
+    ends = {"eos_token_id": [tokenizer.eos_token_id], "pad_token_id": tokenizer.pad_token_id}
+
+    def prepare(one: Call):
+        batch = tokenizer(one.turns[0].text, return_tensors="pt")
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}, 100
+
+    backend = LocalModel("mamba", None, MambaForCausalLM(config).eval(), tokenizer, prepare, ends, 4)
+    calls = [call("Hello", temperature=1.0, seed=seed) for seed in range(3)]
+    assert backend.generate(calls) == [backend.generate([one])[0] for one in calls]
+
+
+def test_a_reader_of_images_is_asked_the_same_without_one(reading):
+    calls = [call(text, temperature=1.0, seed=n) for n, text in enumerate(["a", "Hello there", "a", "a"])]
+    assert reading.generate(calls) == [reading.generate([one])[0] for one in calls]
 
 
 def test_a_seed_repeats_and_another_differs(decoder):
