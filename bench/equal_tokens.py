@@ -24,7 +24,7 @@ from mmkd.errors import DataError
 from mmkd.report.run_folder import read_metrics
 from mmkd.whole_files import write_whole
 
-NEAR = 0.001  # how far all rows may be from their budget: the last one may end in a long question
+NEAR = 0.001  # how far all rows may be from their budget, beside what the longest of them holds
 
 T = TypeVar("T")  # a question, in whatever form
 Asked = tuple[Turn, Turn]  # a question and its answer
@@ -127,8 +127,9 @@ def prepared(
         (stage,) = config.stages
         own = count_of(config)
         rows = list(filled([one.asked for one in pictures], stage.steps * stage.batch_size, budget, count or own, seed))
-        filling = sum((count or own)(asked) for _, asked in rows)
-        if abs(filling - budget * len(rows)) > NEAR * budget * len(rows):  # images ran out of questions
+        each = [(count or own)(asked) for _, asked in rows]
+        filling = sum(each)
+        if abs(filling - budget * len(rows)) > NEAR * budget * len(rows) + max(each):  # images ran out of questions
             raise DataError(
                 f"{name}: {len(rows):,} rows of {len(pictures):,} images hold {filling:,} tokens, not the "
                 f"{budget * len(rows):,.0f} of every case. Take more questions of an image, or more steps."
