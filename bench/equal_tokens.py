@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
@@ -11,8 +12,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from bench.rows import Row, config_hash, surroundings
-from bench.runs import trained
+from bench.rows import RESULTS, Row, config_hash, surroundings
+from bench.runs import METRICS, scored, trained
+from bench.scores import add_new, conclude, of_run
 from mmkd.compose import compose_processor
 from mmkd.config.load import load_config
 from mmkd.config.schema import Config
@@ -164,6 +166,35 @@ def learned(case: Case, ranks: int) -> Path:
             "to be a multiple of training.log_every, and no row may be set aside (rejected.jsonl)."
         )
     return run
+
+
+def measure(
+    bench: str, cases: Sequence[Case], pairs: Sequence[tuple[str, str]], command: str, asked: argparse.Namespace
+) -> None:
+    """Train and score every case, append what has no row yet, means, and what the first of a pair gains.
+
+    Args:
+        asked: of a parser with `add_options`.
+    """
+    for case in cases:
+        run = learned(case, asked.ranks)
+        scored(run, [1, "full"], limit=asked.limit)
+        rows = [row for metric in METRICS for row in of_run(bench, case.name, run, metric)]
+        add_new(bench, [*rows, *of_counts(bench, case, command)], asked.results)
+    whole = [pair for pair in pairs if set(pair) <= set(asked.cases)]
+    conclude(bench, whole if len(asked.seeds) > 1 else [], results=asked.results)
+
+
+def add_options(parser: argparse.ArgumentParser, cases: Sequence[str]) -> None:
+    """What the benches of such cases have in common."""
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--start", required=True, help="model folder that every student starts from")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of data and training")
+    parser.add_argument("--cases", nargs="+", choices=list(cases), default=list(cases), help="what to train on")
+    parser.add_argument("--training", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/read")
+    parser.add_argument("--ranks", type=int, default=2, help="processes of a training")
+    parser.add_argument("--limit", type=int, help="score the first questions only")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
 
 
 def of_counts(bench: str, case: Case, command: str) -> list[Row]:

@@ -17,10 +17,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.equal_tokens import Picture, count_of, learned, of_counts, prepared
-from bench.rows import RESULTS, Row, config_hash, surroundings
-from bench.runs import scored
-from bench.scores import add_new, conclude, of_run
+from bench.equal_tokens import Picture, add_options, count_of, measure, prepared
+from bench.rows import Row, config_hash, surroundings
+from bench.scores import add_new, conclude
 from mmkd.config.evolve_schema import EvolveConfig
 from mmkd.config.load import load_as, load_config
 from mmkd.data.records import Turn
@@ -31,7 +30,6 @@ from mmkd.synthesis.evolving.run import evolve
 from mmkd.synthesis.rows import open_rows
 
 BENCH = "evolved"
-METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
 CASES: dict[str, Callable[[Outcome], Content | None]] = {
     "seed": lambda one: one.current.content if one.round == 0 else None,
     "evolved": lambda one: one.current.content if one.kept else None,  # round 0 keeps the seeds
@@ -107,28 +105,15 @@ def compared(asked: argparse.Namespace) -> None:
         cases += [
             prepared(asked.out, bench, name, seed, pictures(made, name), training, budget) for name in asked.cases
         ]
-    for case in cases:
-        run = learned(case, asked.ranks)
-        scored(run, [1, "full"], limit=asked.limit)
-        rows = [row for metric in METRICS for row in of_run(bench, case.name, run, metric)]
-        add_new(bench, [*rows, *of_counts(bench, case, command)], asked.results)
     conclude(f"{bench}_rounds", [], results=asked.results)
-    pairs = [pair for pair in PAIRS if set(pair) <= set(asked.cases)]
-    conclude(bench, pairs if len(asked.seeds) > 1 else [], results=asked.results)
+    measure(bench, cases, PAIRS, command, asked)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.evolved", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("--start", required=True, help="model folder that every student starts from")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of evolving and training")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="what to train on")
+    add_options(parser, list(CASES))
     parser.add_argument("--scenes", type=int, default=1500, help="scenes whose questions evolve")
     parser.add_argument("--blind", action="store_true", help="drop what SmolLM2 answers without the image")
     parser.add_argument("--simple", action="store_true", help="seeds that count things or ask whether there are any")
     parser.add_argument("--evolve", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of evolve/scenes")
-    parser.add_argument("--training", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/read")
-    parser.add_argument("--ranks", type=int, default=2, help="processes of a training")
-    parser.add_argument("--limit", type=int, help="score the first questions only")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

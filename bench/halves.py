@@ -18,12 +18,11 @@ from pathlib import Path
 from transformers import GPTNeoXConfig
 
 from bench.families import compared as towers
-from bench.runs import scored, trained
+from bench.runs import METRICS, scored, trained
 from bench.scores import add_new, conclude, of_run
 from mmkd.contracts import Spec, adapter
 
 BENCH = "halves"
-METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
 PAIR = "easyvqa_lite0_vit"
 
 

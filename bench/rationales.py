@@ -14,17 +14,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.equal_tokens import Count, Picture, count_of, learned, of_counts, prepared
-from bench.rows import RESULTS, Row, config_hash, surroundings
-from bench.runs import scored
-from bench.scores import add_new, conclude, of_run
+from bench.equal_tokens import Count, Picture, add_options, count_of, measure, prepared
+from bench.rows import Row, config_hash, surroundings
+from bench.scores import add_new, conclude
 from mmkd.config.load import load_as, load_config
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.record_files import jsonl
 from mmkd.synthesis.programs.making.run import make_programs
 
 BENCH = "rationales"
-METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
 TAUGHT = "data.rationales={mode: separate}"
 CASES = ["answers", "rationales", "same questions"]
 PAIRS = [("rationales", "answers"), ("rationales", "same questions")]
@@ -91,25 +89,12 @@ def compared(asked: argparse.Namespace) -> None:
         for seed in asked.seeds
         for name in asked.cases
     ]
-    for case in cases:
-        run = learned(case, asked.ranks)
-        scored(run, [1, "full"], limit=asked.limit)
-        rows = [row for metric in METRICS for row in of_run(BENCH, case.name, run, metric)]
-        add_new(BENCH, [*rows, *of_counts(BENCH, case, command)], asked.results)
-    pairs = [pair for pair in PAIRS if set(pair) <= set(asked.cases)]
-    conclude(BENCH, pairs if len(asked.seeds) > 1 else [], results=asked.results)
+    measure(BENCH, cases, PAIRS, command, asked)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.rationales", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("--start", required=True, help="model folder that every student starts from")
+    add_options(parser, CASES)
     parser.add_argument("--writer", type=Path, required=True, help="folder of the tuned writer (bench.writers)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="what to train on")
     parser.add_argument("--scenes", type=int, default=1000, help="scenes of ten questions")
-    parser.add_argument("--training", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/read")
-    parser.add_argument("--ranks", type=int, default=2, help="processes of a training")
-    parser.add_argument("--limit", type=int, help="score the first questions only")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

@@ -10,6 +10,7 @@ from mmkd.evaluate.suite import evaluate
 from mmkd.launch import launch
 
 SUITE = "easyvqa_scenes"
+METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
 
 
 def trained(job: str, config: str, run: Path, seed: int, overrides: Sequence[str], ranks: int = 2) -> Path:

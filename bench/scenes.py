@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.runs import scored, trained
+from bench.runs import METRICS, scored, trained
 from bench.scores import add_new, conclude, of_run
 
 CASES: dict[str, list[str]] = {
@@ -28,7 +28,6 @@ CASES: dict[str, list[str]] = {
 CURVE = "ce+kl"
 PAIRS = [("ce+kl", "ce"), ("ce+kl+attention", "ce"), ("ce+kl+attention", "ce+kl")]
 BENCH = "scenes"
-METRICS = ["acc", *(f"acc_{kind}" for kind in ("count", "existence", "comparison", "spatial", "two_hop"))]
 
 
 def compared(out: Path, seeds: list[int], cases: list[str]) -> None:
