@@ -1,6 +1,6 @@
 """Competition (CoMD) against the same student trained as long on what was there from the start.
 
-    python -m bench.competed runs/competed --start runs/scenes/compress/model --teacher runs/scenes/teacher/model
+    python -m bench.competed runs/competed-wide --start runs/scenes/compress/model --teacher runs/scenes/teacher/model
 
 Both cases are `mmkd compete scenes/compete`, from one start, on one pool with the answers of one teacher, for as many
 rounds of as many steps. `alone` asks nothing new: each of its rounds learns the first pool again. Seeds vary the order
@@ -22,7 +22,7 @@ from mmkd.synthesis.competing.augmentors import Draft, Wanted, register
 from mmkd.synthesis.competing.compete import compete
 from mmkd.synthesis.competing.items import read_rows
 
-BENCH = "competed"
+BENCH = "competed_wide"
 CASES: dict[str, list[str]] = {
     "competition": [],
     "alone": ["augment={name: nothing}", "assess=1"],  # what it fails at decides nothing
