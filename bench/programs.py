@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -107,12 +108,15 @@ def memory_figures(workers: int, programs: int, marks: int = 10) -> Iterator[Fig
     yield "grown", held[-1] - held[0], "MiB", None, f"after {programs // marks:,} programs, same run"
 
 
-def forward_figures(model: str, run: Path, questions: int, detector: str, workers: int) -> Iterator[Figure]:
+def forward_figures(
+    model: str, run: Path, questions: int, detector: str, workers: int, owlv2_time: bool
+) -> Iterator[Figure]:
     """Seconds from an encoded image and a question to the answer, both ways, one question an image, in turn.
 
     Neither way has seen the image before. Writing the program is not counted.
     """
-    from mmkd.synthesis.local_models import vlm  # torch
+    from bench.detector_cost import OWLV2, costing, owlv2  # torch
+    from mmkd.synthesis.local_models import vlm
 
     found: dict[bytes, tuple[Turn, str]] = {}
     for record in jsonl(str(run / "records.jsonl")):
@@ -123,11 +127,12 @@ def forward_figures(model: str, run: Path, questions: int, detector: str, worker
         raise DataError(f"{run / 'records.jsonl'} has programs for {len(asked)} images; at least 3 are needed.")
     student = vlm(VlmSection(model=model, tokens=None, batch_size=1, license=None))
     student_seconds, program_seconds = [], []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_backends(ToolsSection(detector=detector), Path(folder)) as (backends, _),
-        Runner(backends, executor=MontyExecutor(workers)) as runner,
-    ):
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        backends, _ = stack.enter_context(open_backends(ToolsSection(detector=detector), folder))
+        if owlv2_time:
+            backends = costing(backends, owlv2(folder))
+        runner = stack.enter_context(Runner(backends, executor=MontyExecutor(workers)))
         for image, (turn, program) in asked:
             call = Call("forward", (turn,), (image,), Sampling(max_tokens=16))
             seconds, [answer] = timed(lambda call=call: student.generate([call]))
@@ -142,11 +147,11 @@ def forward_figures(model: str, run: Path, questions: int, detector: str, worker
             program_seconds.append(seconds)
     student_seconds, program_seconds = student_seconds[1:], program_seconds[1:]  # the first warms up
     ratios = [program / student for program, student in zip(program_seconds, student_seconds, strict=True)]
-    for name, values in (("student", student_seconds), (f"program, {detector}", program_seconds)):
+    case = f"program, {OWLV2 if owlv2_time else detector}"
+    for name, values in (("student", student_seconds), (case, program_seconds)):
         values = [1000 * value for value in values]
         yield f"answer_time@{name}", statistics.median(values), "ms", _spread(values), None
-    against = f"running the program, {detector}, same questions, same run"
-    yield "times_faster@student", statistics.median(ratios), "times", _spread(ratios), against
+    yield f"student_times_faster@{case}", statistics.median(ratios), "times", _spread(ratios), "same questions and run"
 
 
 def false_figures(run: Path, seed: int, each: int, most: int, share: float) -> Iterator[Figure]:
@@ -211,6 +216,9 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
     one.add_argument("run", type=Path, help="folder of a finished run of mmkd programs")
     one.add_argument("--questions", type=int, default=200, help="each about an image of its own")
     one.add_argument("--detector", default="classical", help="as tools.detector of the run")
+    one.add_argument(
+        "--owlv2-time", action="store_true", help="each look takes the time of OWLv2 base, too (random weights)"
+    )
     one.add_argument("--workers", type=int, default=2)
     one = jobs.add_parser("false_accepts", help="verified programs on new scenes")
     one.add_argument("run", type=Path, help="folder of a finished run of mmkd programs on scenes")
@@ -232,7 +240,9 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
     elif asked.job == "memory":
         figures = memory_figures(asked.workers, asked.programs)
     elif asked.job == "forward":
-        figures = forward_figures(asked.model, asked.run, asked.questions, asked.detector, asked.workers)
+        figures = forward_figures(
+            asked.model, asked.run, asked.questions, asked.detector, asked.workers, asked.owlv2_time
+        )
     elif asked.job == "writing":
         figures = writing_figures(
             asked.writer, asked.questions, asked.samples, asked.temperature, asked.seed, asked.batch

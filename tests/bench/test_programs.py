@@ -9,9 +9,10 @@ import pytest
 from bench.programs import main
 from bench.rows import read
 from mmkd.data.records import Provenance, Record, Turn
-from mmkd.data.scenes import scene
+from mmkd.data.scenes import scene, scenes
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import AssetError, DataError
+from mmkd.synthesis.programs.backends.classical import classical
 
 QUESTION = "how many circles are there?"
 RIGHT = "def answer(image):\n    return count(image, 'circle')\n"
@@ -89,5 +90,25 @@ def test_memory_is_read_after_each_batch(tmp_path):
 def test_a_students_answer_is_timed_beside_its_program(finished, tmp_path, tiny_student):
     main(["forward", tiny_student, str(finished(RIGHT)), "--questions", "2"], tmp_path / "rows")
     found = {row.metric: row for row in read("programs_forward", tmp_path / "rows")}
-    assert set(found) == {"answer_time@student", "answer_time@program, classical", "times_faster@student"}
+    assert set(found) == {
+        "answer_time@student",
+        "answer_time@program, classical",
+        "student_times_faster@program, classical",
+    }
     assert all(row.value > 0 for row in found.values())
+
+
+def test_a_detectors_time_is_taken_and_the_others_answer_given():
+    from bench.detector_cost import costing
+
+    looked = []
+
+    class Slow:
+        def detect(self, image, name):
+            looked.append(name)
+            return []
+
+    backends = costing(classical(), Slow())
+    [picture] = [one.image() for one in scenes("train", 1, 0)]
+    assert backends.detect.detect(picture, "thing") == classical().detect.detect(picture, "thing") != []
+    assert looked == ["thing"]

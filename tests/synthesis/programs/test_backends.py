@@ -61,6 +61,22 @@ def test_owlv2_finds_boxes_inside_the_picture(owlv2):
     assert ZeroShotDetector(owlv2, threshold=1.0).detect(PICTURE, "red circle") == []
 
 
+def test_a_model_looks_once_for_the_same_thing_in_the_same_picture(owlv2, monkeypatch):
+    detector, looks = ZeroShotDetector(owlv2, threshold=0.0, remember=2), []
+    forward = detector.model.forward
+    monkeypatch.setattr(detector.model, "forward", lambda **given: looks.append(1) or forward(**given))
+    first = detector.detect(PICTURE, "red circle")
+    first.clear()  # a caller's list is its own
+    assert detector.detect(PICTURE.copy(), "Red circle.") != []
+    assert len(looks) == 1
+    detector.detect(PICTURE, "blue circle")
+    detector.detect(PICTURE.rotate(180), "red circle")  # the third result: the one that was used longest ago goes
+    detector.detect(PICTURE, "blue circle")
+    assert len(looks) == 3
+    detector.detect(PICTURE, "red circle")
+    assert len(looks) == 4
+
+
 def test_a_program_runs_on_a_model_that_detects(owlv2):
     backends = Backends(detect=ZeroShotDetector(owlv2, threshold=0.0))
     with Runner(backends, executor=MontyExecutor(workers=1)) as runner:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import threading
-from collections import OrderedDict
 
 from PIL import Image
 
 from mmkd.data.scene_questions import COLORS, SHAPES, Words
 from mmkd.synthesis.programs.backends.base import Backends, Detection
+from mmkd.synthesis.programs.backends.remembered import Remembered
 from mmkd.synthesis.programs.backends.shapes import shapes_in
 from mmkd.synthesis.programs.reasons import Reason, Stop
 
@@ -28,26 +26,12 @@ class ClassicalDetector:
     """Finds by colour and shape: "red circle", "circles", "red", "shape"."""
 
     def __init__(self, remember: int = 64):
-        self.remember = remember
-        self._kept: OrderedDict[bytes, list[Detection]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._all = Remembered(lambda image, _: shapes_in(image), remember)
 
     def detect(self, image: Image.Image, name: str) -> list[Detection]:
         """Raises: Stop for a word that is neither a colour nor a shape."""
         words = parse(name)
-        return [one for one in self._all(image) if _fits(words, one)]
-
-    def _all(self, image: Image.Image) -> list[Detection]:
-        # Several programs ask several questions of one image.
-        key = hashlib.blake2b(image.tobytes(), person=f"{image.width}x{image.height}".encode()).digest()
-        found = self._kept.get(key)
-        if found is None:
-            found = shapes_in(image)
-            with self._lock:
-                self._kept[key] = found
-                if len(self._kept) > self.remember:
-                    self._kept.popitem(last=False)
-        return found
+        return [one for one in self._all(image, "") if _fits(words, one)]
 
 
 class ClassicalAsker:

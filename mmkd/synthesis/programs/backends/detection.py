@@ -8,26 +8,31 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from mmkd.synthesis.programs.backends.base import Detection
 from mmkd.synthesis.programs.backends.pretrained import pretrained
+from mmkd.synthesis.programs.backends.remembered import Remembered
 
 
 class ZeroShotDetector:
     """Args:
         model: folder or hub id, e.g. google/owlv2-base-patch16-ensemble or IDEA-Research/grounding-dino-tiny.
         threshold: detections with a lower score are dropped.
+        remember: results kept, so that programs that look for the same thing in one picture cost one look.
 
     Raises: ConfigError where there is no such model, or it is of another kind. No code of a model's own is run.
     """
 
-    def __init__(self, model: str, threshold: float = 0.25, device: str = "cpu"):
+    def __init__(self, model: str, threshold: float = 0.25, device: str = "cpu", remember: int = 1024):
         self.threshold = threshold
+        self._found = Remembered(self._look, remember)
         self.processor, self.model = pretrained(
             "zero-shot detection", model, AutoProcessor, AutoModelForZeroShotObjectDetection, device
         )
 
-    @torch.inference_mode()
     def detect(self, image: Image.Image, name: str) -> list[Detection]:
         """What matches the name, in reading order; its label is the name, since such a model knows no other."""
-        label = name.strip().lower().rstrip(".")
+        return list(self._found(image, name.strip().lower().rstrip(".")))
+
+    @torch.inference_mode()
+    def _look(self, image: Image.Image, label: str) -> list[Detection]:
         inputs = self.processor(images=image, text=[[label]], return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         # Grounding DINO's text tokens are needed to tell which words a box belongs to; here there is one phrase only.
