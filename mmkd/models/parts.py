@@ -67,7 +67,10 @@ class MmkdPreTrainedModel(PreTrainedModel):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [.., V] of hidden states [.., D], with the decoder's own soft cap and scale."""
-        logits = self.get_output_embeddings()(hidden)
+        return self.scaled(self.get_output_embeddings()(hidden))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the decoder makes of its head's product [.., V]."""
         text = self.config.text_config
         if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap

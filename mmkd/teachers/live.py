@@ -21,7 +21,7 @@ from mmkd.teachers.calibration import read_calibration
 from mmkd.teachers.checks import check_section
 from mmkd.teachers.quantized import load_quantized
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
-from mmkd.teachers.sharded import cut_up
+from mmkd.teachers.sharded import WholeHead, cut_up
 from mmkd.teachers.tokenizers import vocabulary_size
 
 
@@ -69,6 +69,7 @@ class LiveTeacher:
         self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
         self.zero3, self.read = zero3, partial(_full_vision, self.model)
         if zero3 is not None:
+            self.head = WholeHead(self.model.get_output_embeddings())
             self.read = cut_up(self.model, _full_vision, dtype, device, zero3)
         elif quantize is None:
             self.model.to(device)
@@ -100,6 +101,9 @@ class LiveTeacher:
             answers = answer_batch(batch)
         outputs = self.read(batch, answers, needs)
         outputs.vocabulary = self.vocabulary
+        if self.zero3 is not None and needs.teacher:
+            products = self.head.gathered()
+            outputs.head = lambda hidden: self.model.scaled(products(hidden))
         return outputs
 
 

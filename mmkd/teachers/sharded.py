@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class _Root(nn.Module):
@@ -28,7 +30,7 @@ def cut_up(
     """`read(model, ...)` as a function of the rest, over a model of which every rank keeps its share only.
 
     The process group has to be there; the student's engine has nothing to do with this one, whatever its ZeRO stage.
-    Every rank must read, and call the modules that reading returns, equally often: each call gathers weights.
+    Every rank must read equally often, for it gathers weights; so does a module of the model that is called afterwards.
 
     Args:
         model: whole, on the CPU; frozen. Changed in place.
@@ -53,3 +55,21 @@ def cut_up(
     engine, *_ = deepspeed.initialize(model=_Root(model, read), config=config)
     engine.eval()
     return engine
+
+
+class WholeHead:
+    """A head that reads its weights at once, for all the chunks of a step. To be made before the model is cut up."""
+
+    def __init__(self, head: nn.Module):
+        self.head = head
+        self.shape = copy.deepcopy(head).to("meta")  # the same module, which no engine watches
+
+    def gathered(self) -> Callable[[Tensor], Tensor]:
+        """hidden [.., D] -> products [.., V], by weights that are whole for as long as this function is held. One
+        collective, here; none when it is called."""
+        import deepspeed
+
+        parameters = dict(self.head.named_parameters())
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+            whole = {name: parameter.data for name, parameter in parameters.items()}  # which outlives the parameter's
+        return lambda hidden: functional_call(self.shape, whole, (hidden,))

@@ -16,7 +16,7 @@ from mmkd.teachers.live import LiveTeacher
 
 
 def share(model: str) -> tuple[int, int, int]:
-    """Parameters of a teacher, those that this rank holds beside padding, and the largest one."""
+    """Parameters of a teacher, those that this rank holds beside padding, and how many there are."""
     from mmkd.train.deepspeed import prepare_launch
 
     prepare_launch()
@@ -26,11 +26,21 @@ def share(model: str) -> tuple[int, int, int]:
     teacher = LiveTeacher(
         model, torch.float32, "sdpa", torch.device("cpu"), zero3={"stage3_param_persistence_threshold": 0}
     )
+    _calls_its_head_alone(teacher, model)
     with pytest.raises(ConfigError, match=r"teacher.zero3 gathers the teacher's weights for reading only"):
         teacher.check(Needs(teacher=True, teacher_head=True))
     parameters = list(teacher.model.parameters())
     held = sum(parameter.numel() + parameter.ds_tensor.numel() for parameter in parameters)
     return sum(parameter.ds_numel for parameter in parameters), held, len(parameters)
+
+
+def _calls_its_head_alone(teacher: LiveTeacher, model: str) -> None:
+    """Its head is gathered once; the calls, here more on one rank than on the other, wait for nobody."""
+    whole = LiveTeacher(model, torch.float32, "sdpa", torch.device("cpu"))
+    hidden = torch.randn(3, whole.model.config.text_config.hidden_size)
+    products = teacher.head.gathered()
+    for _ in range(1 + torch.distributed.get_rank()):
+        torch.testing.assert_close(products(hidden), whole.model.get_output_embeddings()(hidden))
 
 
 @pytest.mark.distributed
