@@ -30,6 +30,7 @@ from mmkd.synthesis.judging.grades import HIGHEST, GradeJudge
 from mmkd.synthesis.judging.judge import Judge
 from mmkd.synthesis.judging.scales import CORRECTNESS
 from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.progress import followed
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Sampling, digest
 from mmkd.synthesis.rows import open_rows, usable
@@ -92,7 +93,8 @@ def judge_calibration(config: JudgeConfig) -> Trust:
         raise DataError(f"hold_out {config.hold_out} holds out no picture of these rows; raise it.")
     with open_asker(config.model, out / "judged") as asker:
         judge = GradeJudge(asker, expected=config.expected)
-        verdicts = {verdict.item.id: verdict for verdict in judge.judge(one.item for one in held)}
+        judged = followed(judge.judge(one.item for one in held), "grading", len(held))
+        verdicts = {verdict.item.id: verdict for verdict in judged}
     calibration = calibrate(verdicts.values(), {one.item.id: (one.grade,) for one in held}, CORRECTNESS)
     scores = {name: verdict.scores[0] for name, verdict in verdicts.items() if verdict.scores is not None}
     trust = Trust(calibration, *_preferred(held, scores))
@@ -125,7 +127,7 @@ def _taught(config: JudgeConfig, answers: list[Graded], log: RejectedLog) -> dic
     found: dict[str, float] = {}
     with open_asker(config.teacher.model, Path(config.out) / "taught") as asker:
         judge = Judge(asker, sampling=Sampling(max_tokens=config.teacher.max_tokens))
-        for index, verdict in enumerate(judge.judge(asked)):
+        for index, verdict in enumerate(followed(judge.judge(asked), "grading", len(asked))):
             if verdict.scores is None:
                 log.note("teacher", index, verdict.item.id, BadRow(verdict.error, "no verdict"))
             else:

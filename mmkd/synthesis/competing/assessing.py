@@ -21,6 +21,7 @@ from mmkd.synthesis.judging.judge import Judge, OrderBias, Verdict
 from mmkd.synthesis.judging.labels import LabelScorer
 from mmkd.synthesis.judging.scales import CORRECTNESS
 from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.progress import followed
 from mmkd.synthesis.requests import Sampling
 
 
@@ -109,7 +110,7 @@ def assess(
         for item in both
     )
     with open_judge(config, out) as (judge, bias):
-        verdicts = {verdict.item.id: verdict for verdict in judge.judge(asked)}
+        verdicts = {verdict.item.id: verdict for verdict in followed(judge.judge(asked), "judging", len(both))}
     found = []
     for index, item in enumerate(both):
         verdict = verdicts[item.id]
@@ -128,7 +129,7 @@ def good_enough(config: CompeteConfig, out: Path, items: Sequence[Item], log: Re
         for item in items
     )
     with open_judge(config, out) as (judge, _):
-        verdicts = {verdict.item.id: verdict for verdict in judge.judge(asked)}
+        verdicts = {verdict.item.id: verdict for verdict in followed(judge.judge(asked), "judging", len(items))}
     kept = []
     for index, item in enumerate(items):
         verdict = verdicts[item.id]

@@ -20,7 +20,7 @@ from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.judging import judge as judging
 from mmkd.synthesis.judging.judge import Verdict
 from mmkd.synthesis.open import open_asker
-from mmkd.synthesis.progress import shown
+from mmkd.synthesis.progress import followed, shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Answer, Request, Sampling
 
@@ -171,7 +171,7 @@ def _judged(
         for item, one in pairs
     )
     with open_judge(config, out) as (judge, _):
-        return {verdict.item.id: verdict for verdict in judge.judge(asked)}
+        return {verdict.item.id: verdict for verdict in followed(judge.judge(asked), "judging", len(pairs))}
 
 
 def _refused(config: CompeteConfig, verdict: Verdict) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mmkd.config.evolve_schema import BlindSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.evolving.items import Content, draw, plain
+from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Request, Sampling
 
@@ -30,7 +31,8 @@ class BlindTest:
         """The ids of those that are answered without the image. A reply that does not come is no right answer."""
         right: Counter[str] = Counter()
         by_id = dict(contents)
-        for answer in self.asker.answer(self.requests(contents)):
+        requests = self.requests(contents)
+        for answer in shown(self.asker.answer(requests), self.asker.tally, "asking blind", len(requests)):
             name, _, _ = answer.request.id.rpartition("#")
             right[name] += answer.done and same_answer(answer.text, by_id[name].answer)
         return {name for name, count in right.items() if count == self.section.tries}

@@ -12,6 +12,7 @@ from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.evolving.items import OPEN, Content, Direction
 from mmkd.synthesis.evolving.outcomes import Rejection, Task
 from mmkd.synthesis.image_tokens import ImageCheck
+from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Answer, Request, Sampling
 
@@ -93,7 +94,7 @@ class ModelJudge:
             self.check.probe(self.asker, requests[0])
             self._probed = True
         answers: dict[str, Answer] = {}
-        for answer in self.asker.answer(requests):
+        for answer in shown(self.asker.answer(requests), self.asker.tally, "comparing versions", len(requests)):
             self.check.check(answer)
             answers[answer.request.id] = answer
         return [ruling_of(answers[f"{task.id}#0"], answers[f"{task.id}#1"]) for task, _ in pairs]

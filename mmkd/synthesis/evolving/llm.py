@@ -13,6 +13,7 @@ from mmkd.synthesis.evolving.items import FORMS, Content, Skill, draw
 from mmkd.synthesis.evolving.outcomes import Proposal, Rejection, Task
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.programs.tools import Toolset, View
+from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Request, Sampling
 
@@ -48,7 +49,7 @@ class ModelEvolver:
             self.check.probe(self.asker, requests[0])
             self._probed = True
         found: dict[str, Proposal | Rejection] = {}
-        for answer in self.asker.answer(requests):
+        for answer in shown(self.asker.answer(requests), self.asker.tally, "evolving", len(requests)):
             self.check.check(answer)
             if isinstance(answer.value, Content):
                 found[answer.request.id] = Proposal(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.evolving.items import OPEN
 from mmkd.synthesis.evolving.outcomes import Proposal, Rejection, Task
+from mmkd.synthesis.progress import shown
 from mmkd.synthesis.requests import Sampling
 from mmkd.synthesis.rewording import rewording_request, worded
 
@@ -26,7 +27,7 @@ class Rewording:
             if isinstance(one, Proposal) and one.content.form == OPEN
         }
         requests = (rewording_request(name, one.content.question, self.sampling) for name, (_, one) in asked.items())
-        for answer in self.asker.answer(requests):
+        for answer in shown(self.asker.answer(requests), self.asker.tally, "other words", len(asked)):
             place, one = asked[answer.request.id]
             wording = worded(one.content.question, answer)
             if not wording.objection:

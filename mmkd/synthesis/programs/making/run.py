@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.records import Provenance, Record, Turn
@@ -35,7 +34,7 @@ from mmkd.synthesis.programs.making.yields import Yields
 from mmkd.synthesis.programs.monty import MontyExecutor
 from mmkd.synthesis.programs.reasons import Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
-from mmkd.synthesis.progress import shown
+from mmkd.synthesis.progress import followed, shown
 from mmkd.synthesis.requests import Sampling, digest
 from mmkd.synthesis.rows import open_rows, usable
 from mmkd.whole_files import write_whole
@@ -91,7 +90,7 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         if config.judge is not None and config.invent is None:  # new questions have no label
             judge = WordJudge(stack.enter_context(open_asker(config.judge, out / "judged")))
         trials = Trials(config, runner, records, items, sampled.candidates, ledger, troubles, judge)
-        for _ in _bar(trials.run(), "running", len(items)):
+        for _ in followed(trials.run(), "running programs", len(items)):
             pass
         if judge is not None:
             Console(stderr=True).print(judge.asker.tally.table(judge.asker.backend.model))
@@ -263,8 +262,3 @@ class Results:
 def _trace(outcome: Outcome) -> list[dict[str, Any]]:
     """Events without how long they took, which differs from run to run."""
     return [{key: value for key, value in one.to_dict().items() if key != "seconds"} for one in outcome.events]
-
-
-def _bar(steps: Iterable[None], title: str, total: int) -> Iterable[None]:
-    console = Console(stderr=True)
-    return track(steps, title, total, console=console, transient=True, disable=not console.is_terminal)
