@@ -1,6 +1,7 @@
 """A writer that teaches itself: SmolLM2's programs for questions about scenes, round by round.
 
     python -m bench.writers runs/writers
+    python -m bench.writers runs/writers --again 2    # the first round, too, where it asks again what has no program
 
 For each seed, of scenes and samples, `mmkd programs scenes/programs` writes programs for questions that many pictures
 share (shared_questions.py), tunes the writer on those that held, and writes again (docs/programs.md). Of each round the
@@ -15,13 +16,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bench.false_accepts import accepted, shares, try_elsewhere
 from bench.rows import RESULTS, Row, config_hash, surroundings
 from bench.scores import add_new, by_case, conclude
 from bench.shared_questions import shared_questions
 from mmkd.config.load import load_as
-from mmkd.config.programs_schema import ProgramsConfig
+from mmkd.config.programs_schema import AgainSection, ProgramsConfig
 from mmkd.synthesis.programs.making.rounds import make_rounds, of_round
 from mmkd.synthesis.programs.making.run import make_programs
 from mmkd.synthesis.programs.runner import Runner
@@ -40,13 +42,13 @@ def settings_of(asked: argparse.Namespace, seed: int) -> ProgramsConfig:
     return load_as("scenes/programs", [data, *seeds, f"out={out}", *asked.set], ProgramsConfig)
 
 
-def first_sample(config: ProgramsConfig, number: int) -> Path:
-    """What a finished round would have been with one sample a question: its store has that sample."""
+def changed(config: ProgramsConfig, number: int, name: str, **changes: Any) -> Path:
+    """What a finished round would have been with other settings: its store has the samples that both have."""
     whole = of_round(config, number)
-    run = Path(f"{whole.out}-first")
+    run = Path(f"{whole.out}-{name}")
     if not (run / "yield.json").exists():
         shutil.copytree(Path(whole.out) / "asked", run / "asked", dirs_exist_ok=True)
-        make_programs(whole.model_copy(update={"out": str(run), "samples": 1}), round=number)
+        make_programs(whole.model_copy(update={"out": str(run), **changes}), round=number)
     return run
 
 
@@ -82,7 +84,11 @@ def compared(asked: argparse.Namespace) -> None:
         digest = config_hash(config.model_dump(mode="json", exclude={"out"}))
         rounds = config.tune.rounds if config.tune else 0
         for number in range(rounds + 1):
-            runs = {f"k={config.samples}": Path(of_round(config, number).out), "k=1": first_sample(config, number)}
+            many = f"k={config.samples}"
+            runs = {many: Path(of_round(config, number).out), "k=1": changed(config, number, "first", samples=1)}
+            if asked.again and number == 0:
+                again = AgainSection(times=asked.again)
+                runs[f"{many}, again"] = changed(config, number, f"again-{asked.again}", again=again)
             for case, run in runs.items():
                 name = f"{case} round={number}"
                 if f"false_accepts@{name}" in _of_seed(seed, asked.results):
@@ -110,6 +116,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of scenes, samples and tuning")
     parser.add_argument("--questions", type=int, default=25, help="of each of five types, for each seed")
     parser.add_argument("--pictures", type=int, default=40, help="for each question")
+    parser.add_argument("--again", type=int, default=0, help="times that round 0 asks again what has no program")
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/programs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

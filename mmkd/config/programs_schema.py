@@ -66,6 +66,14 @@ class TuneSection(Section):
     seed: int = Field(0, ge=0)
 
 
+class AgainSection(Section):
+    """Questions without a verified program are asked again, with programs that held for others as examples."""
+
+    times: int = Field(1, ge=1, description="How often; each time with what has held by then.")
+    examples: int = Field(5, ge=1, description="Examples in the prompt, the most alike of ours and of those.")
+    most: int = Field(500, ge=1, description="Programs that held, to choose from; drawn where there are more.")
+
+
 class ProgramsConfig(Section):
     """`mmkd programs`: programs sampled for each question, those that hold, and their rationales as records."""
 
@@ -77,6 +85,9 @@ class ProgramsConfig(Section):
         default_factory=lambda: WritingSection(), description="Of one program; sample n has the seed plus n."
     )
     examples: int = Field(5, ge=0, description="Examples in the prompt, the most alike.")
+    again: AgainSection | None = Field(
+        None, description="Ask questions without a verified program again, with what held for others as examples."
+    )
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
     choices: list[str] = Field(
         ["yes", "no"],
@@ -121,6 +132,12 @@ class ProgramsConfig(Section):
             raise ValueError("tune needs a writer of this process: writer.language")
         if self.tune is not None and self.invent is not None:
             raise ValueError("tune and invent go one after the other: a tuned writer writes programs, not questions")
+        return self
+
+    @model_validator(mode="after")
+    def asked_again(self) -> ProgramsConfig:
+        if self.again is not None and self.invent is not None:
+            raise ValueError("again and invent do not go together: an invented question without a program is dropped")
         return self
 
     @model_validator(mode="after")

@@ -24,11 +24,11 @@ def test_each_round_has_its_yield_and_its_false_accepts_for_one_sample_and_for_a
         "examples=0", "tune.rounds=1", "tune.steps=2", "tune.batch_size=1", "tune.learning_rate=1.0e-6",
     ]  # fmt: skip
     asked = Namespace(
-        out=tmp_path / "out", seeds=[0], questions=9, pictures=6, set=overrides, results=tmp_path / "rows"
+        out=tmp_path / "out", seeds=[0], questions=9, pictures=6, again=1, set=overrides, results=tmp_path / "rows"
     )
     compared(asked)
     found = {row.metric: row.value for row in read("writers", tmp_path / "rows")}
-    cases = [f"k={k} round={number}" for k in (1, 2) for number in (0, 1)]
+    cases = [*(f"k={k} round={number}" for k in (1, 2) for number in (0, 1)), "k=2, again round=0"]
     assert {name.partition("@")[2] for name in found} == set(cases)
     for case in cases:  # the one program answers "how many circles are there?" and nothing else
         assert found[f"verified_count@{case}"] == pytest.approx(100 / 9)

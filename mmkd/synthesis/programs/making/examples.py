@@ -1,10 +1,11 @@
-"""The examples in a writer's prompt: our own, those most like the question."""
+"""The examples in a writer's prompt, those most like the question: ours, and programs of the writer that held."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -38,11 +39,12 @@ class Nearest:
     Args:
         tools: examples that need another tool are left out.
         count: how many; fewer where there are no more.
+        held: further ones, which are known to run.
     """
 
-    def __init__(self, tools: Toolset, count: int):
+    def __init__(self, tools: Toolset, count: int, held: Sequence[Example] = ()):
         self.version, every = examples()
-        self.count, self.kept = count, [one for one in every if _runs(one, tools)]
+        self.count, self.kept = count, [*(one for one in every if _runs(one, tools)), *held]
         self._known = [_terms(one.question) for one in self.kept]
         self._frequency = Counter(term for terms in self._known for term in terms)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.container import container
 from mmkd.synthesis.programs.grammar import gbnf
+from mmkd.synthesis.programs.making.examples import Example
 from mmkd.synthesis.programs.making.inventing import invent
 from mmkd.synthesis.programs.making.items import Item, OneImage, items_of
 from mmkd.synthesis.programs.making.judging import WordJudge
@@ -89,9 +91,19 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         judge = None
         if config.judge is not None and config.invent is None:  # new questions have no label
             judge = WordJudge(stack.enter_context(open_asker(config.judge, out / "judged")))
-        trials = Trials(config, runner, records, items, sampled.candidates, ledger, troubles, judge)
-        for _ in followed(trials.run(), "running programs", len(items)):
-            pass
+
+        def tried(candidates: dict[str, list[Candidate]]) -> Trials:
+            trials = Trials(config, runner, records, items, candidates, ledger, troubles, judge)
+            for _ in followed(trials.run(), "running programs", len(items)):
+                pass
+            return trials
+
+        trials = tried(sampled.candidates)
+        for number in range(config.again.times if config.again is not None else 0):
+            if (more := written_again(config, prompts, items, trials.held(), number)) is None:
+                break
+            sampled = sampled.joined(more)
+            trials = tried(sampled.candidates)
         if judge is not None:
             Console(stderr=True).print(judge.asker.tally.table(judge.asker.backend.model))
         teller = Teller(None)
@@ -120,6 +132,30 @@ class Sampled:
     missing: dict[str, str]
     model: str
     license: str | None
+
+    def joined(self, more: Sampled) -> Sampled:
+        """With the candidates of some questions that were asked again, after those that were there."""
+        candidates = dict(self.candidates)
+        for question, found in more.candidates.items():
+            known = {one.name for one in candidates[question]}
+            candidates[question] = [*candidates[question], *(one for one in found if one.name not in known)]
+        return replace(self, candidates=candidates)
+
+
+def written_again(
+    config: ProgramsConfig, prompts: Prompts, items: Sequence[Item], held: dict[str, Candidate], number: int
+) -> Sampled | None:
+    """Candidates of the questions without a program, from prompts whose examples may be programs that `held` for other
+    questions. None where every question has one, or none has."""
+    left = [item for item in items if item.asked not in held]
+    if config.again is None or not held or not left:
+        return None
+    texts = len({item.asked for item in left})
+    Console(stderr=True).print(f"{len(held):,} questions have a program, {texts:,} have none and are asked again")
+    known = [Example(question, one.program.source) for question, one in held.items() if one.program is not None]
+    drawn = random.Random(f"{config.seed}/again/{number}").sample(known, min(config.again.most, len(known)))
+    with open_asker(config.writer, Path(config.out) / "asked") as asker:
+        return sample(asker, config, Prompts(prompts.tools, config.again.examples, drawn), left)
 
 
 def sample(asker: Asker, config: ProgramsConfig, prompts: Prompts, items: Iterable[Item]) -> Sampled:
@@ -212,15 +248,15 @@ class Results:
         for (question, key), one in held.items():
             assert one.program is not None  # verified
             turns = [*self.prompts.turns(question), Turn("assistant", one.program.source)]
-            origin = replace(self._origin(question, one), parent=digest(question))
+            origin = replace(self._origin(one), parent=digest(question))
             yield Record(digest([question, key]), turns, [], tasks[question], "programs", origin)
 
-    def _origin(self, question: str, one: Candidate) -> Provenance:
+    def _origin(self, one: Candidate) -> Provenance:
         return Provenance(
             engine="programs",
             round=self.round,
             model=self.sampled.model,
-            prompt_hash=self.prompts.hash(question),
+            prompt_hash=one.prompt,
             seed=one.seeds[0],
             license=self.sampled.license,
             verdict=str(Verdict.VERIFIED),
@@ -243,7 +279,7 @@ class Results:
             answer, rationale = item.label or as_text(outcome.answer), self.teller.text(item, outcome)
             assert one.program is not None  # verified
             provenance = replace(
-                self._origin(item.asked, one),
+                self._origin(one),
                 parent=source.id,
                 license=both(source.provenance.license, self.sampled.license),
                 program=one.program.source,

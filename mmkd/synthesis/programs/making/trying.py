@@ -153,6 +153,14 @@ class Trials:
             found.append((one, outcome))
         return found
 
+    def held(self) -> dict[str, Candidate]:
+        """Each question with a verified program, and that program."""
+        found: dict[str, Candidate] = {}
+        for item in self.items:
+            if item.asked not in found and (chosen := best(self.outcomes(item))) is not None:
+                found[item.asked] = chosen[0]
+        return found
+
     @cached_property
     def _luck(self) -> dict[str, float]:
         """Question -> chance that a program which tells nothing apart is right on all its labelled pictures.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from mmkd.data.records import Turn
 from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.programs.checker import Program, ProgramError, check
-from mmkd.synthesis.programs.making.examples import Nearest
+from mmkd.synthesis.programs.making.examples import Example, Nearest
 from mmkd.synthesis.programs.tools.registry import Toolset
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Request, Sampling, Status, digest, request_key
@@ -24,15 +24,22 @@ class Candidate:
     Attributes:
         program: None where the checker refuses the source.
         seeds: of the samples that came out as this program, in order.
+        prompt: digest of the chat that it answers.
     """
 
     source: str
     program: Program | None
     seeds: tuple[int, ...]
+    prompt: str
 
     @property
     def key(self) -> str:
         return self.program.key if self.program else ""
+
+    @property
+    def name(self) -> str:
+        """What tells candidates of one question apart."""
+        return self.key or self.source
 
     @property
     def runnable(self) -> str | Program:
@@ -44,11 +51,13 @@ class Prompts:
 
     Args:
         tools: whose signatures are shown; examples: how many.
+        held: programs that held for other questions, to choose examples from beside ours.
     """
 
-    def __init__(self, tools: Toolset, examples: int):
-        self.tools, self.nearest, self.template = tools, Nearest(tools, examples), prompt("write_program")
+    def __init__(self, tools: Toolset, examples: int, held: Sequence[Example] = ()):
+        self.tools, self.nearest, self.template = tools, Nearest(tools, examples, held), prompt("write_program")
         self.name = f"{self.template}, examples v{self.nearest.version}"
+        self.name += f" and {len(held):,} that held" if held else ""
 
     def turns(self, question: str) -> tuple[Turn, ...]:
         """System turn, then examples as questions that were answered, then the question."""
@@ -59,9 +68,6 @@ class Prompts:
             turns += [self.template.render(tools=shown, question=example.question)[-1]]
             turns += [Turn("assistant", example.program)]
         return (*turns, last)
-
-    def hash(self, question: str) -> str:
-        return digest([turn.text for turn in self.turns(question)])
 
 
 class Writer:
@@ -94,6 +100,7 @@ class Writer:
         """The kept programs, those sampled most often first, and why there are fewer samples than asked for."""
         found: dict[str, Candidate] = {}
         missing = ""
+        asked = digest([turn.text for turn in self.prompts.turns(question)])
         for request in self._requests(question, labelled):
             entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
             if entry is None or entry.status is Status.UNUSABLE:
@@ -103,10 +110,9 @@ class Writer:
             if not answer.done:
                 missing = answer.reason
                 continue
-            one = _candidate(source_in(answer.text), self.prompts.tools, request.sampling.seed)
-            name = one.key or one.source
-            seeds = (*found[name].seeds, *one.seeds) if name in found else one.seeds
-            found[name] = replace(found.get(name, one), seeds=seeds)
+            one = _candidate(source_in(answer.text), self.prompts.tools, request.sampling.seed, asked)
+            seeds = (*found[one.name].seeds, *one.seeds) if one.name in found else one.seeds
+            found[one.name] = replace(found.get(one.name, one), seeds=seeds)
         return sorted(found.values(), key=lambda one: -len(one.seeds)), missing
 
 
@@ -127,11 +133,11 @@ def source_in(reply: str) -> str:
     return "\n".join(lines).strip("\n") or reply.strip()
 
 
-def _candidate(source: str, tools: Toolset, seed: int) -> Candidate:
+def _candidate(source: str, tools: Toolset, seed: int, prompt: str) -> Candidate:
     try:
-        return Candidate(source, check(source, tools), (seed,))
+        return Candidate(source, check(source, tools), (seed,), prompt)
     except ProgramError:
-        return Candidate(source, None, (seed,))
+        return Candidate(source, None, (seed,), prompt)
 
 
 def _one_line(text: str) -> str:
