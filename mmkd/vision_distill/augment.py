@@ -33,7 +33,8 @@ def seeded(place: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(place)
         np.random.seed(zlib.crc32(place.encode()))
-        torch.manual_seed(zlib.crc32(place.encode()))
+        # torch.manual_seed also notes down for each accelerator, with a stack trace, what to seed once that is used.
+        torch.default_generator.manual_seed(zlib.crc32(place.encode()))
         try:
             yield
         finally:
@@ -64,6 +65,8 @@ class Augment:
         """[3, H, W] that the model of `name` sees of an image; the same ops on each model's view of one place."""
         view = self.views[name]
         seen = view.cut(image, box, flip)
+        if not self.ops and self.erase is None:
+            return view.normalised(seen)
         with seeded(place):
             if self.ops:
                 seen = self.ops[name](seen)
