@@ -5,13 +5,15 @@
 A tuned writer's programs give rationales for the questions of scenes (`mmkd programs scenes/programs`, three samples a
 question). From one START, runs/scenes/compress/model, students learn by labels (configs/scenes/read.yaml) from rows of
 the same images in the same order: `rationales`, the answers and, beside them, the rationales; `answers`, so many more
-questions as bring a row to the same text tokens; `same questions`, the rows of `rationales` without these. A killed run
-is gone on with.
+questions as bring a row to the same text tokens; `same questions`, the rows of `rationales` without these. `plain` and
+`plain questions` are the same two with rationales that give no boxes, so that more of them make a row. A killed run is
+gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from bench.equal_tokens import Count, Picture, add_options, count_of, measure, prepared
@@ -24,25 +26,31 @@ from mmkd.synthesis.programs.making.run import make_programs
 
 BENCH = "rationales"
 TAUGHT = "data.rationales={mode: separate}"
-CASES = ["answers", "rationales", "same questions"]
-PAIRS = [("rationales", "answers"), ("rationales", "same questions")]
+CASES = ["answers", "rationales", "same questions", "plain", "plain questions"]
+PAIRS = [
+    ("rationales", "answers"), ("rationales", "same questions"), ("plain", "answers"), ("plain", "plain questions"),
+]  # fmt: skip
 FILL = 0.8  # of the tokens of all answers about an image, so that these alone can fill every row
 
 
-def told(out: Path, writer: Path, scenes: int) -> Path:
-    """OUT/programs, with the rationales of all scenes."""
+def told(out: Path, writer: Path, scenes: int, boxes: bool = True) -> Path:
+    """OUT/programs, with the rationales of all scenes; without boxes OUT/plain, from the same programs."""
+    run = out / ("programs" if boxes else "plain")
+    if not boxes and not run.exists():
+        shutil.copytree(told(out, writer, scenes) / "asked", run / "asked")
+        shutil.copy(out / "programs" / "verdicts.jsonl", run)
     config = load_as(
         "scenes/programs",
         [
             f"data=[{{source: scenes, split: train, count: {scenes}, grid: 2, single: true, seed: 1}}]",
             f"writer.language.source=local:{writer}", "tune=null", "examples=0", "samples=3",
-            f"out={out / 'programs'}",
+            f"boxes={str(boxes).lower()}", f"out={run}",
         ],
         ProgramsConfig,
     )  # fmt: skip
-    if not (out / "programs" / "yield.json").exists():
+    if not (run / "yield.json").exists():
         make_programs(config)
-    return out / "programs"
+    return run
 
 
 def pictures(run: Path) -> list[Picture]:
@@ -54,7 +62,7 @@ def pictures(run: Path) -> list[Picture]:
     return list(found.values())
 
 
-def of_questions(known: list[Picture], spoken: Count, silent: Count, command: str) -> list[Row]:
+def of_questions(case: str, known: list[Picture], spoken: Count, silent: Count, command: str) -> list[Row]:
     """How many questions have a rationale, and the text tokens of one that has, with its rationale and without."""
     every = [one for picture in known for one in picture.asked]
     with_one = [one for one in every if one[1].rationale is not None]
@@ -65,7 +73,7 @@ def of_questions(known: list[Picture], spoken: Count, silent: Count, command: st
     }
     digest, around = config_hash({"pictures": len(known), "questions": len(every)}), surroundings()
     return [
-        Row(f"{BENCH}_rows_seeds", f"{what}@scenes seed 1", value, unit, (1,), None, None, command, digest, **around)
+        Row(f"{BENCH}_rows_seeds", f"{what}@{case} seed 1", value, unit, (1,), None, None, command, digest, **around)
         for what, (value, unit) in figures.items()
     ]
 
@@ -73,22 +81,25 @@ def of_questions(known: list[Picture], spoken: Count, silent: Count, command: st
 def compared(asked: argparse.Namespace) -> None:
     """Write programs, train, score, and append what has no row yet. All rows are there before anything is trained."""
     command = f"python -m bench.rationales {asked.out} --start {asked.start} --writer {asked.writer}"
-    known = pictures(told(asked.out, asked.writer, asked.scenes))
+    boxed, plain = (pictures(told(asked.out, asked.writer, asked.scenes, boxes)) for boxes in (True, False))
     base = [f"student.init={asked.start}", *asked.training]
     silent, spoken = (count_of(load_config("scenes/read", settings)) for settings in (base, [*base, TAUGHT]))
-    add_new(f"{BENCH}_rows", of_questions(known, spoken, silent, command), asked.results)
+    for case, known in (("boxes", boxed), ("no boxes", plain)):
+        add_new(f"{BENCH}_rows", of_questions(case, known, spoken, silent, command), asked.results)
     conclude(f"{BENCH}_rows", [], results=asked.results)
-    budget = FILL * sum(silent(one.asked) for one in known) / len(known)
-    taught = {  # settings of each case, and by which tokens its rows are filled
-        "answers": (base, silent),
-        "rationales": ([*base, TAUGHT], spoken),
-        "same questions": (base, spoken),
+    budget = FILL * sum(silent(one.asked) for one in boxed) / len(boxed)
+    taught = {  # what is known of the images, settings of the case, and by which tokens its rows are filled
+        "answers": (boxed, base, silent),
+        "rationales": (boxed, [*base, TAUGHT], spoken),
+        "same questions": (boxed, base, spoken),
+        "plain": (plain, [*base, TAUGHT], spoken),
+        "plain questions": (plain, base, spoken),
     }
-    cases = [
-        prepared(asked.out, BENCH, name, seed, known, taught[name][0], budget, taught[name][1])
-        for seed in asked.seeds
-        for name in asked.cases
-    ]
+    cases = []
+    for seed in asked.seeds:
+        for name in asked.cases:
+            known, settings, count = taught[name]
+            cases.append(prepared(asked.out, BENCH, name, seed, known, settings, budget, count))
     measure(BENCH, cases, PAIRS, command, asked)
 
 

@@ -118,6 +118,7 @@ class ProgramsConfig(Section):
         "a yes or no, or a choice. Nobody by default.",
     )
     rationales: ModelSection | None = Field(None, description="Who words the rationales; a template by default.")
+    boxes: bool = Field(True, description="Place what a rationale names by its box; without, rationales are shorter.")
     invent: InventSection | None = Field(
         None, description="Ask new questions about the images of data, in the place of its own."
     )

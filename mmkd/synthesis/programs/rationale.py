@@ -18,18 +18,26 @@ SIDES = {"left_of": "left of", "right_of": "right of", "above": "above", "below"
 HOW = {"more": "more than", "fewer": "less than", "equal": "equal to", "at least": "at least", "at most": "at most"}
 
 
-def rationale(outcome: Outcome, draft: str | None = None) -> str:
+Named = Callable[[Part], str]
+
+
+def rationale(outcome: Outcome, draft: str | None = None, boxes: bool = True) -> str:
     """The draft (of a writer LLM) where every claim in it is covered by the outcome's events, else the template."""
     if draft is not None and 0 < len(draft.strip()) <= MOST_LENGTH:
         text = " ".join(draft.split())
         if not unsupported(text, outcome.events, outcome.question, outcome.answer):
             return text
-    return tell(outcome.events, outcome.answer)
+    return tell(outcome.events, outcome.answer, boxes)
 
 
-def tell(events: Sequence[Event], answer: Any) -> str:
-    """One sentence an event, and one with the answer. Repeated calls are told once."""
-    sentences = [SENTENCES.get(event.tool, _any)(event) for event in events]
+def tell(events: Sequence[Event], answer: Any, boxes: bool = True) -> str:
+    """One sentence an event, and one with the answer. Repeated calls are told once.
+
+    Args:
+        boxes: whether what is named is placed, too, by its box in pixels.
+    """
+    named = _placed if boxes else _unplaced
+    sentences = [SENTENCES.get(event.tool, _any)(event, named) for event in events]
     return " ".join([*dict.fromkeys(sentences), f"So the answer is {_shown(answer)}."])
 
 
@@ -44,87 +52,97 @@ def _quoted(text: Any) -> str:
     return '"' + " ".join(unquoted(str(text)).split()) + '"'
 
 
-def _named(part: Part) -> str:
+def _placed(part: Part) -> str:
     box = str(list(part.box))
     return f"the {part.label} at {box}" if isinstance(part, Thing) else f"the part at {box}"
 
 
-def _place(event: Event) -> str:
-    return _named(event.given[0]) if event.given else "the image"
+def _unplaced(part: Part) -> str:
+    return f"the {part.label}" if isinstance(part, Thing) else "a part of the image"
 
 
-def _within(event: Event) -> str:
-    return f" in {_named(event.given[0])}" if event.given else ""
+def _place(event: Event, named: Named) -> str:
+    return named(event.given[0]) if event.given else "the image"
 
 
-def _find(event: Event) -> str:
+def _within(event: Event, named: Named) -> str:
+    return f" in {named(event.given[0])}" if event.given else ""
+
+
+def _find(event: Event, named: Named) -> str:
     name, things = _quoted(event.arguments["name"]), event.found
     if not things:
-        return f"There is no {name}{_within(event)}."
-    listed = ", ".join(_named(one) for one in things) if len(things) <= MOST_LISTED else ""
+        return f"There is no {name}{_within(event, named)}."
+    listed = ", ".join(named(one) for one in things) if len(things) <= MOST_LISTED else ""
     verb = "is" if len(things) == 1 else "are"
-    return f"There {verb} {len(things)} {name}{_within(event)}{': ' + listed if listed else ''}."
+    return f"There {verb} {len(things)} {name}{_within(event, named)}{': ' + listed if listed else ''}."
 
 
-def _beside(event: Event) -> str:
-    where, of = SIDES[event.tool], _named(event.given[0])
+def _beside(event: Event, named: Named) -> str:
+    where, of = SIDES[event.tool], named(event.given[0])
     if not event.found:
         return f"Nothing is {where} {of}."
-    return f"{_capital(_named(event.found[0]))} is {where} {of}."
+    return f"{_capital(named(event.found[0]))} is {where} {of}."
 
 
-def _neighbours(event: Event) -> str:
-    of = _named(event.given[0])
+def _neighbours(event: Event, named: Named) -> str:
+    of = named(event.given[0])
     if not event.found:
         return f"Nothing is next to {of}."
-    return f"Next to {of}: {', '.join(_named(one) for one in event.found)}."
+    return f"Next to {of}: {', '.join(named(one) for one in event.found)}."
 
 
-def _largest(event: Event) -> str:
-    return f"The largest of these is {_named(event.found[0])}." if event.found else "Nothing is the largest."
+def _largest(event: Event, named: Named) -> str:
+    return f"The largest of these is {named(event.found[0])}." if event.found else "Nothing is the largest."
 
 
-def _crop(event: Event) -> str:
-    return f"Look at {list(event.found[0].box)} alone."
+def _crop(event: Event, named: Named) -> str:
+    return f"Look at {named(event.found[0])} alone."
 
 
-def _distance(event: Event) -> str:
-    ends = [_named(part) for part in event.given]
+def _distance(event: Event, named: Named) -> str:
+    ends = [named(part) for part in event.given]
     between = f"between {ends[0]} and {ends[1]}" if len(ends) == 2 else "between both"
     return f"The distance {between} is {as_text(event.result)} pixels."
 
 
-def _depth(event: Event) -> str:
-    return f"The depth of {_place(event)} is {as_text(event.result)}."
+def _depth(event: Event, named: Named) -> str:
+    return f"The depth of {_place(event, named)} is {as_text(event.result)}."
 
 
-def _verify_property(event: Event) -> str:
-    return f"{_capital(_place(event))} is {'' if event.result else 'not '}{_quoted(event.arguments['property'])}."
+def _verify_property(event: Event, named: Named) -> str:
+    return (
+        f"{_capital(_place(event, named))} is {'' if event.result else 'not '}{_quoted(event.arguments['property'])}."
+    )
 
 
-def _query(event: Event) -> str:
-    return f"Asked {_quoted(event.arguments['question'])}, {_place(event)} gives {_quoted(event.result)}."
+def _query(event: Event, named: Named) -> str:
+    return f"Asked {_quoted(event.arguments['question'])}, {_place(event, named)} gives {_quoted(event.result)}."
 
 
-def _ocr(event: Event) -> str:
+def _ocr(event: Event, named: Named) -> str:
     lines = ", ".join(map(_quoted, event.result))
-    return f"The text in {_place(event)} reads {lines}." if lines else f"There is no text in {_place(event)}."
+    return (
+        f"The text in {_place(event, named)} reads {lines}."
+        if lines
+        else f"There is no text in {_place(event, named)}."
+    )
 
 
-def _knowledge(event: Event) -> str:
+def _knowledge(event: Event, named: Named) -> str:
     return f"Asked {_quoted(event.arguments['question'])}, general knowledge gives {_quoted(event.result)}."
 
 
-def _compare(event: Event) -> str:
+def _compare(event: Event, named: Named) -> str:
     first, how, second = (event.arguments[key] for key in ("first", "how", "second"))
     return f"{as_text(first)} is {'' if event.result else 'not '}{HOW[how]} {as_text(second)}."
 
 
-def _calculate(event: Event) -> str:
+def _calculate(event: Event, named: Named) -> str:
     return f"{_quoted(event.arguments['expression'])} is {as_text(event.result)}."
 
 
-def _any(event: Event) -> str:
+def _any(event: Event, named: Named) -> str:
     """For tools of other packages."""
     return f"{event.tool.replace('_', ' ')} gives {_quoted(as_text(event.result))}."
 
@@ -133,7 +151,7 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-SENTENCES: dict[str, Callable[[Event], str]] = {
+SENTENCES: dict[str, Callable[[Event, Named], str]] = {
     "find": _find,
     "count": _find,
     "exists": _find,

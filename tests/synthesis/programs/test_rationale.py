@@ -31,6 +31,16 @@ def test_the_template_tells_the_trace_in_order():
     )
 
 
+def test_without_boxes_it_says_the_same_of_things_that_it_does_not_place():
+    assert rationale(OUTCOME, boxes=False) == (
+        'There is 1 "red": the red circle. The blue rectangle is right of the red circle. So the answer is rectangle.'
+    )
+    asked = Event(2, "query", 1, {"question": "what is it?"}, "a cat", (Picture("image:1", (0, 0, 9, 9)),), (), True)
+    assert tell([asked], "cat", boxes=False) == (
+        'Asked "what is it?", a part of the image gives "a cat". So the answer is cat.'
+    )
+
+
 @pytest.mark.parametrize(
     "draft",
     [
@@ -114,6 +124,7 @@ def events(draw) -> Event:
 @given(st.lists(events(), max_size=5), st.one_of(NUMBER, TEXT, st.booleans()), TEXT)
 def test_the_template_never_says_what_events_do_not_hold(trace, answer, question):
     text = tell(trace, answer)
+    assert unsupported(tell(trace, answer, boxes=False), trace, "", answer) == []
     assert unsupported(text, trace, question, answer) == []
 
 

@@ -106,9 +106,9 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
             trials = tried(sampled.candidates)
         if judge is not None:
             Console(stderr=True).print(judge.asker.tally.table(judge.asker.backend.model))
-        teller = Teller(None)
+        teller = Teller(None, config.boxes)
         if config.rationales is not None:
-            teller = Teller(stack.enter_context(open_asker(config.rationales, out / "told")))
+            teller = Teller(stack.enter_context(open_asker(config.rationales, out / "told")), config.boxes)
             told(teller, trials, items)
         result = Results(config, records, trials, teller, sampled, prompts, round)
         write_jsonl(out / "records.jsonl", result.records(items, log))

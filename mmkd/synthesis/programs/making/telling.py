@@ -19,10 +19,11 @@ class Teller:
 
     Args:
         asker: who words them; None takes the template alone.
+        boxes: whether the template places what it names by boxes.
     """
 
-    def __init__(self, asker: Asker | None):
-        self.asker = asker
+    def __init__(self, asker: Asker | None, boxes: bool = True):
+        self.asker, self.boxes = asker, boxes
 
     def requests(self, verified: Iterable[tuple[Item, Outcome]]) -> Iterator[Request]:
         for item, outcome in verified:
@@ -30,11 +31,11 @@ class Teller:
 
     def text(self, item: Item, outcome: Outcome) -> str:
         """The kept draft where it holds, else the template's words."""
-        return rationale(outcome, self._draft(item, outcome))
+        return rationale(outcome, self._draft(item, outcome), self.boxes)
 
     def _request(self, item: Item, outcome: Outcome) -> Request:
         template = prompt("tell_trace")
-        turns = template.render(question=item.question, notes=tell(outcome.events, outcome.answer))
+        turns = template.render(question=item.question, notes=tell(outcome.events, outcome.answer, self.boxes))
         return Request(item.id, turns, (), Sampling(max_tokens=MOST_TOKENS), prompt=str(template))
 
     def _draft(self, item: Item, outcome: Outcome) -> str | None:
