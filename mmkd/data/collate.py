@@ -95,27 +95,30 @@ class Collator:
         check_turns(record.turns)
         if self.pairs:
             return self._pair(record)
+        seen = self._seen(record)
         if self.rationales is None:
-            return self._sample(record, record.turns)
+            return self._sample(record, record.turns, seen)
         samples = []
         for view in views(record.turns, self.rationales.mode):
             check_turns(view.turns)
-            sample = self._sample(record, view.turns)
+            sample = self._sample(record, view.turns, seen)
             sample.weights, sample.answers = token_weights(sample.answer, view.kinds, self.rationales.weight)
             samples.append(sample)
         samples[0].twin = samples[1] if len(samples) > 1 else None
         return samples[0]
 
     def _pair(self, record: Record) -> Sample:
-        chosen, rejected = self._sample(record, record.turns), self._sample(record, with_rejected(record.turns), True)
+        seen = self._seen(record)
+        chosen = self._sample(record, record.turns, seen)
+        rejected = self._sample(record, with_rejected(record.turns), seen, last_only=True)
         if chosen.dropped or rejected.dropped:
             raise BadRow("a preference pair is not shortened to fit data.max_length; raise that.", "too long")
         chosen.preference, rejected.preference = last_run(chosen.answer), [-mark for mark in rejected.answer]
         chosen.twin = rejected
         return chosen
 
-    def _sample(self, record: Record, turns: list[Turn], last_only: bool = False) -> Sample:
-        """`last_only`: only the last answer is one."""
+    def _seen(self, record: Record) -> list[tuple[Tensor | None, list[int]]]:
+        """Tensor and tiles of the images, of each side."""
         if self.packing and len(record.images) > self.images_per_row:
             raise BadRow(
                 f"{len(record.images)} images; data.images_per_row is {self.images_per_row}. Raise it.",
@@ -124,6 +127,12 @@ class Collator:
         images = [self._images(record.images)]
         if self.teacher is not None:
             images.append(self._teacher_images(record.images, images[0][1]))
+        return images
+
+    def _sample(
+        self, record: Record, turns: list[Turn], images: list[tuple[Tensor | None, list[int]]], last_only: bool = False
+    ) -> Sample:
+        """`images`: see `_seen`; `last_only`: only the last answer is one."""
         vision = [
             1 + sum(1 + side.image_token_count(count) for count in tiles)
             for side, (_, tiles) in zip(self._sides, images, strict=True)
@@ -216,13 +225,18 @@ class Collator:
             teacher_rows, of a cached teacher: its tensors of the N answer tokens in that order, see
             `teacher_rows.stacked`; with rationales, each sample is followed by its twin, and there are
             loss_weights [R, T] and loss_answers, see `samples.weights_of`; with pairs it is, too, and there is
-            preference [R, T], see `samples.preference_of`.
+            preference [R, T], see `samples.preference_of`; without packing a twin's images are those of its sample,
+            once in the batch, and readers [R] names for each row the one whose images it reads.
 
         A batch without any image gets one dummy of zeros on row -1: every rank then runs tower and projector, without
         which ranks under ZeRO wait for each other for ever.
         """
-        given = samples
-        samples = [one for sample in given for one in (sample, sample.twin) if one is not None]
+        given, samples, readers = samples, list[Sample](), list[int]()
+        for sample in given:
+            for one in (sample, sample.twin):
+                if one is not None:
+                    readers.append(len(samples) if one is sample else readers[-1])
+                    samples.append(one)
         rows = [[number] for number in range(len(samples))]
         if self.packing:
             lengths, counts = [s.length for s in samples], [len(s.tiles) for s in samples]
@@ -234,10 +248,19 @@ class Collator:
         if self.pairs:
             batch["preference"] = preference_of(packed, given, batch["input_ids"].shape[1])
         name = "pixel_values" if self.feature_store is None else "image_features"
-        batch |= images_of(packed, name, self._blank)
+        shared = not self.packing and len(given) < len(samples)
+        if shared:
+            batch["readers"] = torch.tensor(readers)
+
+        def seeing(packed: list[list[Sample]]) -> list[list[Sample]]:
+            """Twins left out, whose images are there."""
+            return [row if readers[at] == at else [] for at, row in enumerate(packed)] if shared else packed
+
+        batch |= images_of(seeing(packed), name, self._blank)
         if self.teacher is not None:
             theirs = [[sample.teacher for sample in row if sample.teacher is not None] for row in packed]
-            other = images_of(theirs, "pixel_values", self._teacher_blank) if self.teacher.own_images else {}
+            own = self.teacher.own_images
+            other = images_of(seeing(theirs), "pixel_values", self._teacher_blank) if own else {}
             if self.teacher.own_tokens:
                 other |= texts_of(theirs, self.teacher.processor.tokenizer.pad_token_id)
                 other["spans"] = spans_of(packed, batch["labels"], other["labels"])

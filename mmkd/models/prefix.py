@@ -53,6 +53,7 @@ def gather_prefix(
     starts: Tensor,
     hide_sink: bool,
     bias: Tensor | None = None,
+    readers: list[int] | None = None,
 ) -> Prefix:
     """Lay the kept K,V of M blocks out by text row.
 
@@ -61,6 +62,7 @@ def gather_prefix(
         kept: per layer K,V [M, Hkv, J, d].
         kept_mask: [M, J]; rows, segments: [M]; starts: [B, S].
         bias: [J] score bias of the kept tokens, or None.
+        readers: [B] for each text row the one whose blocks it reads; its own by default.
     """
     batch = starts.shape[0]
     device = starts.device
@@ -68,6 +70,8 @@ def gather_prefix(
     for block, row in enumerate(rows.tolist()):
         if row >= 0:
             blocks_of_row[row].append(block)
+    if readers is not None:
+        blocks_of_row, starts = [blocks_of_row[row] for row in readers], starts[readers]
     count = kept_mask.shape[1]
     most = max((len(blocks) for blocks in blocks_of_row), default=0)
     slots = 1 + most * count

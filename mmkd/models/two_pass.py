@@ -77,8 +77,10 @@ class TwoPassModel(MmkdPreTrainedModel):
         sinks: list[tuple[Tensor, Tensor]],
         kept: list[tuple[Tensor, Tensor]],
         tokens: int | None = None,
+        readers: list[int] | None = None,
     ) -> Prefix:
-        """Lay encoded K,V out by text row; of compressed blocks only the first `tokens` C tokens, all by default."""
+        """Lay encoded K,V out by text row; of compressed blocks only the first `tokens` C tokens, all by default. Row i
+        reads the blocks of row `readers[i]`, its own by default."""
         kept_mask = blocks.kept_mask
         first = int((blocks.positions[:, 0] == 0).nonzero()[0])
         sink = [(k[first], v[first]) for k, v in sinks]
@@ -93,7 +95,7 @@ class TwoPassModel(MmkdPreTrainedModel):
         if blocks.compressed and self.voco is not None:
             bias = self.voco.mass_bias(kept_mask.shape[1])
             hide = self.config.voco["preset"] == "faithful"
-        return gather_prefix(sink, kept, kept_mask, blocks.rows, blocks.segments, blocks.starts, hide, bias)
+        return gather_prefix(sink, kept, kept_mask, blocks.rows, blocks.segments, blocks.starts, hide, bias, readers)
 
     def read(
         self,

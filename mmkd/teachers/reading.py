@@ -79,14 +79,16 @@ def prefixes(
     """What text reads for each token count in `reads`; all compressed counts share one encode pass."""
     tiles, rows, segments = (batch[name].tolist() for name in ("image_tiles", "image_rows", "image_segments"))
     count, samples = len(batch["input_ids"]), int(batch["segment_ids"].max()) + 1
+    readers = batch["readers"].tolist() if "readers" in batch else None
     found: list[tuple[int | None, Prefix]] = []
     compressed = [tokens for tokens in reads if tokens is not None]
     if compressed:
         blocks = model.blocks(features, tiles, rows, segments, count, max(compressed), samples)
         encoded = model.encode(blocks)
-        found += [(tokens, model.lay_out(blocks, *encoded, tokens)) for tokens in compressed]
+        found += [(tokens, model.lay_out(blocks, *encoded, tokens, readers)) for tokens in compressed]
     if None in reads:
-        found.append((None, model.prefix(model.blocks(features, tiles, rows, segments, count, None, samples))))
+        blocks = model.blocks(features, tiles, rows, segments, count, None, samples)
+        found.append((None, model.lay_out(blocks, *model.encode(blocks), readers=readers)))
     return found
 
 

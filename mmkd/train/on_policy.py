@@ -33,6 +33,11 @@ def check_on_policy(config: Config) -> None:
                 f"stage {stage.name}: on_policy asks the teacher about answers that are new each time, and "
                 "teacher.kind: cached knows those of the data; use teacher.kind: live."
             )
+        if config.data.rationales is not None:
+            raise ConfigError(
+                f"stage {stage.name}: on_policy puts the student's own answer in the place of those of the data, and "
+                "data.rationales weighs these and their rationales; take one of them out."
+            )
         if not any(build(section).teacher for section in stage.objectives or config.objectives):
             raise ConfigError(
                 f"stage {stage.name}: on_policy needs an objective by which a teacher judges the student's own tokens, "

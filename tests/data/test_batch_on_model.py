@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig
 
+from mmkd.config.schema import RationalesSection
 from mmkd.data.collate import Collator
+from mmkd.data.rationales import views
 from mmkd.models import MmkdConfig, MmkdForConditionalGeneration
 from mmkd.models.configuration_vision import MmkdVisionConfig
 from mmkd.teachers.reading import prefixes
@@ -75,6 +79,31 @@ def test_a_packed_neighbour_changes_nothing(model, processor, records, record, p
     for name in ("0", "1", "2", "3"):
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(one["4"], two["4"], atol=1e-2)
+
+
+@pytest.mark.parametrize("tokens", [None, 2], ids=["full", "k2"])
+def test_a_twin_reads_the_images_of_its_sample_which_stand_in_the_batch_once(model, processor, records, tokens):
+    told = [
+        replace(one, turns=[one.turns[0], replace(one.turns[1], rationale=f"since {place}")]) if place != 1 else one
+        for place, one in enumerate(records)
+    ]
+    apart = [replace(one, turns=view.turns) for one in told for view in views(one.turns, "separate")]
+    shared = Collator(processor, 150, rationales=RationalesSection())(told)
+    repeated = Collator(processor, 150)(apart)
+    assert shared["sample_ids"] == repeated["sample_ids"]
+    assert len(shared["pixel_values"]) == sum(len(one.images) for one in records) == len(repeated["pixel_values"]) - 3
+    found = []
+    for batch in (shared, repeated):
+        model.zero_grad()
+        [(_, prefix)] = prefixes(model, model.image_features(batch["pixel_values"]), batch, [tokens])
+        text = (batch["input_ids"], batch["attention_mask"], batch["position_ids"], batch["segment_ids"])
+        hidden = model.read(prefix, *text)[batch["labels"] != -100]  # [N, D]
+        hidden.square().mean().backward()
+        found.append(
+            [hidden.detach(), *(p.grad for p in (*model.projector.parameters(), *model.vision_tower.parameters()))]
+        )
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [None, 2], ids=["full", "k2"])
