@@ -75,7 +75,7 @@ def compared(asked: argparse.Namespace) -> None:
             config = configured(asked.out / f"{case}-{seed}", case, seed, given)
             add_new(BENCH, of_rounds(case, config, compete(config), command), asked.results)
     pairs = [pair for pair in PAIRS if set(pair) <= set(asked.cases)]
-    conclude(BENCH, pairs if len(asked.seeds) > 1 else [], "score", asked.results)
+    conclude(BENCH, pairs if len(asked.seeds) > 1 else [], ["score"], asked.results)
 
 
 def configured(out: Path, case: str, seed: int, given: Sequence[str]) -> CompeteConfig:

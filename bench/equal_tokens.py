@@ -182,7 +182,7 @@ def measure(
         rows = [row for metric in METRICS for row in of_run(bench, case.name, run, metric)]
         add_new(bench, [*rows, *of_counts(bench, case, command)], asked.results)
     whole = [pair for pair in pairs if set(pair) <= set(asked.cases)]
-    conclude(bench, whole if len(asked.seeds) > 1 else [], results=asked.results)
+    conclude(bench, whole if len(asked.seeds) > 1 else [], METRICS, asked.results)
 
 
 def add_options(parser: argparse.ArgumentParser, cases: Sequence[str]) -> None:

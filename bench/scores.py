@@ -104,14 +104,17 @@ def add_new(bench: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
     append([row for row in rows if row.metric not in known], results)
 
 
-def conclude(bench: str, pairs: Sequence[tuple[str, str]], metric: str = "acc", results: Path = RESULTS) -> None:
-    """Append the mean over seeds of everything measured, and what the first of each pair gains over the second.
+def conclude(
+    bench: str, pairs: Sequence[tuple[str, str]], metrics: Sequence[str] = ("acc",), results: Path = RESULTS
+) -> None:
+    """Append the mean over seeds of everything measured, and what the first of each pair gains over the second: `gain`,
+    and of a metric `acc_KIND` `gain_KIND`.
 
     Raises: as `difference`.
     """
     rows = by_case(bench, results)
     append([mean(bench, name, found) for name, found in rows.items()], results)
-    chosen = {name: found for name, found in rows.items() if name.startswith(f"{metric}@")}
+    chosen = {name: found for name, found in rows.items() if name.partition("@")[0] in metrics}
     for ours, theirs in pairs:
         append(difference(bench, ours, theirs, chosen), results)
 
@@ -150,10 +153,11 @@ def difference(bench: str, ours: str, theirs: str, rows: dict[str, dict[int, Row
         command = f"python -m bench.scores compare {bench} {ours} {theirs}"
         case = f"{ours} against {theirs}, {reading}"
         of = own[seeds[-1]]
-        against = f"{theirs} {reading}"
-        found.append(_row(bench, f"gain@{case}", result.mean, "points", seeds, result.spread, against, of, command))
-        found.append(_row(bench, f"gain_low@{case}", result.low, "points", seeds, 0.0, against, of, command))
-        found.append(_row(bench, f"gain_high@{case}", result.high, "points", seeds, 0.0, against, of, command))
+        against, of_kind = f"{theirs} {reading}", metric[len("acc") :] if metric.startswith("acc_") else ""
+        figures = {"gain": (result.mean, result.spread), "gain_low": (result.low, 0.0), "gain_high": (result.high, 0.0)}
+        for what, (value, spread) in figures.items():
+            name = f"{what}{of_kind}@{case}"
+            found.append(_row(bench, name, value, "points", seeds, spread, against, of, command))
     if not found:
         raise DataError(f"{bench}: {ours} and {theirs} share no two seeds with the same reading.")
     return found

@@ -101,7 +101,7 @@ def compared(asked: argparse.Namespace) -> None:
                     for what, value, unit in (*of_yield(run), *of_truth(run))
                 ], asked.results)  # fmt: skip
     pairs = [(f"k={settings_of(asked, asked.seeds[0]).samples}", "k=1")] if len(asked.seeds) > 1 else []
-    conclude(BENCH, pairs, "verified", asked.results)
+    conclude(BENCH, pairs, ["verified"], asked.results)
 
 
 def _of_seed(seed: int, results: Path) -> set[str]:
