@@ -96,6 +96,8 @@ def _number(value: float) -> str:
     """Whole numbers whole, others with three figures or two decimals, whichever says more."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
+    if abs(value) < 1e-9:  # a difference of equal means
+        return "0"
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
