@@ -138,3 +138,10 @@ def test_a_run_of_two_ranks_scores_samples_at_some_steps_and_goes_on_from_a_chec
     shutil.rmtree(run / "checkpoints" / "distill" / "checkpoint-8")
     assert ranks.run(settings, resume=True) == pytest.approx(whole, rel=1e-6)
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 8
+
+
+def test_rationales_are_weighed_by_answers_that_it_replaces(config):
+    settings = config(stage={"on_policy": {}}, objectives=[{"name": "reverse_kl"}], teacher={"kind": "live"})
+    settings["data"]["rationales"] = {}
+    with pytest.raises(ConfigError, match=r"data\.rationales weighs these and their rationales"):
+        check_on_policy(Config.model_validate(settings))
