@@ -17,7 +17,6 @@ MOST_LENGTH = 1000  # characters
 SIDES = {"left_of": "left of", "right_of": "right of", "above": "above", "below": "below"}
 HOW = {"more": "more than", "fewer": "less than", "equal": "equal to", "at least": "at least", "at most": "at most"}
 
-
 Named = Callable[[Part], str]
 
 
@@ -111,9 +110,8 @@ def _depth(event: Event, named: Named) -> str:
 
 
 def _verify_property(event: Event, named: Named) -> str:
-    return (
-        f"{_capital(_place(event, named))} is {'' if event.result else 'not '}{_quoted(event.arguments['property'])}."
-    )
+    what = _quoted(event.arguments["property"])
+    return f"{_capital(_place(event, named))} is {what if event.result else 'not ' + what}."
 
 
 def _query(event: Event, named: Named) -> str:
@@ -121,12 +119,8 @@ def _query(event: Event, named: Named) -> str:
 
 
 def _ocr(event: Event, named: Named) -> str:
-    lines = ", ".join(map(_quoted, event.result))
-    return (
-        f"The text in {_place(event, named)} reads {lines}."
-        if lines
-        else f"There is no text in {_place(event, named)}."
-    )
+    lines, place = ", ".join(map(_quoted, event.result)), _place(event, named)
+    return f"The text in {place} reads {lines}." if lines else f"There is no text in {place}."
 
 
 def _knowledge(event: Event, named: Named) -> str:

@@ -92,6 +92,9 @@ def test_the_packaged_competitions_can_begin(name):
     check_augmentor(config)
     plan = round_config(config.training, "training")
     assert plan.student.init == "the model of the round before"
+    if config.later_training is not None:
+        later = round_config(config.later_training, "later_training")
+        assert later.stages[0].learning_rate < plan.stages[0].learning_rate
     pairs = config.preference_training or TrainingRunSection(config="scenes/compete-prefer")
     assert preference_config(pairs).teacher is not None
     if config.pretraining is not None:
