@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections import Counter
 
 import pytest
@@ -12,6 +14,7 @@ from mmkd.synthesis.programs.making.examples import examples
 from mmkd.synthesis.programs.making.run import make_programs
 from tests.synthesis.programs.making.conftest import reply
 from tests.synthesis.programs.making.scripted import ScriptedWriter
+from tests.synthesis.programs.making.test_kill import ended, kept, start, tried
 
 
 @pytest.fixture
@@ -59,6 +62,31 @@ def test_what_held_for_other_questions_is_shown_and_only_what_has_no_program_is_
         if record.provenance.program is not None:
             prompts.setdefault(record.turns[0].text in hard, set()).add(record.provenance.prompt_hash)
     assert prompts[True].isdisjoint(prompts[False])
+
+
+def test_killed_while_it_asks_again_it_ends_with_the_same_records_and_asks_nothing_twice(config, hard, tmp_path):
+    def rule(question: str, seed: int) -> str:
+        examples = sum(turn["role"] == "assistant" for turn in server.last["messages"])
+        return "return (" if question in hard and examples == 5 else reply(question, seed)
+
+    with ScriptedWriter(rule, delay=0.01) as server:
+        fields = {
+            "writer": {"endpoint": {"url": server.url, "model": "scripted", "concurrency": 1}}, "again": {"examples": 4}
+        }  # fmt: skip
+        assert ended(start(config(tmp_path / "straight", **fields))) == 0
+        ends = len(kept(tmp_path / "straight")) + len(tried(tmp_path / "straight"))
+        draw, out, kills = random.Random(3), tmp_path / "killed", 8
+        for moment in sorted(draw.sample(range(100, ends - 5), kills)):  # the first 100 are asked before anything runs
+            server.asked.clear()
+            before, process = kept(out), start(config(out, **fields))
+            while process.is_alive() and len(kept(out)) + len(tried(out)) < moment:
+                time.sleep(0.002)
+            process.kill()
+            process.join()
+            assert not before & {key.rsplit("-", 1)[0] for _, _, key in server.asked}
+        assert ended(start(config(out, **fields))) == 0
+    for name in ("records.jsonl", "programs.jsonl", "writer.jsonl", "yield.json"):
+        assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
 
 
 def test_where_nothing_held_nothing_is_asked_again(config, tmp_path):
