@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.rows import RESULTS, Row, config_hash, surroundings
+from bench.rows import RESULTS, Row, config_hash, surroundings, with_overrides
 from bench.scores import add_new, conclude
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.load import load_as
@@ -69,6 +69,7 @@ def of_rounds(case: str, config: CompeteConfig, rounds: Path, command: str) -> l
 def compared(asked: argparse.Namespace) -> None:
     """Run what is missing, and append what has no row yet."""
     command = f"python -m bench.competed {asked.out} --start {asked.start} --teacher {asked.teacher}"
+    command = with_overrides(command, compete=asked.compete)
     given = ["pretraining=null", f"start={asked.start}", f"teacher.vlm.model={asked.teacher}", *asked.compete]
     for seed in asked.seeds:
         for case in asked.cases:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.equal_tokens import Picture, add_options, count_of, measure, prepared
-from bench.rows import Row, config_hash, surroundings
+from bench.rows import Row, config_hash, surroundings, with_overrides
 from bench.scores import add_new, conclude
 from mmkd.config.evolve_schema import EvolveConfig
 from mmkd.config.load import load_as, load_config
@@ -95,6 +95,7 @@ def compared(asked: argparse.Namespace) -> None:
     settings = [data, "per_image=4", *([] if asked.blind else ["blind=null"]), *asked.evolve]
     command = f"python -m bench.evolved {asked.out} --start {asked.start}"
     command += " --blind" * asked.blind + " --simple" * asked.simple
+    command = with_overrides(command, training=asked.training, evolve=asked.evolve)
     cases = []
     for seed in asked.seeds:
         made = grown(asked.out, seed, settings)

@@ -13,7 +13,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from bench.rows import RESULTS, Row, append, config_hash, surroundings
+from bench.rows import RESULTS, Row, append, config_hash, surroundings, with_overrides
 from bench.runs import trained
 from mmkd.config.judge_schema import JudgeConfig
 from mmkd.config.load import load_as
@@ -73,7 +73,9 @@ def main() -> None:
     found = {seed: of_seed(asked, seed) for seed in asked.seeds}
     rows = rows_of(
         found,
-        f"python -m bench.judge {asked.out} --start {asked.start}",
+        with_overrides(
+            f"python -m bench.judge {asked.out} --start {asked.start}", judge=asked.judge, training=asked.training
+        ),
         config_hash({"judge": asked.judge, "training": asked.training}),
     )
     append(rows, asked.results)

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 
 from bench.equal_tokens import Count, Picture, add_options, count_of, measure, prepared
-from bench.rows import Row, config_hash, surroundings
+from bench.rows import Row, config_hash, surroundings, with_overrides
 from bench.scores import add_new, conclude
 from mmkd.config.load import load_as, load_config
 from mmkd.config.programs_schema import ProgramsConfig
@@ -81,6 +81,7 @@ def of_questions(case: str, known: list[Picture], spoken: Count, silent: Count, 
 def compared(asked: argparse.Namespace) -> None:
     """Write programs, train, score, and append what has no row yet. All rows are there before anything is trained."""
     command = f"python -m bench.rationales {asked.out} --start {asked.start} --writer {asked.writer}"
+    command = with_overrides(command, training=asked.training)
     boxed, plain = (pictures(told(asked.out, asked.writer, asked.scenes, boxes)) for boxes in (True, False))
     base = [f"student.init={asked.start}", *asked.training]
     silent, spoken = (count_of(load_config("scenes/read", settings)) for settings in (base, [*base, TAUGHT]))

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -124,6 +125,12 @@ def _problem(name: str, values: dict[str, Any]) -> str | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def with_overrides(command: str, **overrides: Sequence[str]) -> str:
+    """`command` and what each of these options was given, quoted for a shell."""
+    given = (shlex.join([f"--{option}", *values]) for option, values in overrides.items() if values)
+    return " ".join([command, *given])
 
 
 def append(rows: Sequence[Row], results: Path = RESULTS) -> None:

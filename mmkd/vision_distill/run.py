@@ -10,7 +10,8 @@ from typing import Any
 from mmkd.checkpoints import is_complete
 from mmkd.config.vision_schema import ClassifierSection, VisionConfig
 from mmkd.train.checks import check_trackers
-from mmkd.train.run import how_to_go_on, open_run, run_trainer, training_arguments
+from mmkd.train.run import how_to_go_on, open_run
+from mmkd.train.stage import run_trainer, training_arguments
 from mmkd.train.watch import Watch
 from mmkd.whole_files import write_whole
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from bench.prefill_cost import figures
-from bench.rows import FIELDS, ROOT, Row, append, config_hash, newest, paired, read, row_from, surroundings
+from bench.rows import FIELDS, ROOT, Row, append, config_hash, newest, paired, read, row_from, surroundings, with_overrides
 from mmkd.config.load import load_config
 from mmkd.errors import DataError
 from mmkd.evaluate.costs import Cost, Latency
@@ -149,3 +149,8 @@ def test_figures_of_the_prefill_bench_follow_from_costs_and_times():
     assert found["decode_time_ratio@k=1"][1] == pytest.approx(statistics.stdev([1.0, 0.5]))
     assert found["prefill_time_ratio@k=1"][2].startswith("full vision")
     assert found["prefill@full"][2] is None
+
+
+def test_a_command_names_the_overrides_it_was_given_as_a_shell_takes_them():
+    command = with_overrides("python -m bench.x runs/x", training=["stages[0].steps=400", "a={b: 1}"], evolve=[])
+    assert command == "python -m bench.x runs/x --training 'stages[0].steps=400' 'a={b: 1}'"

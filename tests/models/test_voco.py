@@ -7,7 +7,7 @@ import tiny
 import torch
 from tiny import SINK, K, features, masked_pass, pixels, prompt, two_passes
 
-from mmkd.train.run import checkpoint_layers
+from mmkd.train.stage import checkpoint_layers
 
 TEXT = torch.tensor([[5, 6, 7, 8, 9]])
 

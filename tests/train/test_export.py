@@ -43,12 +43,12 @@ def logits(model: MmkdForConditionalGeneration, processor: Any, config: dict[str
 
 def go_and_look(config: dict[str, Any]) -> dict[str, Any]:
     """A rank of a run that also gives the trained model's logits, as it stood on the ranks before its export."""
-    import mmkd.train.run as run
+    import mmkd.train.stage as stage
 
     built = Path(config["run"]["dir"]) / "extensions"
     os.environ["TORCH_EXTENSIONS_DIR"] = str(built)
     found: dict[str, Any] = {}
-    export = run.export
+    export = stage.export
 
     def look_and_export(trainer: Any, composed: Any, *rest: Any) -> None:
         found["logits"] = logits(trainer.task.student, composed.processor, config).numpy()
@@ -57,7 +57,7 @@ def go_and_look(config: dict[str, Any]) -> dict[str, Any]:
         found["saves"] = trainer.args.should_save
         export(trainer, composed, *rest)
 
-    run.export = look_and_export
+    stage.export = look_and_export
     ranks.go(config)
     found["built"] = list(built.rglob("*"))
     return found
