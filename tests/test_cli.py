@@ -11,7 +11,7 @@ import pytest
 
 JOBS = [
     "train", "distill", "cache", "eval", "release", "chat", "compress", "serve", "answer", "select", "compete",
-    "evolve", "report", "demo", "doctor", "assets", "schema", "programs", "judge",
+    "evolve", "programs", "judge", "report", "demo", "doctor", "assets", "schema",
 ]  # fmt: skip
 CONFIG = """\
 student:
