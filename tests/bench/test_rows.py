@@ -11,7 +11,19 @@ from importlib.metadata import version
 import pytest
 
 from bench.prefill_cost import figures
-from bench.rows import FIELDS, ROOT, Row, append, config_hash, newest, paired, read, row_from, surroundings, with_overrides
+from bench.rows import (
+    FIELDS,
+    ROOT,
+    Row,
+    append,
+    config_hash,
+    newest,
+    paired,
+    read,
+    row_from,
+    surroundings,
+    with_overrides,
+)
 from mmkd.config.load import load_config
 from mmkd.errors import DataError
 from mmkd.evaluate.costs import Cost, Latency
