@@ -83,7 +83,9 @@ class StudentSection(Section):
         description="default (the tokenizer's own), plain (question, answer, end token), qa (Q:/A: turns), chatml, or "
         "a path to a jinja file.",
     )
-    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
+        "sdpa", description="Of the decoder, and of a live teacher's."
+    )
 
     @model_validator(mode="after")
     def whole(self) -> StudentSection:
