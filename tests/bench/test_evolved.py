@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from bench.equal_tokens import filled
+from bench.equal_tokens import by_question, filled
+from mmkd.data.records import Turn
 from mmkd.synthesis.evolving.items import OPEN, Content
 
 
@@ -48,3 +49,17 @@ def test_all_questions_of_an_image_come_before_one_comes_again(cases):
         counts = [seen[one.question] for one in cases["seed"][image]]
         assert max(counts) - min(counts) <= 1
     assert min(seen.values()) >= 5
+
+
+def test_a_row_is_counted_from_its_questions_each_of_which_is_read_once():
+    calls = []
+
+    def count(asked) -> int:
+        calls.append(len(asked))
+        return 5 + sum(2 + len(turn.text.split()) for pair in asked for turn in pair)
+
+    pairs = [(Turn("user", "is it " * number), Turn("assistant", "yes")) for number in range(1, 7)]
+    fast = by_question(count)
+    for asked in ([], pairs[:1], pairs[:3], pairs, pairs[3:], pairs[::2]):
+        assert fast(asked) == 5 + sum(2 + len(turn.text.split()) for pair in asked for turn in pair)
+    assert sorted(calls) == [0, *[1] * len(pairs), 2]
