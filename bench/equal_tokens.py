@@ -152,10 +152,10 @@ def prepared(
     if not counts.exists():
         config = load_config("scenes/read", training)
         (stage,) = config.stages
-        own = count_of(config)
-        filling_by = by_question(count or own)
+        own = by_question(count_of(config))  # `learned` holds it against what the run counts
+        filling_by = own if count is None else by_question(count)
         rows = list(filled([one.asked for one in pictures], stage.steps * stage.batch_size, budget, filling_by, seed))
-        each = [(count or own)(asked) for _, asked in rows]
+        each = [filling_by(asked) for _, asked in rows]
         filling = sum(each)
         if abs(filling - budget * len(rows)) > NEAR * budget * len(rows) + max(each):  # images ran out of questions
             raise DataError(
