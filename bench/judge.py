@@ -1,6 +1,6 @@
 """How far a judge of our own can be trusted: the demo's teacher, taught to grade, against labels (docs/synthesis.md).
 
-    python -m bench.judge runs/judge --start runs/demo-full/teacher/model
+    python -m bench.judge runs/judge --start runs/demo/teacher/model
 
 For each seed: wrong answers are drawn and records written (configs/demo/judge.yaml), a judge is trained on them
 (configs/demo/judge-train.yaml), and grades the answers about held-out pictures, by the expectation over its digits and
