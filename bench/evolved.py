@@ -34,8 +34,10 @@ CASES: dict[str, Callable[[Outcome], Content | None]] = {
     "seed": lambda one: one.current.content if one.round == 0 else None,
     "evolved": lambda one: one.current.content if one.kept else None,  # round 0 keeps the seeds
     "not eliminated": lambda one: one.current.content if one.kept else one.candidate,
+    "no interaction": lambda one: one.current.content if one.kept else None,  # of rounds of their own
 }
-PAIRS = [("evolved", "seed"), ("evolved", "not eliminated")]
+ROUNDS = {"no interaction": ["directions={perceptual: 1, cognitive: 1, interaction: 0}"]}  # settings of a case's own
+PAIRS = [("evolved", "seed"), ("evolved", "not eliminated"), ("no interaction", "seed"), ("no interaction", "evolved")]
 FILL = 0.8  # of the tokens of an image's seed questions, so that the seeds alone can fill every row
 
 
@@ -49,9 +51,10 @@ def asked_in(journal: Journal, rounds: int, case: str) -> list[tuple[int, list[C
     return sorted(found.items())
 
 
-def grown(out: Path, seed: int, settings: Sequence[str]) -> tuple[EvolveConfig, Journal]:
-    """The rounds of a seed in OUT/evolve-SEED."""
-    folder = out / f"evolve-{seed}"
+def grown(out: Path, case: str, seed: int, settings: Sequence[str]) -> tuple[EvolveConfig, Journal]:
+    """The rounds that a case takes its questions from: those of its seed, in OUT/evolve-SEED, or its own."""
+    folder = out / (f"evolve-{seed}" if case not in ROUNDS else f"evolve-{case.replace(' ', '-')}-{seed}")
+    settings = [*settings, *ROUNDS.get(case, [])]
     config = load_as("evolve/scenes", [*settings, f"out={folder}", f"evolver.sampling.seed={seed}"], EvolveConfig)
     if not (folder / "summary.json").exists():
         evolve(config)
@@ -68,18 +71,20 @@ def pictures(made: tuple[EvolveConfig, Journal], case: str) -> list[Picture]:
     ]
 
 
-def of_rounds(bench: str, seed: int, config: EvolveConfig, command: str) -> list[Row]:
-    """Yield, difficulty, steps and skills of each round: `difficulty@round=N seed S`."""
+def of_rounds(bench: str, case: str, seed: int, config: EvolveConfig, command: str) -> list[Row]:
+    """Yield, difficulty, steps and skills of each round: `difficulty@round=N seed S`; of rounds of a case's own,
+    `difficulty@CASE round=N seed S`."""
     summary = json.loads((Path(config.out) / "summary.json").read_text())
     units = {
         "yield": "share", "difficulty of kept": "points", "difficulty of their parents": "points",
         "steps per item": "steps", "skills per item": "skills", "objects per item": "objects",
     }  # fmt: skip
     digest, around = config_hash(config.model_dump(mode="json", exclude={"out"})), surroundings()
+    of = f"{case} " if case in ROUNDS else ""
     return [
         Row(
-            f"{bench}_rounds_seeds", f"{name.replace(' ', '_')}@round={found['round']} seed {seed}", found[name], unit,
-            (seed,), None, None, command, digest, **around,
+            f"{bench}_rounds_seeds", f"{name.replace(' ', '_')}@{of}round={found['round']} seed {seed}", found[name],
+            unit, (seed,), None, None, command, digest, **around,
         )
         for found in summary["rounds"]
         for name, unit in units.items()
@@ -96,15 +101,16 @@ def compared(asked: argparse.Namespace) -> None:
     command = f"python -m bench.evolved {asked.out} --start {asked.start}"
     command += " --blind" * asked.blind + " --simple" * asked.simple
     command = with_overrides(command, training=asked.training, evolve=asked.evolve)
-    cases = []
+    training = [f"student.init={asked.start}", *asked.training]
+    count, cases = count_of(load_config("scenes/read", training)), []
     for seed in asked.seeds:
-        made = grown(asked.out, seed, settings)
-        add_new(f"{bench}_rounds", of_rounds(bench, seed, made[0], command), asked.results)
-        training = [f"student.init={asked.start}", *asked.training]
-        seeds, count = pictures(made, "seed"), count_of(load_config("scenes/read", training))
+        made = {name: grown(asked.out, name, seed, settings) for name in asked.cases}
+        for name, (config, _) in made.items():
+            add_new(f"{bench}_rounds", of_rounds(bench, name, seed, config, command), asked.results)
+        seeds = pictures(next(iter(made.values())), "seed")
         budget = FILL * sum(count(one.asked) for one in seeds) / len(seeds)
         cases += [
-            prepared(asked.out, bench, name, seed, pictures(made, name), training, budget) for name in asked.cases
+            prepared(asked.out, bench, name, seed, pictures(of, name), training, budget) for name, of in made.items()
         ]
     conclude(f"{bench}_rounds", [], results=asked.results)
     measure(bench, cases, PAIRS, command, asked)
