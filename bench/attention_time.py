@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that are counted, after one that is not")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    around, command = surroundings(), f"python -m bench.attention_time --rounds {asked.rounds}"
+    around, lengths = surroundings(), " ".join(map(str, asked.lengths))
+    command = f"python -m bench.attention_time --lengths {lengths} --rounds {asked.rounds}"
     section = load_config("scenes/teacher").student
     language = section.language.model_copy(update={"pretrained": False})
     vision = section.vision.model_copy(update={"pretrained": False})
