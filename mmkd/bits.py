@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkd.decoders import input_widths
 from mmkd.errors import ConfigError
 from mmkd.models.hidden_capture import decoder_layers
 
@@ -19,6 +20,20 @@ def require_bitsandbytes(option: str) -> None:
     """Raises ConfigError where it is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"{option} needs bitsandbytes: pip install 'mmkd[quant]'.")
+
+
+def require_whole_blocks(config: Any, on_cpu: bool, option: str, remedy: str) -> None:
+    """As `make_safe_4bit` refuses, before any weight is loaded, as far as the decoder's config tells.
+
+    Args:
+        config: of the decoder; None where it cannot be read yet.
+    """
+    for name, width in input_widths(config).items() if on_cpu and config is not None else ():
+        if width % BLOCK:
+            raise ConfigError(
+                f"{option}: the decoder's {name} is {width}, and on a CPU bitsandbytes reads 4-bit weights rightly "
+                f"only where that is a multiple of {BLOCK}. {remedy}"
+            )
 
 
 def quiet_bitsandbytes() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmkd.config.schema import Keep, StudentSection
 from mmkd.contracts import Spec, adapter
+from mmkd.decoders import kept_layers
 from mmkd.errors import ConfigError
 from mmkd.lora import adapter_parameters
 from mmkd.models.configuration_mmkd import MmkdConfig
@@ -234,12 +235,7 @@ def cut_layers(decoder: Any, keep: Keep | None) -> str | None:
     name = "layers" if isinstance(getattr(body, "layers", None), nn.ModuleList) else "h"
     layers = getattr(body, name)
     total = len(layers)
-    if isinstance(keep, str):
-        kept = list(range(0, total, int(keep.removeprefix("every "))))
-    else:
-        kept = list(range(keep)) if isinstance(keep, int) else list(keep)
-    if not kept or min(kept) < 0 or max(kept) >= total:
-        raise ConfigError(f"keep_layers {keep}: this decoder has layers 0..{total - 1}.")
+    kept = kept_layers(keep, total)
     setattr(body, name, nn.ModuleList(layers[i] for i in kept))
     config.num_hidden_layers = len(kept)
     for listed in PER_LAYER:

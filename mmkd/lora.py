@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mmkd.bits import require_bitsandbytes
+from mmkd.bits import require_bitsandbytes, require_whole_blocks
 from mmkd.config.schema import Config, LoraSection
+from mmkd.decoders import text_config
 from mmkd.errors import ConfigError
 
 NAME = "default"
@@ -31,6 +33,9 @@ def check_lora(config: Config) -> None:
                 f"stage {stage.name}: lora.quantize keeps the decoder's layers whole on every rank, and "
                 "deepspeed.stage 3 cuts weights up; use stage 2."
             )
+        on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+        decoder = text_config(config.student.init)
+        require_whole_blocks(decoder, on_cpu, f"stage {stage.name}: lora.quantize", "Leave it out.")
 
 
 def add_adapters(decoder: nn.Module, lora: LoraSection) -> None:

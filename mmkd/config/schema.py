@@ -129,7 +129,7 @@ class TeacherSection(OpenSection):
 
 class ObjectiveSection(OpenSection):
     name: str
-    weight: float = 1.0
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 class RationalesSection(Section):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 PREFIX = "mmkd_capture_"
 # Flash attention picks its kernel by the implementation's name, so it cannot be wrapped under another one.
 CAPTURABLE = ("sdpa", "eager", "flex_attention")
+
+
+class AttentionShape(NamedTuple):
+    """Of one decoder layer: H query heads, Hkv heads of keys and values; queries and keys d wide, values dv."""
+
+    heads: int
+    shared: int
+    width: int
+    value_width: int
 
 
 @dataclass
@@ -43,6 +53,10 @@ class LayerAttention:
     scaling: float
     softcap: float | None = None
     bias: Tensor | None = None
+
+    @property
+    def shape(self) -> AttentionShape:
+        return AttentionShape(self.query.shape[1], self.key.shape[1], self.query.shape[-1], self.value.shape[-1])
 
 
 @dataclass

@@ -14,6 +14,8 @@ from .projector import build_projector
 from .vision_tower import VisionTower
 from .voco import CompressionTokens
 
+BESIDE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # in a decoder's config, see `scaled`
+
 
 class MmkdPreTrainedModel(PreTrainedModel):
     """What the passes of the model stand on."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mmkd.errors import ConfigError
-from mmkd.models.attention_capture import LayerAttention
+from mmkd.models.attention_capture import AttentionShape, LayerAttention
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.checks import choice, count
-from mmkd.objectives.layer_pairs import layer_pairs
+from mmkd.objectives.layer_pairs import layer_choice, layer_pairs
 from mmkd.objectives.registry import register
 from mmkd.objectives.rows import HIDDEN, Rows, answer_rows
 
@@ -45,7 +45,7 @@ class AttentionRelations(Objective):
 
     def __init__(self, layers: Any = None, relations: Sequence[str] = KINDS, heads: int = 8):
         super().__init__()
-        self.layers = [-1] if layers is None else layers
+        self.layers = [-1] if layers is None else layer_choice(self.name, layers)
         given = relations if isinstance(relations, (list, tuple)) and relations else [relations]
         self.relations = [choice(self.name, "relations", kind, KINDS) for kind in given]
         if len(set(self.relations)) < len(self.relations):
@@ -72,7 +72,7 @@ class AttentionRelations(Objective):
     def _layer(self, s: int, t: int, student: Outputs, teacher: Outputs, batch: AnswerBatch, rows: Rows) -> Tensor:
         """Loss of one pair of layers summed over answer rows, by relation."""
         ours, theirs = student.attention[s], teacher.attention[t]
-        self._check(s, ours, t, theirs)
+        self.check_attention(ours.shape, theirs.shape, (f"student layer {s}", f"teacher layer {t}"))
         real = rows.lay_out(torch.ones_like(batch.rows, dtype=torch.bool))  # [B, M]
         masks = {
             "qq": real[:, None, :] & (rows.segment[:, None, :] == rows.segment[:, :, None]),  # [B, M, M]
@@ -88,12 +88,14 @@ class AttentionRelations(Objective):
             sums.append(rows.pick(divergence).sum())
         return torch.stack(sums)
 
-    def _check(self, s: int, ours: LayerAttention, t: int, theirs: LayerAttention) -> None:
-        widths = {
-            f"{side} {n} {part}": tensor.shape[1] * tensor.shape[-1]
-            for side, n, layer in (("student layer", s, ours), ("teacher layer", t, theirs))
-            for part, tensor in (("queries", layer.query), ("keys", layer.key), ("values", layer.value))
-        }
+    def check_attention(
+        self, student: AttentionShape, teacher: AttentionShape, at: tuple[str, str] = ("student", "teacher")
+    ) -> None:
+        widths = {}
+        for side, shape in zip(at, (student, teacher), strict=True):
+            widths[f"{side} queries"] = shape.heads * shape.width
+            widths[f"{side} keys"] = shape.shared * shape.width
+            widths[f"{side} values"] = shape.shared * shape.value_width
         if any(width % self.heads for width in widths.values()):
             common = math.gcd(*widths.values())
             allowed = [n for n in range(1, common + 1) if common % n == 0]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mmkd.models.attention_capture import LayerAttention
+from mmkd.models.attention_capture import AttentionShape, LayerAttention
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,13 @@ class Objective(nn.Module):
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         """What must be delivered, given the number of decoder layers of each side. Raises ConfigError."""
         return Needs()
+
+    def check_attention(
+        self, student: AttentionShape, teacher: AttentionShape, at: tuple[str, str] = ("student", "teacher")
+    ) -> None:
+        """Refuse layers whose attention cannot be compared; asked before anything is loaded where config.json tells
+        what they are, and of every pair of layers that is captured. `at` names them. Raises ConfigError.
+        """
 
     def make_heads(self, student_width: int, teacher_width: int | None) -> None:
         """Create the trainable modules that stand between the sides' hidden widths. Called once, after `needs`.

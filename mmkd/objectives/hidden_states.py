@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmkd.errors import ConfigError
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.checks import choice, number
-from mmkd.objectives.layer_pairs import layer_pairs
+from mmkd.objectives.layer_pairs import layer_choice, layer_pairs
 from mmkd.objectives.registry import register
 from mmkd.objectives.sparse import SparseTargets
 
@@ -50,18 +51,24 @@ class HiddenStates(Objective):
         layers: as of `voco_attention`: "all", "every n", student layers, or [student, teacher] pairs.
         distance: mse, cosine or infonce.
         linear: "auto" puts W where widths differ, "always" also where they agree (sides of different families).
-        temperature: tau of infonce.
+        temperature: tau of infonce, 0.1 by default; refused beside another distance.
     """
 
     teacher = True
     hidden_teacher = True
 
-    def __init__(self, layers: Any = "all", distance: str = "mse", linear: str = "auto", temperature: float = 0.1):
+    def __init__(
+        self, layers: Any = "all", distance: str = "mse", linear: str = "auto", temperature: float | None = None
+    ):
         super().__init__()
-        self.layers = layers
+        self.layers = layer_choice(self.name, layers)
         self.distance = choice(self.name, "distance", distance, ("mse", "cosine", "infonce"))
         self.linear = choice(self.name, "linear", linear, ("auto", "always"))
-        self.temperature = number(self.name, "temperature", temperature, above=0)
+        if temperature is not None and distance != "infonce":
+            raise ConfigError(
+                f"{self.name}: temperature={temperature!r} has no place beside distance {distance}: it is infonce's."
+            )
+        self.temperature = number(self.name, "temperature", 0.1 if temperature is None else temperature, above=0)
         self.pairs: list[tuple[int, int]] = []
         self.heads = nn.ModuleDict()  # by student layer
 

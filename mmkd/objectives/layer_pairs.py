@@ -8,6 +8,18 @@ from typing import Any
 from mmkd.errors import ConfigError
 
 
+def layer_choice(objective: str, layers: Any) -> str | list:
+    """`layers` if it is written as `layer_pairs` reads it, before anyone knows how many layers there are.
+
+    Raises: ConfigError.
+    """
+    if isinstance(layers, str):
+        _step(objective, layers)
+    elif not isinstance(layers, list) or not layers or not all(_whole(entry) or _pair(entry) for entry in layers):
+        raise _wrong(objective, layers)
+    return layers
+
+
 def layer_pairs(objective: str, layers: Any, students: int, teachers: int) -> list[tuple[int, int]]:
     """Read a `layers` option.
 
@@ -19,28 +31,26 @@ def layer_pairs(objective: str, layers: Any, students: int, teachers: int) -> li
 
     Raises: ConfigError for anything else, or a layer that a side does not have.
     """
-    if isinstance(layers, str):
-        step = 1 if layers == "all" else _step(objective, layers)
-        layers = sorted(range(students - 1, -1, -step))
-    if not isinstance(layers, list) or not layers:
-        raise _wrong(objective, layers)
+    chosen = layer_choice(objective, layers)
+    if isinstance(chosen, str):
+        chosen = sorted(range(students - 1, -1, -_step(objective, chosen)))
     pairs = []
-    for entry in layers:
+    for entry in chosen:
         if _whole(entry):
             student = _inside(objective, "student", entry, students)
             pairs.append((student, -(-(student + 1) * teachers // students) - 1))
-        elif isinstance(entry, (list, tuple)) and len(entry) == 2 and all(map(_whole, entry)):
+        else:
             pairs.append(
                 (_inside(objective, "student", entry[0], students), _inside(objective, "teacher", entry[1], teachers))
             )
-        else:
-            raise _wrong(objective, layers)
     if len({student for student, _ in pairs}) < len(pairs):
         raise ConfigError(f"{objective}: layers={layers!r} names a student layer twice; name each once.")
     return pairs
 
 
 def _step(objective: str, text: str) -> int:
+    if text == "all":
+        return 1
     found = re.fullmatch(r"every ([1-9]\d*)", text)
     if found is None:
         raise _wrong(objective, text)
@@ -49,6 +59,10 @@ def _step(objective: str, text: str) -> int:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_whole, value))
 
 
 def _inside(objective: str, side: str, layer: int, count: int) -> int:

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmkd.errors import ConfigError
-from mmkd.models.attention_capture import LayerAttention
+from mmkd.models.attention_capture import AttentionShape, LayerAttention
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Ratio
 from mmkd.objectives.checks import choice, count, number
 from mmkd.objectives.image_attention import Rows, image_attention, rows_with_image
-from mmkd.objectives.layer_pairs import layer_pairs
+from mmkd.objectives.layer_pairs import layer_choice, layer_pairs
 from mmkd.objectives.registry import register
 
 
@@ -58,7 +58,7 @@ class VocoAttention(Objective):
         chunk: int = 256,
     ):
         super().__init__()
-        self.layers = layers
+        self.layers = layer_choice(self.name, layers)
         self.queries = choice(self.name, "queries", queries, ("own", "teacher"))
         self.mass = choice(self.name, "mass", mass, ("share", "score"))
         self.beta = number(self.name, "beta", beta, least=0)
@@ -80,7 +80,7 @@ class VocoAttention(Objective):
         total, report = student.answer_hidden.sum().float() * 0.0, {}
         for s, t in self.pairs:
             theirs, ours = teacher.attention[t], student.attention[s]
-            self._check(s, ours, t, theirs)
+            self.check_attention(ours.shape, theirs.shape, (f"student layer {s}", f"teacher layer {t}"))
             if len(rows.index):
                 loss, numbers = self._layer(ours, theirs, student, teacher, rows)
                 total = total + loss / len(self.pairs)
@@ -121,14 +121,17 @@ class VocoAttention(Objective):
         sums = (x.mean(-1).sum() for x in (share, our_share, error, wanted.square().sum(-1)))
         return loss, torch.stack([loss, *sums])
 
-    def _check(self, s: int, ours: LayerAttention, t: int, theirs: LayerAttention) -> None:
-        if ours.query.shape[1:] != theirs.query.shape[1:] or ours.value.shape[-1] != theirs.value.shape[-1]:
-            (h, d), (th, td) = ours.query.shape[1:], theirs.query.shape[1:]
+    def check_attention(
+        self, student: AttentionShape, teacher: AttentionShape, at: tuple[str, str] = ("student", "teacher")
+    ) -> None:
+        if student._replace(shared=0) != teacher._replace(shared=0):
+            found = ", ".join(
+                f"{name} has {shape.heads} heads of width {shape.width} (values {shape.value_width})"
+                for name, shape in zip(at, (student, teacher), strict=True)
+            )
             raise ConfigError(
-                f"voco_attention compares head by head: student layer {s} has {h} heads of width {d} (values "
-                f"{ours.value.shape[-1]}), teacher layer {t} has {th} heads of width {td} (values "
-                f"{theirs.value.shape[-1]}). Use a teacher of the student's family or teacher.kind: shared, or drop "
-                "voco_attention and keep forward_kl."
+                f"voco_attention compares head by head: {found}. Use a teacher of the student's family or "
+                "teacher.kind: shared, or drop voco_attention and keep forward_kl."
             )
 
 

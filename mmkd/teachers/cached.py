@@ -31,6 +31,7 @@ class CachedTeacher:
 
     def __init__(self, store: str | Path, c: float | None = None):
         self.store, self.c = LogitStore(store), c
+        self.vocabulary: int | None = self.store.manifest.vocabulary
 
     def layers(self, student: MmkdForConditionalGeneration) -> int | None:
         return self.store.manifest.layers
@@ -42,15 +43,8 @@ class CachedTeacher:
         return None
 
     def check(self, needs: Needs) -> None:
-        """Objectives were checked before anything was loaded, but for the layers, which depend on the student's."""
-        kept = self.store.manifest.hidden_layers
-        if missing := sorted(set(needs.teacher_hidden) - set(kept)):
-            wanted = ", ".join(map(str, needs.teacher_hidden))
-            raise ConfigError(
-                f"hidden_states reads the teacher's layers {wanted}, and {self.store.folder} keeps "
-                f"{', '.join(map(str, kept))}: {', '.join(map(str, missing))} are missing. Fill a store with "
-                f"teacher.hidden_layers: [{wanted}], or name pairs [student, teacher] of layers that it keeps."
-            )
+        """Objectives were checked before anything was loaded, but for layers that depend on a student not yet there."""
+        require_kept(self.store.manifest, self.store.folder, needs)
 
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
@@ -68,6 +62,18 @@ class CachedTeacher:
             weights = log_probs.exp()
         answers_found, best, vocabulary = rows["answers"], rows["best"], self.store.manifest.vocabulary
         return SparseTargets(rows["ids"], log_probs, weights, tail, answers_found, best, vocabulary, hidden_of(rows))
+
+
+def require_kept(manifest: Manifest, folder: Path, needs: Needs) -> None:
+    """Raises ConfigError for layers of the teacher whose states a store did not keep."""
+    kept = manifest.hidden_layers
+    if missing := sorted(set(needs.teacher_hidden) - set(kept)):
+        wanted = ", ".join(map(str, needs.teacher_hidden))
+        raise ConfigError(
+            f"hidden_states reads the teacher's layers {wanted}, and {folder} keeps {', '.join(map(str, kept))}: "
+            f"{', '.join(map(str, missing))} are missing. Fill a store with teacher.hidden_layers: [{wanted}], or name "
+            "pairs [student, teacher] of layers that it keeps."
+        )
 
 
 def require_same_text(section: TeacherSection | None, processor: MmkdProcessor) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmkd.bits import require_bitsandbytes
+import torch
+
+from mmkd.bits import require_bitsandbytes, require_whole_blocks
 from mmkd.config.schema import Config, ObjectiveSection, TeacherSection
+from mmkd.decoders import text_config
 from mmkd.errors import ConfigError
-from mmkd.objectives import ForwardKL, build, names
+from mmkd.objectives import ForwardKL, OfaLogits, build, names
 from mmkd.objectives.registry import sparse_capable
 from mmkd.teachers.cached import require_same_teacher
 from mmkd.teachers.calibration import require_calibrated
@@ -16,6 +19,10 @@ from mmkd.teachers.targets import TargetSettings, given_settings
 
 MOST_SERVED = 20  # top_logprobs of OpenAI's API
 KINDS = ("live", "cached", "shared")
+NO_GRADIENTS_THROUGH = (
+    "teacher.zero3 gathers the teacher's weights for reading only, and ofa_logits sends gradients through its norm and "
+    "head; leave zero3 out, or use hidden_states in the place of ofa_logits."
+)
 
 
 def check_teacher(config: Config) -> None:
@@ -27,12 +34,18 @@ def check_teacher(config: Config) -> None:
     if section is None:
         return
     check_section(section)
+    check_bits(config, section)
     if section.zero3 and config.data.cache_features:
         raise ConfigError(
             "data.cache_features compares the towers of both sides weight by weight, and teacher.zero3 cuts the "
             "teacher's up; switch one of them off."
         )
+    built = [build(one) for _, sections in _objectives(config) for one in sections]
+    if section.zero3 and any(isinstance(one, OfaLogits) for one in built):
+        raise ConfigError(NO_GRADIENTS_THROUGH)
     check_towers(config, section)
+    if section.kind == "shared":
+        check_two_readings(config)
     if section.kind == "cached":
         folder = Path(section.store or "")
         manifest = require_same_teacher(section, folder)
@@ -40,6 +53,26 @@ def check_teacher(config: Config) -> None:
         if section.validation:
             require_recalibratable(config, manifest.settings)
             require_calibrated(folder, section.validation, config.data.max_length)
+
+
+def check_bits(config: Config, section: TeacherSection) -> None:
+    """Refuse 4-bit layers that a CPU would read wrongly, where the teacher's config.json tells. Raises ConfigError."""
+    if section.quantize == "nf4":
+        on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+        decoder, option = text_config(section.model), f"teacher.quantize nf4 of {section.model}"
+        require_whole_blocks(decoder, on_cpu, option, "Use int8.")
+
+
+def check_two_readings(config: Config) -> None:
+    """Refuse a stage in which student and shared teacher are one model on one input. Raises ConfigError."""
+    for stage in config.stages:
+        asking = [one.name for one in map(build, stage.objectives or config.objectives) if one.teacher]
+        if asking and stage.lora is None and set(stage.read) == {"full"}:
+            raise ConfigError(
+                f"stage {stage.name}: with teacher.kind: shared, no lora and read: [full] the student is its own "
+                f"teacher, and {', '.join(asking)} have no gradient. Read compressed (read: [full, 4], with "
+                "student.voco), add lora, or name a teacher of kind: live."
+            )
 
 
 def check_towers(config: Config, section: TeacherSection) -> None:
@@ -72,6 +105,7 @@ def check_filling(config: Config) -> TargetSettings:
             "Write e.g. teacher: {kind: cached, model: runs/teacher/model, store: runs/teacher-cache}."
         )
     check_section(section)
+    check_bits(config, section)
     settings = TargetSettings(**given_settings(section))  # pyright: ignore[reportArgumentType]
     if section.endpoint is not None:
         require_served(section, settings)
@@ -107,7 +141,12 @@ def require_recalibratable(config: Config, settings: TargetSettings) -> None:
             f"teacher.validation recalibrates the top k at temperature 1, and the cache keeps {settings.targets} at "
             f"{settings.temperature:g}; leave validation out, or fill a store with targets: top_k, temperature: 1."
         )
-    for place, one in enumerate(section.validation):
+    if settings.k < 2:
+        raise ConfigError(
+            f"teacher.validation chooses how sharp the likeliest ids stand against each other, and teacher.k is "
+            f"{settings.k}; take at least 2 (the authors keep 5)."
+        )
+    for place, one in enumerate(section.validation):  # the same rows under another name are found when it is filled
         if any(one.model_dump() == other.model_dump() for other in config.data.mixture):
             raise ConfigError(
                 f"teacher.validation[{place}] is in data.mixture too: how sure a teacher is of what it was trained on "

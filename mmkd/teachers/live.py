@@ -18,15 +18,21 @@ from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Outputs, SparseTargets
 from mmkd.teachers.cached import CachedTeacher
 from mmkd.teachers.calibration import read_calibration
-from mmkd.teachers.checks import check_section
+from mmkd.teachers.checks import NO_GRADIENTS_THROUGH, check_section
 from mmkd.teachers.quantized import load_quantized
-from mmkd.teachers.reading import answer_batch, prefixes, read_outputs, tower_map, vision
+from mmkd.teachers.reading import answer_batch, evaluating, prefixes, read_outputs, tower_map, vision
 from mmkd.teachers.sharded import WholeHead, cut_up
 from mmkd.teachers.tokenizers import vocabulary_size
 
 
 class Teacher(Protocol):
-    """Answers with full vision, without gradients, never part of what is trained or saved."""
+    """Answers with full vision, without gradients, never part of what is trained or saved.
+
+    Attributes:
+        vocabulary: ids below this are tokens for it; None where those are the student's.
+    """
+
+    vocabulary: int | None
 
     def layers(self, student: MmkdForConditionalGeneration) -> int | None:
         """Layers of its decoder; None where it has none to show, as for `width`."""
@@ -87,10 +93,7 @@ class LiveTeacher:
 
     def check(self, needs: Needs) -> None:
         if self.zero3 is not None and needs.teacher_head:
-            raise ConfigError(
-                "teacher.zero3 gathers the teacher's weights for reading only, and ofa_logits sends gradients through "
-                "its norm and head; leave zero3 out, or use hidden_states in the place of ofa_logits."
-            )
+            raise ConfigError(NO_GRADIENTS_THROUGH)
 
     @torch.no_grad()
     def outputs(
@@ -109,6 +112,8 @@ class LiveTeacher:
 
 class SharedTeacher:
     """The student's own weights with full vision, its adapters off: what compression should preserve."""
+
+    vocabulary: int | None = None
 
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return student.config.text_config.num_hidden_layers
@@ -135,13 +140,8 @@ class SharedTeacher:
     def outputs(
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
     ) -> Outputs:
-        training = student.training
-        student.eval()
-        try:
-            with adapters_off(student.language_model):
-                return _full_vision(student, batch, answers, needs)
-        finally:
-            student.train(training)
+        with evaluating(student), adapters_off(student.language_model):
+            return _full_vision(student, batch, answers, needs)
 
 
 def _full_vision(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,9 +12,23 @@ from torch import Tensor, nn
 from mmkd.models.attention_capture import capture
 from mmkd.models.hidden_capture import capture_hidden, final_norm
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
+from mmkd.models.parts import BESIDE_HEAD
 from mmkd.models.prefix import Prefix
 from mmkd.models.rotation import plain_rotary, query_mover
 from mmkd.objectives import AnswerBatch, Outputs, Pairs, Spans
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode inside, and each of its modules as it was outside, also after an error: a tower may stand in
+    eval mode where the rest trains."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> AnswerBatch:
@@ -136,8 +151,8 @@ def read_outputs(
 def product_weight(model: MmkdForConditionalGeneration) -> Tensor | None:
     """[V, D] where the head is the product with it and nothing else."""
     head, text = model.get_output_embeddings(), model.config.text_config
-    more = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # see MmkdPreTrainedModel.head
-    if type(head) is not nn.Linear or head.bias is not None or any(getattr(text, m, None) is not None for m in more):
+    more = any(getattr(text, name, None) is not None for name in BESIDE_HEAD)
+    if type(head) is not nn.Linear or head.bias is not None or more:
         return None
     # ZeRO-3 gathers what is asked for by its name outside of its module, and keeps it whole through all later steps.
     [weight] = head.parameters()

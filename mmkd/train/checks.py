@@ -9,10 +9,13 @@ from typing import Any
 
 from mmkd.compose import compose_tokenizer
 from mmkd.config.schema import Config
+from mmkd.decoders import attention_shape, beside_product, student_layers, text_config
 from mmkd.errors import ConfigError
 from mmkd.models.attention_capture import CAPTURABLE
-from mmkd.objectives import AttentionRelations, Needs, OfaLogits, VocoAttention, build
+from mmkd.objectives import AttentionRelations, Needs, Objective, OfaLogits, TokenLoss, VocoAttention, build
+from mmkd.teachers.cached import require_kept
 from mmkd.teachers.live import SharedTeacher
+from mmkd.teachers.logit_store import read_manifest
 from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer
 
 MASK_TAKING = ("eager", "sdpa")
@@ -26,6 +29,7 @@ def check_run(config: Config) -> None:
     """
     check_trackers(config.training.trackers)
     check_objectives(config)
+    check_sides(config)
     check_reading(config)
     check_paths(config)
     check_tokenizers(config)
@@ -42,6 +46,7 @@ def check_objectives(config: Config) -> None:
     """Raises ConfigError for an unknown objective or option, or one whose teacher is not there or cannot serve it."""
     for stage in config.stages:
         built = [build(section) for section in stage.objectives or config.objectives]
+        require_one_of_each(stage.name, built)
         asking = [
             objective.name
             for objective in built
@@ -63,6 +68,59 @@ def check_objectives(config: Config) -> None:
             for objective in built:
                 own_head = isinstance(objective, OfaLogits)
                 SharedTeacher().check(Needs(objective.teacher, own_tokens=objective.own_tokens, teacher_head=own_head))
+
+
+def require_one_of_each(stage: str, objectives: list[Objective]) -> None:
+    """Refuse a loss named twice, whose figures would be one, and two divergences over the vocabulary, which pull the
+    same logits towards two targets. Raises ConfigError."""
+    named = [objective.name for objective in objectives]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"stage {stage}: objectives name {twice} twice; name it once, and give it more weight.")
+    divergences = [one.name for one in objectives if isinstance(one, TokenLoss) and one.teacher]
+    if len(divergences) > 1:
+        raise ConfigError(
+            f"stage {stage}: {' and '.join(divergences)} each want the student's distribution at a token another way; "
+            "a stage has one such loss. Keep one (generalised_js stands between the two KLs), or give each a stage."
+        )
+
+
+def check_sides(config: Config) -> None:
+    """Refuse layers that a decoder does not have, or whose attention cannot be compared, of every stage, as far as
+    config.json, `keep_layers` and a store's manifest tell before anything is loaded. Raises ConfigError."""
+    layers = student_layers(config.student)
+    section, ours = config.teacher, text_config(config.student.init)
+    manifest = None
+    if section is not None and section.kind == "cached" and section.store is not None:
+        manifest = read_manifest(Path(section.store))
+    theirs = ours if section is not None and section.kind == "shared" else text_config(section and section.model)
+    if section is None or section.kind == "shared":
+        teacher_layers = layers
+    else:
+        teacher_layers = manifest.layers if manifest is not None else theirs and theirs.num_hidden_layers
+    shapes = [attention_shape(side) for side in (ours, theirs)]
+    for stage in config.stages:
+        for objective in (build(each) for each in stage.objectives or config.objectives):
+            if layers is not None and teacher_layers is not None:
+                needs = objective.needs(layers, teacher_layers)
+                if manifest is not None:
+                    require_kept(manifest, Path(str(section and section.store)), needs)
+            if shapes[0] is not None and shapes[1] is not None:
+                objective.check_attention(*shapes)
+            if isinstance(objective, TokenLoss) and objective.kernel != "chunked":
+                require_product(objective, ours, "student")
+                require_product(objective, theirs if objective.teacher else None, "teacher")
+
+
+def require_product(objective: TokenLoss, decoder: Any, side: str) -> None:
+    """Raises ConfigError for a kernel that takes a head's weight, and a head that is more than its product; `decoder`
+    is its config, None where only the first step tells."""
+    more = None if decoder is None else beside_product(decoder)
+    if more is not None:
+        raise ConfigError(
+            f"{objective.name}: kernel {objective.kernel} takes a head that is a product and nothing else, and the "
+            f"{side}'s has {more}. Use kernel: chunked."
+        )
 
 
 def check_tokenizers(config: Config) -> None:

@@ -161,7 +161,7 @@ def test_a_linear_stands_between_equal_widths_only_if_asked_for():
     [
         ({"distance": "l1"}, "distance='l1', expected one of: mse, cosine, infonce"),
         ({"linear": "no"}, "linear='no', expected one of: auto, always"),
-        ({"temperature": 0}, "temperature=0, expected a number > 0"),
+        ({"distance": "infonce", "temperature": 0}, "temperature=0, expected a number > 0"),
         ({"layers": [7]}, r"has layers 0\.\.2"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from mmkd.config.schema import Config, TeacherSection
 from mmkd.errors import ConfigError
+from mmkd.lora import check_lora
 from mmkd.teachers.checks import check_section, check_teacher
 from mmkd.teachers.live import LiveTeacher
 from mmkd.teachers.logit_store import read_manifest
@@ -61,6 +63,18 @@ def test_the_decoders_layers_are_quantised_nothing_else_and_what_they_are_stays_
 def test_widths_that_a_cpu_would_read_wrongly_are_refused(teacher):
     with pytest.raises(ConfigError, match=r"q_proj is 32 wide, and on a CPU .* multiple of 64. Use int8"):
         load(teacher, "nf4")
+
+
+def test_they_are_refused_before_anything_is_loaded_where_config_json_tells(config, teacher, student, tmp_path):
+    shutil.copytree(teacher, tmp_path / "t", ignore=shutil.ignore_patterns("*.safetensors"))
+    nf4 = config(teacher={"kind": "live", "model": str(tmp_path / "t"), "quantize": "nf4"})
+    with pytest.raises(ConfigError, match=r"teacher.quantize nf4 of .*: the decoder's hidden_size is 32.* Use int8"):
+        check_teacher(Config(**nf4))
+    nf4["teacher"]["quantize"] = "int8"
+    check_teacher(Config(**nf4))
+    stage = {"lora": {"quantize": "nf4"}}
+    with pytest.raises(ConfigError, match=r"stage distill: lora.quantize: the decoder's hidden_size is 32"):
+        check_lora(Config(**config(stage=stage)))
 
 
 @pytest.mark.distributed

@@ -68,3 +68,9 @@ def test_a_feature_cache_which_compares_towers_is_refused_beside_it(config, teac
     settings["data"]["cache_features"] = True
     with pytest.raises(ConfigError, match="compares the towers of both sides weight by weight"):
         check_teacher(Config.model_validate(settings))
+
+
+def test_an_objective_that_sends_gradients_through_it_is_refused_before_it_is_loaded(config):
+    settings = config(teacher={"kind": "live", "model": "nowhere", "zero3": True}, objectives=[{"name": "ofa_logits"}])
+    with pytest.raises(ConfigError, match="ofa_logits sends gradients through its norm and head; leave zero3 out"):
+        check_teacher(Config.model_validate(settings))
