@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -60,6 +61,20 @@ class CropSection(Section):
         description="Side of the central square that is scored, as a share of the image's short side; by default the "
         "whole image, squashed.",
     )
+
+    @field_validator("scale")
+    @classmethod
+    def shares_of_an_area(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"is {list(scale)}; allowed: [least, largest] with 0 < least <= largest <= 1")
+        return scale
+
+    @field_validator("ratio")
+    @classmethod
+    def shapes(cls, ratio: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < ratio[0] <= ratio[1] < inf:
+            raise ValueError(f"is {list(ratio)}; allowed: [least, largest] with 0 < least <= largest")
+        return ratio
 
 
 class AugmentSection(Section):

@@ -24,7 +24,10 @@ def train(config: VisionConfig, resume: bool = False) -> Path:
 
     Raises: ConfigError before anything is trained; TrainingError where a run has to stop.
     """
+    from mmkd.vision_distill.checks import check_vision
+
     check_trackers(config.training.trackers)
+    check_vision(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
     model = run / "model"
@@ -50,7 +53,7 @@ def train_student(
     from mmkd.vision_distill.classifiers import check_classes, load_classifier, preprocessing, save_classifier
     from mmkd.vision_distill.codebook import fitted
     from mmkd.vision_distill.loader import build_loader
-    from mmkd.vision_distill.methods import METHODS, method_options
+    from mmkd.vision_distill.methods import METHODS
     from mmkd.vision_distill.sources import open_images
     from mmkd.vision_distill.space_ofa import build_space_method
     from mmkd.vision_distill.spaces import SPACES, Patches, check_space, load_contrastive
@@ -59,8 +62,6 @@ def train_student(
 
     recipe = config.recipe
     options = check_space(config.space, config)
-    for i, section in enumerate(config.objectives):
-        method_options(section.name, section.options(), f"objectives[{i}]", config)
     check_augment(config, plan[0])
     images = open_images(config.data.train, at="data.train", config=config)
     unset_hf_deepspeed_config()  # that of a run before would partition what is loaded here

@@ -31,11 +31,8 @@ class SpaceOFA(OFA):
     def __init__(self, space: Space, **options: Any):
         super().__init__(**options)
         self.space = space
-        if not space.targeted and (self.form != "released" or set(self.eps) != {1.0}):
-            raise ConfigError(
-                "ofa: in this space nobody knows the true row, so there is no target to enhance; write form: released "
-                "and eps: 1."
-            )
+        if not space.targeted:
+            require_no_target(self)
         self.final: nn.Module = nn.Identity()
 
     def build_heads(self, student: Side, teacher: Side, classes: int) -> None:
@@ -73,6 +70,24 @@ class SpaceOFA(OFA):
         return ofa_loss(ours, logits, targets, eps=eps, form=form, temperature=self.temperature).mean()
 
 
+def require_no_target(method: OFA) -> None:
+    """Raises ConfigError for a loss that enhances a target, in a space where nobody knows it."""
+    if method.form != "released" or set(method.eps) != {1.0}:
+        raise ConfigError(
+            "ofa: in this space nobody knows the true row, so there is no target to enhance; write form: released "
+            "and eps: 1."
+        )
+
+
+def require_in_space(name: str, at: str) -> None:
+    """Raises ConfigError for a method that has no meaning in a space other than that of the classes."""
+    if METHODS[name].teacher and name != "ofa":
+        raise ConfigError(
+            f"config: {at}.name is {name}, which compares two classifiers; in a space other than labels allowed: "
+            "cross_entropy, ofa."
+        )
+
+
 def build_space_method(space: Space | None, name: str, options: dict[str, Any], at: str, config: Any = None) -> Method:
     """The method of a config section in a space; None is that of the classes.
 
@@ -81,9 +96,5 @@ def build_space_method(space: Space | None, name: str, options: dict[str, Any], 
     if space is None or (name in METHODS and not METHODS[name].teacher):
         return build_method(name, options, at, config)
     checked = method_options(name, options, at, config)
-    if name != "ofa":
-        raise ConfigError(
-            f"config: {at}.name is {name}, which compares two classifiers; in a space other than labels allowed: "
-            "cross_entropy, ofa."
-        )
+    require_in_space(name, at)
     return SpaceOFA(space, **checked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ class Space:
     targeted = True
     dense = False
 
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        """Refuse values of its options that it does not take; asked before any model is loaded. Raises ConfigError."""
+
     def teach(self, pixels: Tensor, labels: Tensor, captions: Sequence[str | None]) -> SpaceTargets:
         """The teacher's pixels [B, 3, H, W] and what is known of the images -> its logits. Without gradient."""
         raise NotImplementedError
@@ -65,6 +69,10 @@ class Contrastive(Space):
     Rows are the different captions of the batch: an image's own, or `template` with its class name. The target is the
     image's own caption, so the enhancement of OFA is well defined. Captions that several images share are one row.
     """
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        _filled(options.get("template", TEMPLATE), ())
 
     def __init__(self, parts: ContrastiveParts, classes: Sequence[str], template: str = TEMPLATE):
         self.parts, self.model, self.width = parts, parts.model, parts.width
@@ -90,6 +98,16 @@ class Prompts(Space):
     `bank` of other prompts nobody knows the true one.
     """
 
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        if options.get("bank") is not None:
+            _lines(options["bank"])
+        templates = options.get("templates", [TEMPLATE])
+        for template in templates:
+            _filled(template, ())
+        if not templates:
+            raise ConfigError("space.templates is empty; name one at least, e.g. 'a photo of a {}.'.")
+
     def __init__(
         self,
         parts: ContrastiveParts,
@@ -99,9 +117,8 @@ class Prompts(Space):
     ):
         self.parts, self.model, self.width = parts, parts.model, parts.width
         self.targeted = bank is None
+        self.check({"templates": templates, "bank": bank})
         self.prompts = [_lines(bank)] if bank is not None else [_filled(template, classes) for template in templates]
-        if not self.prompts:
-            raise ConfigError("space.templates is empty; name one at least, e.g. 'a photo of a {}.'.")
         self._rows: Tensor | None = None
 
     @torch.no_grad()
@@ -127,9 +144,16 @@ class Patches(Space):
     targeted = False
     dense = True
 
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        for name in {"codes", "images"} & options.keys():
+            count("space", name, options[name])
+        if "scale" in options:
+            number("space", "scale", options["scale"], above=0)
+
     def __init__(self, model: Any, size: tuple[int, int], codes: int = 1024, images: int = 1000, scale: float = 20.0):
-        self.model, self.codes, self.images = model, count("space", "codes", codes), count("space", "images", images)
-        self.scale = number("space", "scale", scale, above=0)
+        self.check({"codes": codes, "images": images, "scale": scale})
+        self.model, self.codes, self.images, self.scale = model, codes, images, float(scale)
         self.exits = find_exits(model, size, "teacher")[-1:]
         self.width = self.exits[0].channels
         self.rows: Tensor | None = None  # [M, d], from `codebook.fitted`
@@ -163,7 +187,7 @@ def cosine_logits(vectors: Tensor, rows: Tensor, scale: float) -> Tensor:
 
 
 def check_space(section: SpaceSection, config: Any = None) -> dict[str, Any]:
-    """The options of a section. Raises ConfigError for an unknown kind or option."""
+    """The options of a section. Raises ConfigError for an unknown kind or option, or a value that it does not take."""
     if section.kind == "labels":
         return check_options("space labels", section.options(), inspect.Signature(), at="space", config=config)
     if section.kind not in SPACES:
@@ -173,11 +197,14 @@ def check_space(section: SpaceSection, config: Any = None) -> dict[str, Any]:
         )
     given = ("self", "parts", "classes", "model", "size")
     name = f"space {section.kind}"
-    return check_options(name, section.options(), SPACES[section.kind], at="space", config=config, given=given)
+    options = check_options(name, section.options(), SPACES[section.kind], at="space", config=config, given=given)
+    SPACES[section.kind].check(options)
+    return options
 
 
-def load_contrastive(section: ClassifierSection, kind: str) -> ContrastiveParts:
-    """The teacher of the spaces contrastive and prompts. Raises ConfigError for one without a text tower."""
+def contrastive_spec(section: ClassifierSection, kind: str) -> Spec:
+    """Which model the teacher of the spaces contrastive and prompts is. Raises ConfigError for one without a text
+    tower."""
     spec = Spec.parse(section.model) if not Path(section.model).is_dir() else Spec("timm", section.model)
     if spec.source != "open_clip":
         raise ConfigError(
@@ -185,6 +212,12 @@ def load_contrastive(section: ClassifierSection, kind: str) -> ContrastiveParts:
         )
     if section.image_size is not None or section.options:
         raise ConfigError("teacher.image_size and teacher.options have no place beside an open_clip teacher.")
+    return spec
+
+
+def load_contrastive(section: ClassifierSection, kind: str) -> ContrastiveParts:
+    """The teacher of the spaces contrastive and prompts. Raises: as `contrastive_spec`."""
+    spec = contrastive_spec(section, kind)
     return adapter("vision", spec)().load_contrastive(spec, pretrained=section.pretrained)
 
 

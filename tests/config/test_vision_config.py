@@ -49,6 +49,9 @@ def test_packaged_vision_configs_are_whole(name):
         ("recipe.step=3", r"recipe\.step is not a field of RecipeSection\. Did you mean steps\?"),
         ("recipe.optimizer=sgdm", r"recipe\.optimizer is 'sgdm'; allowed: 'adamw', 'sgd' or 'lamb'"),
         ("recipe.optimizer=lamb", r"recipe\.optimizer lamb .* ZeRO flattens .* set deepspeed\.stage to 0"),
+        ("data.crop.scale=[.9,.2]", r"data\.crop\.scale is \[0\.9, 0\.2\]; allowed: .* 0 < least <= largest <= 1"),
+        ("data.crop.scale=[-1,-.5]", r"data\.crop\.scale is \[-1\.0, -0\.5\]; allowed"),
+        ("data.crop.ratio=[0,1]", r"data\.crop\.ratio is \[0\.0, 1\.0\]; allowed: .* 0 < least <= largest"),
         ("student.image_size=big", r"student\.image_size is 'big'; allowed: a whole number"),
     ],
 )
