@@ -16,6 +16,7 @@ from mmkd.data.samples import Sample, texts_of
 from mmkd.errors import ConfigError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import build
+from mmkd.teachers.reading import evaluating
 
 
 def check_on_policy(config: Config) -> None:
@@ -57,6 +58,7 @@ def own_answers(
     section: OnPolicySection,
     stop_ids: Sequence[int],
     seed: str,
+    vocabulary: int | None = None,
 ) -> dict[str, Any]:
     """A micro batch of the collator with the first question of every sample, and what the student answers to it.
 
@@ -64,6 +66,8 @@ def own_answers(
         tokens: k with which the student reads images; None for full vision.
         stop_ids: tokens that end an answer; the first also pads.
         seed: of the sampling.
+        vocabulary: only ids below this are sampled: rows above are padding, which no one has a token for, or tokens
+            that the teacher's embedding lacks. None takes all.
 
     Returns: the batch in the collator's layout, one sample a row, on the student's device; the sampled tokens are its
         labels, the one that ended the answer among them.
@@ -81,6 +85,7 @@ def own_answers(
             "image_tiles": batch["image_tiles"],
             "voco_tokens": tokens,
         }
+    width = student.config.text_config.vocab_size
     settings = GenerationConfig(
         do_sample=True,
         temperature=section.temperature,
@@ -88,15 +93,11 @@ def own_answers(
         max_new_tokens=section.max_new_tokens,
         eos_token_id=list(stop_ids),
         pad_token_id=stop_ids[0],
+        suppress_tokens=list(range(width if vocabulary is None else vocabulary, width)) or None,
     )
-    training = student.training
-    student.eval()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(random.Random(seed).getrandbits(63))
-            sequences = student.generate(input_ids, mask, generation_config=settings, **images)
-    finally:
-        student.train(training)
+    with evaluating(student), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(random.Random(seed).getrandbits(63))
+        sequences = student.generate(input_ids, mask, generation_config=settings, **images)
     samples = []
     for (ids, tiles), answer in zip(questions, sequences[:, input_ids.shape[1] :].tolist(), strict=True):
         end = next((place for place, token in enumerate(answer, 1) if token in stop_ids), len(answer))

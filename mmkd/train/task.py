@@ -128,6 +128,11 @@ class DistillTask(nn.Module):
             loss = loss + self._unread(self.student.voco)
         return loss
 
+    def readable_ids(self) -> int | None:
+        """Token ids below this are real for the student, and for a teacher that reads its tokens; None takes all."""
+        sides = [self.vocabulary, self.teacher.vocabulary if self.teacher is not None else None]
+        return min((size for size in sides if size is not None), default=None)
+
     def step_finished(self, progress: float) -> None:
         """Call after each optimiser step, on every rank, with the share of the stage's steps that is done."""
         for objective in self.objectives:

@@ -148,7 +148,8 @@ class DistillTrainer(Trainer):
 
     def _own_answers(self, batch: dict[str, Any], reads: list[int | None], place: str) -> dict[str, Any]:
         seed = f"{self.run_seed}/{place}/{self.args.process_index}"
-        return own_answers(self.task.student, batch, reads[0], self.stage.on_policy, self.stop_ids, seed)
+        task, section = self.task, self.stage.on_policy
+        return own_answers(task.student, batch, reads[0], section, self.stop_ids, seed, task.readable_ids())
 
     def _take(self, batches: Iterator, count: int) -> list[dict[str, Any]]:
         """The next micro batches of this rank; the wait for them is counted."""

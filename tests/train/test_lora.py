@@ -14,8 +14,9 @@ from mmkd.compose import load
 from mmkd.config.schema import Config, LoraSection, TeacherSection
 from mmkd.errors import ConfigError
 from mmkd.lora import adapter_parameters, adapters_off, add_adapters, check_lora, merged
-from mmkd.objectives import AnswerBatch, Needs
+from mmkd.objectives import AnswerBatch, ForwardKL, Needs
 from mmkd.teachers.live import build_teacher
+from mmkd.train.task import DistillTask
 
 SIZES = {
     "llama": LlamaConfig(
@@ -114,12 +115,16 @@ def test_a_shared_teacher_answers_without_the_students_adapters(student):
 
 
 def test_after_an_error_of_a_shared_teacher_the_student_has_its_adapters_and_its_mode_again(student):
-    model = load(student).model.train()
+    model = load(student).model
     teacher = build_teacher(TeacherSection(kind="shared"), torch.float32, "sdpa", torch.device("cpu"))
     add_adapters(model.language_model, LoraSection(**LORA))
     trained(model.language_model)
+    DistillTask(model, [(ForwardKL(), 1.0)], teacher).train()  # which leaves the tower in eval mode
     inputs, answers = batch()
     modes = {name: module.training for name, module in model.named_modules()}
+    assert set(modes.values()) == {True, False}
+    teacher.outputs(model, inputs, answers, Needs(teacher=True))
+    assert {name: module.training for name, module in model.named_modules()} == modes
     with pytest.raises(IndexError):
         teacher.outputs(model, inputs | {"input_ids": inputs["input_ids"] + 10**6}, answers, Needs(teacher=True))
     assert {name: module.training for name, module in model.named_modules()} == modes

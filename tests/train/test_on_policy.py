@@ -14,8 +14,11 @@ from mmkd.compose import load
 from mmkd.config.schema import Config, DataSection, OnPolicySection
 from mmkd.data.loader import build_loader
 from mmkd.errors import ConfigError
+from mmkd.objectives import ReverseKL
+from mmkd.teachers.live import SharedTeacher
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
 from mmkd.train.on_policy import check_on_policy, is_on_policy, own_answers
+from mmkd.train.task import DistillTask
 
 GREEDY = OnPolicySection(temperature=1e-4, max_new_tokens=7)
 
@@ -89,6 +92,32 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_model_and_the_generat
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_ids_that_no_one_has_a_token_for_and_that_the_teacher_lacks_are_never_sampled(composed, records, tmp_path):
+    """As 151,936 rows against 152,064: what the wider student samples has to have a row in the teacher's embedding."""
+    batch = first_batch(composed, records, tmp_path, False)
+    stops, hot = composed.processor.tokenizer.all_special_ids, OnPolicySection(temperature=50.0, max_new_tokens=12)
+    own = own_answers(composed.model, batch, 4, hot, stops, "0", vocabulary=200)
+    assert own["labels"].max() < 200
+    assert own_answers(composed.model, batch, 4, hot, stops, "0")["labels"].max() >= 200
+
+
+def test_what_is_sampled_are_the_ids_that_student_and_teacher_both_have(composed):
+    teacher = SharedTeacher()
+    task = DistillTask(composed.model, [(ReverseKL(), 1.0)], teacher, vocabulary=9)
+    assert task.readable_ids() == 9
+    teacher.vocabulary = 7
+    assert task.readable_ids() == 7
+
+
+def test_sampling_leaves_a_tower_in_eval_mode_where_the_rest_trains(composed, records, tmp_path):
+    task = DistillTask(composed.model, [(ReverseKL(), 1.0)], SharedTeacher()).train()
+    stops = composed.processor.tokenizer.all_special_ids
+    own_answers(composed.model, first_batch(composed, records, tmp_path, False), 4, GREEDY, stops, "0")
+    assert task.student.language_model.training
+    assert not any(module.training for module in task.student.vision_tower.modules())
+    composed.model.eval()
 
 
 def test_the_share_of_steps_is_the_one_asked_for():
