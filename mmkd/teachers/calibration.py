@@ -88,9 +88,15 @@ def choose(log_probs: Tensor, hits: Tensor) -> tuple[float, float, float]:
 def calibrate(folder: Path) -> Calibration:
     """Choose c from the validation rows kept in `folder`/validation, and keep it beside the store.
 
-    Raises: DataError where there is no answer token among them.
+    Raises: DataError where there is no answer token among them; ConfigError where some are the store's own rows.
     """
     store = LogitStore(folder / FOLDER)
+    if both := len(store.keys & LogitStore(folder).keys):
+        raise ConfigError(
+            f"teacher.validation: {both:,} of its {len(store):,} rows, by images and text, stand in data.mixture too. "
+            "How sure a teacher is of what it was trained on does not say how sure it should be; name rows it has not "
+            "seen, e.g. another split."
+        )
     log_probs, hits = [], []
     for number in range(store.manifest.shards):
         with safe_open(shard_path(store.folder, number), framework="numpy") as file:

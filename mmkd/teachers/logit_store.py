@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,11 @@ class LogitStore:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def keys(self) -> Set[bytes]:
+        """Of all rows, see `find`."""
+        return self._places.keys()
 
     @property
     def tokens(self) -> int:

@@ -91,7 +91,7 @@ def test_the_loss_on_recalibrated_targets_is_their_kl_in_value_and_gradient():
     assert (found > 0).all()
 
 
-def validated(tmp_path, tokens=400, **changes):
+def validated(tmp_path, tokens=400, row=9, **changes):
     """A store, and beside it the answers to validation rows."""
     folder = fill(tmp_path / "s", manifest(k=K))
     there = validation_identity(ROWS, 256)
@@ -102,7 +102,7 @@ def validated(tmp_path, tokens=400, **changes):
         "log_probs": log_p[:tokens].flatten().numpy(),
         "hits": hits[:tokens].numpy().astype(np.uint8),
     }
-    write_shard(folder / FOLDER, 0, [(key(1), rows)] if tokens else [])
+    write_shard(folder / FOLDER, 0, [(key(row), rows)] if tokens else [])
     return folder
 
 
@@ -130,6 +130,12 @@ def test_a_broken_calibration_is_named(tmp_path, text):
     (folder / "calibration.json").write_text(text)
     with pytest.raises(ConfigError, match=r"calibration.json cannot be read .*; remove it"):
         require_calibrated(folder, ROWS, 256)
+
+
+def test_validation_rows_that_the_store_holds_too_are_refused_whatever_their_source_is_called(tmp_path):
+    with pytest.raises(ConfigError, match=r"1 of its 1 rows, by images and text, stand in data\.mixture too"):
+        calibrate(validated(tmp_path, row=1))
+    assert not (tmp_path / "s" / "calibration.json").exists()
 
 
 def test_validation_rows_of_which_none_is_usable_are_an_error(tmp_path):

@@ -271,6 +271,7 @@ def test_hidden_states_from_the_cache_train_two_ranks_in_packed_rows_as_the_live
     [
         ({"targets": "sample"}, "recalibrates the top k at temperature 1, and the cache keeps sample"),
         ({"temperature": 2.0}, "recalibrates the top k at temperature 1, and the cache keeps top_k at 2"),
+        ({"k": 1}, "how sharp the likeliest ids stand against each other, and teacher.k is 1"),
         ({}, r"teacher.validation\[0\] is in data.mixture too"),
     ],
 )
