@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
+
+from PIL import Image
 
 from mmkd.config.endpoint_schema import EndpointSection
+from mmkd.data.images import read_image
 from mmkd.errors import ConfigError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.requests import Answer, Request, Usage
 
 OFF = "If this server counts no image tokens but reads images all the same, say check_images: false."
+SAFE = 0.5  # of what a prompt is expected to count: words, sizes and shapes differ from the probe's
+BYTES_A_TOKEN = 16  # of text beyond the probe's: few tokenizers put more into one, on average
 
 
 class ImageCheck:
     """By the prompt tokens that the server counts. Models in this process need no check: None, or switched off.
+
+    Attributes:
+        image_tokens: of one picture of the probe, 0 where it told nothing; pixels: of those pictures, their mean.
+        blind_tokens, blind_bytes: of the probe's text alone.
 
     Raises (both methods): ConfigError.
     """
 
     def __init__(self, section: EndpointSection | None):
         self.section = section if section is not None and section.check_images else None
-        self.image_tokens = 0  # of the first picture
+        self.image_tokens, self.pixels, self.blind_tokens, self.blind_bytes = 0, 1.0, 0, 1
 
     def probe(self, asker: Asker, request: Request | None) -> None:
         """Ask once with and once without pictures: the tokens of the pictures are the difference."""
@@ -34,6 +44,8 @@ class ImageCheck:
         if seen.estimated or blind.estimated:
             raise ConfigError(f"{self.section.url} does not say how many tokens a prompt has. {OFF}")
         self.image_tokens = (seen.prompt_tokens - blind.prompt_tokens) // len(request.images)
+        self.pixels = sum(map(_pixels, request.images)) / len(request.images)
+        self.blind_tokens, self.blind_bytes = blind.prompt_tokens, max(_text_bytes(request), 1)
         if self.image_tokens < 1:
             raise ConfigError(
                 f"{self.section.url}: {len(request.images)} image(s) in a prompt add "
@@ -42,15 +54,38 @@ class ImageCheck:
             )
 
     def check(self, answer: Answer) -> None:
-        """Each answer: a prompt has at least one token for each of its pictures, and one for the text."""
+        """Each answer: its prompt has at least `least` tokens."""
         if self.section is None or not answer.done or answer.usage.estimated:
             return
-        pictures = len(answer.request.images)
-        if answer.usage.prompt_tokens <= pictures:
+        least = self.least(answer.request)
+        if answer.usage.prompt_tokens < least:
             raise ConfigError(
-                f"{self.section.url} counted {answer.usage.prompt_tokens} tokens for a prompt with {pictures} images "
-                f"(request {answer.request.id}): they were not read. {OFF}"
+                f"{self.section.url} counted {answer.usage.prompt_tokens} tokens for a prompt with "
+                f"{len(answer.request.images)} images (request {answer.request.id}), {least} are the least that the "
+                f"first one and its text let expect: not all were read. {OFF}"
             )
+
+    def least(self, request: Request) -> int:
+        """Fewest prompt tokens of a request whose pictures are all read: one for each and one for the text, and half of
+        what the probe lets expect. Many servers give a small picture fewer tokens, so those of a picture fall with its
+        pixels and never rise."""
+        pictures = len(request.images)
+        if not self.image_tokens or not pictures:
+            return pictures + 1
+        text = _text_bytes(request)
+        expected = self.blind_tokens * min(1.0, text / self.blind_bytes)
+        expected += max(0, text - self.blind_bytes) / BYTES_A_TOKEN
+        expected += sum(self.image_tokens * min(1.0, _pixels(image) / self.pixels) for image in request.images)
+        return max(pictures + 1, int(SAFE * expected))
+
+
+def _text_bytes(request: Request) -> int:
+    return sum(len(turn.text.encode()) for turn in request.turns)
+
+
+def _pixels(image: str | bytes) -> int:
+    with Image.open(BytesIO(read_image(image))) as opened:  # its header alone
+        return opened.width * opened.height
 
 
 def _first_usage(asker: Asker, answer: Answer) -> Usage | None:

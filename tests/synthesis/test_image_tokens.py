@@ -1,0 +1,76 @@
+"""Whether the prompt tokens that a server counts can be those of a prompt whose pictures were read."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from mmkd.config.endpoint_schema import EndpointSection
+from mmkd.data.records import Turn
+from mmkd.errors import ConfigError
+from mmkd.synthesis.image_tokens import ImageCheck
+from mmkd.synthesis.requests import Request, Usage
+
+
+def picture(side: int) -> bytes:
+    made = BytesIO()
+    Image.new("RGB", (side, side)).save(made, "PNG")
+    return made.getvalue()
+
+
+def request(text: str, *sides: int) -> Request:
+    return Request("r", (Turn(role="user", text=text),), tuple(picture(side) for side in sides))
+
+
+@pytest.fixture
+def check():
+    """After a probe: 12 tokens of text and 576 of one picture of 336 x 336."""
+    counted = {"without": 12}
+    answers = lambda pair: [SimpleNamespace(request=one, key=one.id) for one in pair]  # noqa: E731
+    usage = lambda key: [SimpleNamespace(usage=Usage(prompt_tokens=counted.get(key, 588)))]  # noqa: E731
+    made = ImageCheck(EndpointSection(url="http://x/v1", model="m"))
+    made.probe(SimpleNamespace(answer=answers, store=SimpleNamespace(entries=usage)), request("what is it, then?", 336))
+    assert made.image_tokens == 576
+    return made
+
+
+def answer(asked: Request, prompt_tokens: int):
+    return SimpleNamespace(done=True, usage=Usage(prompt_tokens=prompt_tokens), request=asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "counted"),
+    [
+        (request("what is it, then?", 336, 336), 24),
+        (request("what is it, then?", 336, 336), 12 + 576 - 50),  # one of two
+        (request("what is it? " * 200, 336), 150),
+        (request("what is it, then?", 672), 200),
+    ],
+)
+def test_a_reply_to_a_prompt_too_short_for_its_pictures_is_refused(check, asked, counted):
+    with pytest.raises(ConfigError, match="are the least that the first one and its text let expect"):
+        check.check(answer(asked, counted))
+
+
+@pytest.mark.parametrize(
+    ("asked", "counted"),
+    [
+        (request("what is it, then?", 336, 336), 12 + 2 * 576),
+        (request("what?", 336), 6 + 576),
+        (request("what is it, then?", 84), 12 + 36),  # of a server whose tokens go by pixels
+        (request("what is it? " * 200, 336), 600 + 576),
+        (request("what is it, then?"), 12),
+    ],
+)
+def test_pictures_that_were_read_pass_whatever_their_size_and_the_length_of_the_text(check, asked, counted):
+    check.check(answer(asked, counted))
+
+
+def test_without_a_probe_a_prompt_has_a_token_for_each_picture_and_one_for_the_text():
+    check = ImageCheck(EndpointSection(url="http://x/v1", model="m"))
+    check.check(answer(request("", 8, 8), 3))
+    with pytest.raises(ConfigError, match="2 tokens for a prompt with 2 images"):
+        check.check(answer(request("", 8, 8), 2))
