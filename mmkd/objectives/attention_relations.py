@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mmkd.errors import ConfigError
 from mmkd.models.attention_capture import AttentionShape, LayerAttention
@@ -18,6 +19,7 @@ from mmkd.objectives.registry import register
 from mmkd.objectives.rows import HIDDEN, Rows, answer_rows
 
 KINDS = ("qq", "kk", "vv")
+NOBODY = -1  # segment of padding, which no row sees
 
 
 @register("attention_relations")
@@ -39,11 +41,12 @@ class AttentionRelations(Objective):
         layers: as of `voco_attention`; the last layer by default, the paper's choice for the student.
         relations: which of qq, kk, vv.
         heads: relation heads; divides what all heads together are wide, on both sides, of queries and of keys.
+        chunk: answer rows of a sample whose relations stand in memory at once.
     """
 
     teacher = True
 
-    def __init__(self, layers: Any = None, relations: Sequence[str] = KINDS, heads: int = 8):
+    def __init__(self, layers: Any = None, relations: Sequence[str] = KINDS, heads: int = 8, chunk: int = 256):
         super().__init__()
         self.layers = [-1] if layers is None else layer_choice(self.name, layers)
         given = relations if isinstance(relations, (list, tuple)) and relations else [relations]
@@ -51,6 +54,7 @@ class AttentionRelations(Objective):
         if len(set(self.relations)) < len(self.relations):
             raise ConfigError(f"{self.name}: relations={relations!r} names one twice; name each once.")
         self.heads = count(self.name, "heads", heads)
+        self.chunk = count(self.name, "chunk", chunk)
         self.pairs: list[tuple[int, int]] = []
 
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
@@ -73,19 +77,26 @@ class AttentionRelations(Objective):
         """Loss of one pair of layers summed over answer rows, by relation."""
         ours, theirs = student.attention[s], teacher.attention[t]
         self.check_attention(ours.shape, theirs.shape, (f"student layer {s}", f"teacher layer {t}"))
+        text = batch.segment_ids.masked_fill(~batch.text_mask.bool(), NOBODY)  # [B, T]
         real = rows.lay_out(torch.ones_like(batch.rows, dtype=torch.bool))  # [B, M]
-        masks = {
-            "qq": real[:, None, :] & (rows.segment[:, None, :] == rows.segment[:, :, None]),  # [B, M, M]
-            "text": batch.text_mask.bool()[:, None, :] & (batch.segment_ids[:, None, :] == rows.segment[:, :, None]),
-        }
+        answers = rows.segment.masked_fill(~real, NOBODY)
         sums = []
         for kind in self.relations:
-            seen = masks["qq" if kind == "qq" else "text"]  # [B, M, S]
             with torch.no_grad():
-                wanted = relations(*vectors(kind, theirs, teacher, batch, rows), seen, self.heads)
-            found = relations(*vectors(kind, ours, student, batch, rows), seen, self.heads)  # [B, R, M, S]
-            divergence = (wanted.exp() * (wanted - found)).sum(-1).mean(1)  # [B, M]
-            sums.append(rows.pick(divergence).sum())
+                wanted, their_keys = vectors(kind, theirs, teacher, batch, rows)
+            found, our_keys = vectors(kind, ours, student, batch, rows)
+            keys, pieces = answers if kind == "qq" else text, []  # [B, S]
+            # More rows than a chunk are computed again in backward, so that the relations of all never stand together.
+            again = torch.is_grad_enabled() and found.shape[1] > self.chunk
+            for own, other, segment in zip(
+                *(x.split(self.chunk, 1) for x in (found, wanted, rows.segment)), strict=True
+            ):
+                arguments = (own, our_keys, other, their_keys, keys[:, None, :] == segment[:, :, None], self.heads)
+                if again:
+                    pieces.append(checkpoint(divergence, *arguments, use_reentrant=False, preserve_rng_state=False))
+                else:
+                    pieces.append(divergence(*arguments))
+            sums.append(rows.pick(torch.cat(pieces, 1)).sum())
         return torch.stack(sums)
 
     def check_attention(
@@ -120,6 +131,16 @@ def vectors(kind: str, layer: LayerAttention, side: Outputs, batch: AnswerBatch,
         everywhere = torch.ones_like(batch.text_mask, dtype=torch.bool).nonzero(as_tuple=True)
         states = unrotated(states.flatten(0, 1), *everywhere).unflatten(0, (batch_size, length))
     return rows.lay_out(states[at]).flatten(2), states.flatten(2)
+
+
+def divergence(
+    left: Tensor, right: Tensor, their_left: Tensor, their_right: Tensor, seen: Tensor, heads: int
+) -> Tensor:
+    """KL(teacher row || student row), mean over relation heads, [B, M]; arguments of both sides as of `relations`."""
+    with torch.no_grad():
+        wanted = relations(their_left, their_right, seen, heads)  # [B, R, M, S]
+    found = relations(left, right, seen, heads)
+    return (wanted.exp() * (wanted - found)).sum(-1).mean(1)
 
 
 def relations(left: Tensor, right: Tensor, seen: Tensor, heads: int) -> Tensor:

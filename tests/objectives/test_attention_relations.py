@@ -83,16 +83,25 @@ def tensors(outputs):
     return [x for layer in outputs.attention.values() for x in (layer.query, layer.key, layer.value)]
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 256])
 @pytest.mark.parametrize("kinds", [["qq"], ["kk"], ["vv"], ["qq", "kk", "vv"]])
-def test_value_and_gradient_equal_the_definition_between_unequal_heads_widths_and_prefixes(kinds):
+def test_value_and_gradient_equal_the_definition_between_unequal_heads_widths_and_prefixes(kinds, chunk):
     student, teacher = side(1, **STUDENT), side(2, **TEACHER)
-    found = objective(relations=kinds)(student, teacher, batch(normalizer=N))
+    found = objective(relations=kinds, chunk=chunk)(student, teacher, batch(normalizer=N))
     expected = naive(student, teacher, kinds) / N
     torch.testing.assert_close(found.loss, expected)
     for a, b in zip(*(torch.autograd.grad(x, tensors(student), allow_unused=True) for x in (found.loss, expected))):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("chunk", "kept"), [(1, False), (256, True)])
+def test_the_relations_of_all_answer_rows_are_kept_for_backward_only_where_they_fit_a_chunk(chunk, kept):
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(tuple(x.shape)) or x, lambda x: x):
+        objective(chunk=chunk)(side(1, **STUDENT), side(2, **TEACHER), batch())
+    assert ((B, R, 3, T) in shapes) == kept  # at most three answer rows in a row of the batch
 
 
 def test_it_is_the_mean_over_layers_of_unequal_depth_and_the_sum_over_relations():
