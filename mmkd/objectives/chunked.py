@@ -166,10 +166,10 @@ class _GradientsAhead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, head: Head, compare: Any, sizes: Any, rests: Any) -> Any:
-        to_hidden, to_weight = (
-            torch.zeros_like(side) if needed else None
-            for side, needed in zip((hidden, weight), ctx.needs_input_grad, strict=False)
-        )
+        to_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        # A sum over chunks in bf16 would lose more the more chunks there are.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        to_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None  # [V, D]
         results, first = [], 0
         for states, rest in zip(hidden.split(sizes), rests, strict=True):
             logits = head(states)  # [n, V]
@@ -184,9 +184,12 @@ class _GradientsAhead(torch.autograd.Function):
                 if to_hidden is not None:
                     to_hidden[first : first + len(states)] = slope @ weight
                 if to_weight is not None:
-                    to_weight.addmm_(slope.T, states.to(weight.dtype))
+                    if to_weight.dtype == weight.dtype:
+                        to_weight.addmm_(slope.T, states.to(weight.dtype))
+                    else:
+                        to_weight += slope.T @ states.to(weight.dtype)
             first += len(states)
-        ctx.save_for_backward(to_hidden, to_weight)
+        ctx.save_for_backward(to_hidden, None if to_weight is None else to_weight.to(weight.dtype))
         losses, numbers = (torch.stack(part).sum(0) for part in zip(*results, strict=True))
         ctx.mark_non_differentiable(numbers)
         return losses, numbers
