@@ -58,8 +58,8 @@ def student_layers(student: StudentSection) -> int | None:
 def attention_shape(config: Any) -> AttentionShape | None:
     """Of every layer of a decoder that writes its heads as Llama does; None for others, which only capturing tells."""
     shared = getattr(config, "num_key_value_heads", None)
-    # Latent attention has other widths than its config names, and some layers of Gemma 4 are wider than others.
-    if shared is None or any(hasattr(config, other) for other in ("kv_lora_rank", "global_head_dim")):
+    # Latent attention has other widths than its config names; layers may differ, by a list of heads or as in Gemma 4.
+    if not isinstance(shared, int) or any(hasattr(config, other) for other in ("kv_lora_rank", "global_head_dim")):
         return None
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads

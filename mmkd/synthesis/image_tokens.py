@@ -8,7 +8,7 @@ from io import BytesIO
 from PIL import Image
 
 from mmkd.config.endpoint_schema import EndpointSection
-from mmkd.data.images import read_image
+from mmkd.data.images import BROKEN, FORMATS, read_image
 from mmkd.errors import ConfigError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.requests import Answer, Request, Usage
@@ -44,7 +44,7 @@ class ImageCheck:
         if seen.estimated or blind.estimated:
             raise ConfigError(f"{self.section.url} does not say how many tokens a prompt has. {OFF}")
         self.image_tokens = (seen.prompt_tokens - blind.prompt_tokens) // len(request.images)
-        self.pixels = sum(map(_pixels, request.images)) / len(request.images)
+        self.pixels = max(sum(map(_pixels, request.images)) / len(request.images), 1.0)
         self.blind_tokens, self.blind_bytes = blind.prompt_tokens, max(_text_bytes(request), 1)
         if self.image_tokens < 1:
             raise ConfigError(
@@ -84,8 +84,12 @@ def _text_bytes(request: Request) -> int:
 
 
 def _pixels(image: str | bytes) -> int:
-    with Image.open(BytesIO(read_image(image))) as opened:  # its header alone
-        return opened.width * opened.height
+    """By its header alone; 0, of which nothing is expected, for what the server alone can read."""
+    try:
+        with Image.open(BytesIO(read_image(image)), formats=FORMATS) as opened:
+            return opened.width * opened.height
+    except (*BROKEN, Image.DecompressionBombError):
+        return 0
 
 
 def _first_usage(asker: Asker, answer: Answer) -> Usage | None:
