@@ -14,7 +14,7 @@ from mmkd.evaluate.matching import vqa_plain
 from mmkd.synthesis.programs.answers import Truth, as_text, named, score, worded
 from mmkd.synthesis.programs.checker import Program
 from mmkd.synthesis.programs.parts import is_box
-from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.reasons import NOT_ITS_DOING, Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
 from mmkd.synthesis.programs.wording import Unjudged, may_say_the_same
 
@@ -38,7 +38,8 @@ def verify(
 
     In this order: it ran; its answer is right; some tool that it called looked at the picture; where the answer is
     one of `choices` (and so right by luck one time in a few), a second, different program gives the same; where no
-    answer is known, no other answer has as many programs; and on some control picture it answers otherwise or fails.
+    answer is known, no other answer has as many programs; and on some control picture it answers otherwise or fails, by its own doing:
+    where time ran out, a worker died or a tool broke, that picture says nothing.
 
     Args:
         truth: an answer, several human answers, or a box; None where there is no label (nothing counts as wrong).
@@ -89,10 +90,9 @@ def verify(
         elif truth is None and choices is None and rivals >= said:
             why = f"{said} different programs say {text!r}, and {rivals} something else."
             outcomes[place] = _rejected(one, Reason.DISPUTED, why)
-        elif not _moves(runner, programs[place], one, [blank(image)] if controls is None else controls, text_of):
-            outcomes[place] = _rejected(one, Reason.UNMOVED, f"{text!r} is its answer without this picture too.")
         else:
-            outcomes[place] = replace(one, verdict=Verdict.VERIFIED)
+            on = [blank(image)] if controls is None else controls
+            outcomes[place] = _without_the_picture(runner, programs[place], one, on, text_of)
     return outcomes
 
 
@@ -130,18 +130,25 @@ def _judged(outcome: Outcome, label: str, judge: Callable[[str, str, str], bool]
     return replace(wrong, judged=False)
 
 
-def _moves(
+def _without_the_picture(
     runner: Runner,
     program: str | Program,
     outcome: Outcome,
     controls: Sequence[Image.Image],
     text_of: Callable[[Outcome], str],
-) -> bool:
+) -> Outcome:
+    """VERIFIED where on some control picture it answers otherwise, or fails by its own doing."""
+    untried = None
     for control in controls:
         other = runner.run(program, control, outcome.question)
-        if other.verdict is not Verdict.RAN or text_of(other) != text_of(outcome):
-            return True
-    return False
+        if other.reason in NOT_ITS_DOING:
+            untried = other
+        elif other.verdict is not Verdict.RAN or text_of(other) != text_of(outcome):
+            return replace(outcome, verdict=Verdict.VERIFIED)
+    if untried is not None:
+        why = f"on a control picture it ended by {untried.reason}: {untried.message}"
+        return _rejected(outcome, Reason.UNTRIED, why)
+    return _rejected(outcome, Reason.UNMOVED, f"{text_of(outcome)!r} is its answer without this picture too.")
 
 
 def _rejected(outcome: Outcome, reason: Reason, message: str) -> Outcome:

@@ -18,7 +18,7 @@ from mmkd.synthesis.programs.executor import Execution
 from mmkd.synthesis.programs.limits import Limits
 from mmkd.synthesis.programs.monty import MontyExecutor
 from mmkd.synthesis.programs.reasons import Reason, Stop, Verdict
-from mmkd.synthesis.programs.runner import Runner
+from mmkd.synthesis.programs.runner import TRIES, Runner
 from mmkd.synthesis.programs.server import ToolServer
 from mmkd.synthesis.programs.tools import View
 
@@ -105,9 +105,37 @@ def test_a_killed_worker_costs_one_program():
         assert executor.execute("1 + 1", {}, lambda *call: None, Limits()).answer == 2
         (worker,) = [child for child in workers() if child.pid not in before]
         worker.kill()  # one that nobody uses
-        answers = [executor.execute("1 + 1", {}, lambda *call: None, Limits()) for _ in range(3)]
-        assert [one.answer for one in answers[1:]] == [2, 2]
+        runner = Runner(executor=executor)
+        answers = [runner.run("def answer(image):\n    return count(image, 'red')", PICTURE) for _ in range(3)]
+        assert [one.answer for one in answers] == [1, 1, 1]
     assert not [child for child in workers() if child.pid not in before]
+
+
+class Unlucky:
+    """An executor whose first runs end for `reason`, after a tool was called, through no fault of the program."""
+
+    def __init__(self, executor: MontyExecutor, reason: Reason, times: int):
+        self.executor, self.reason, self.left = executor, reason, times
+        self.runs = 0
+
+    def execute(self, code, inputs, call, limits) -> Execution:
+        self.runs += 1
+        done = self.executor.execute(code, inputs, call, limits)
+        self.left -= 1
+        return done if self.left < 0 else Execution(None, self.reason, "killed")
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("reason", TRIES)
+def test_a_program_is_not_to_blame_for_a_worker_that_dies_or_a_machine_that_is_busy(tight, reason):
+    program = "def answer(image):\n    return count(image, 'red')"
+    executor = Unlucky(tight.executor, reason, TRIES[reason] - 1)
+    outcome = Runner(executor=executor).run(program, PICTURE)
+    assert (outcome.answer, outcome.reason, len(outcome.events)) == (1, None, 1)
+    always = Unlucky(tight.executor, reason, 1000)  # the program's own doing, then
+    assert Runner(executor=always).run(program, PICTURE).reason is reason
+    assert always.runs == TRIES[reason]
 
 
 def test_a_stopped_worker_is_replaced():

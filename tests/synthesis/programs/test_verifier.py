@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -75,6 +77,33 @@ def test_absence_is_verified_by_another_picture(scene, runner, make_scene):
     )
     image = scene.image()
     assert verdicts(runner, [none], image, "0", controls=[blank(image), other.image()]) == [None]
+
+
+@pytest.mark.parametrize("reason", [Reason.WORKER_DIED, Reason.TIME, Reason.TOOL_ERROR])
+def test_a_control_picture_that_was_not_tried_says_nothing_and_another_may(scene, runner, reason):
+    class Flaky:
+        """Breaks down on the second picture of a program."""
+
+        def __init__(self):
+            self.pictures = 0
+
+        def run(self, program, image, question=""):
+            self.pictures += 1
+            done = runner.run(program, image, question)
+            return replace(done, verdict=Verdict.FAILED, reason=reason) if self.pictures == 2 else done
+
+    truth = str(sum(thing.color == "green" for thing in scene.things))
+    source, image = program("return count(image, 'green')"), scene.image()
+    assert verdicts(Flaky(), [source], image, truth) == [Reason.UNTRIED]
+    assert verdicts(Flaky(), [source], image, truth, controls=[blank(image)] * 2) == [None]
+    same = [blank(image), image]  # what is left of the control pictures shows nothing
+    assert verdicts(Flaky(), [source], image, truth, controls=same) == [Reason.UNTRIED]
+
+
+def test_a_program_that_fails_of_itself_where_there_is_nothing_has_moved(scene, runner):
+    source = program("return query(image, 'what color is it?')")
+    truth = runner.run(source, scene.image()).answer
+    assert verdicts(runner, [source], scene.image(), truth) == [None]
 
 
 def test_without_a_label_nothing_is_wrong_but_luck_is_still_refused(scene, runner):
