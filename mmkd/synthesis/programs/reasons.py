@@ -40,6 +40,7 @@ class Reason(StrEnum):
     WRONG = "wrong answer"
     UNJUDGED = "the judge gave no verdict"
     NOT_GROUNDED = "looked at nothing"
+    UNUSED = "what it saw is not used"
     UNMOVED = "same answer without the picture"
     UNTRIED = "not tried without the picture"
     ALONE = "no second program agrees"
