@@ -32,7 +32,7 @@ _WORDS: dict[str, float] = {
     **_OTHERS,
 }
 _SMALL = {word: number for word, number in (*NUMBER_WORDS.items(), *zip(_ORDINALS, range(1, 20))) if 0 < number < 10}
-_COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[ -]({'|'.join(_SMALL)})\b")
+_COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[\s-]+({'|'.join(_SMALL)})\b")
 _WORD = re.compile(r"[^\W\d_]+")
 _DIGITS = re.compile(r"(?:(?<!\w)-)?\d+(?:\.\d+)?")
 

@@ -29,7 +29,7 @@ _QUOTED = re.compile(
     r"|‚([^‘]*)‘|‘([^’]*)’|(?<!\w)'([^']*)'(?!\w)"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
-_NOT = frozenset(("not", "never", "neither", "nor", "isn't", "aren't", "cannot", "wrong", "false"))
+_NOT = frozenset(("no", "not", "none", "never", "neither", "nor", "nothing", "without", "cannot", "wrong", "false"))
 _KINDS: tuple[frozenset[str], ...] = (frozenset(("yes", "no")), frozenset(SHAPES))  # answers that exclude each other
 
 
@@ -50,7 +50,7 @@ def claims(text: str) -> Claims:
     quotes = frozenset(_flat(next(filter(None, groups), "")) for groups in _QUOTED.findall(rest))
     words = [word.lower() for word in _WORD.findall(rest)]
     colors = frozenset(_color(word) for word in words if word in COLOR_WORDS)
-    return Claims(numbers_in(rest), boxes, colors, quotes - {""})
+    return Claims(numbers_in(unquoted(rest)), boxes, colors, quotes - {""})
 
 
 def unsupported(text: str, events: Iterable[Event], question: str, answer: Any = None) -> list[str]:
@@ -94,7 +94,7 @@ def concludes(text: str, answer: Any) -> bool:
     last, said = _SENTENCE.split(text.strip())[-1], as_text(answer)
     words, meant = _flat(last).split(), _flat(said).split()
     found, needed = claims(last), claims(said)
-    if set(words) & _NOT - set(meant):
+    if {"not" if word.endswith(("n't", "n’t")) else word for word in words} & _NOT - set(meant):
         return False
     if needed.boxes or is_box(answer):
         return found.boxes == (needed.boxes or {tuple(map(float, answer))})

@@ -106,7 +106,9 @@ def test_a_made_up_claim_is_found_and_the_template_told_instead(draft, claim):
     [
         ("rectangle", "It is a rectangle.", True), ("rectangle", "A circle is left of the rectangle.", False),
         ("rectangle", "So the answer is circle.", False), ("rectangle", "A rectangle. So it is red.", False),
-        ("rectangle", "So the answer is not rectangle.", False), ("rectangle", "Both are rectangles.", False),
+        ("rectangle", "So the answer is not rectangle.", False),
+        ("rectangle", "It is no rectangle.", False), ("rectangle", "It isn't a rectangle.", False),
+        ("rectangle", "Both are rectangles.", False),
         ("blue", "So it is blue.", True), ("blue", "So it is blue or red.", False), ("gray", "So it is Grey.", False),
         (True, "Yes, there is.", True), (True, "There is.", False),
         (False, "There is one. So the answer is yes.", False), (1, "There is a red circle.", False),
