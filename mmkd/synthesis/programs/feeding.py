@@ -128,13 +128,17 @@ class _Flow:
             self.seen[self.here] |= known
 
     def _hangs(self, value: ast.AST) -> bool:
-        for node in ast.walk(value):
-            # A variable is never called, and a function's name stands nowhere else.
-            called = _names(node.func) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else []
-            if called and (called[0] in self.fed or called[0] in self.looking):
+        """A variable is never called, and a function's name stands nowhere but before its call."""
+        todo = [value]
+        while todo:
+            node = todo.pop()
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+            if called in self.fed or called in self.looking:
                 return True
             if isinstance(node, ast.Name) and node.id in self.seen[self.here]:
                 return True
+            if called not in self.functions:  # what one of these is given, it may leave unused
+                todo += ast.iter_child_nodes(node)
         return False
 
 

@@ -223,7 +223,7 @@ def test_all_choices_on_offer_need_two_programs_that_name_the_same_one(scene, ru
     assert verdicts(runner, [words, letter], image, "A", **options) == [None, None]
     assert verdicts(runner, [words, letter], image, "circle", **options) == [Reason.WRONG, Reason.WRONG]
     lucky = program("count(image, 'black')", "return 'A'")  # it looks, and says A whatever it sees
-    assert verdicts(runner, [words, lucky], image, "A", **options) == [None, Reason.UNUSED]
+    assert verdicts(runner, [words, lucky], image, "A", **options) == [Reason.ALONE, Reason.UNUSED]
 
 
 def test_the_answers_of_several_people_count_from_the_accuracy_that_is_asked_for(scene, runner):
