@@ -25,6 +25,7 @@ HEAD = "def answer(image):\n    "
             "nme is no parameter. Did you mean name?",
         ),
         (HEAD + "return find", (2, 12), Reason.NOT_ALLOWED, "has to be called: find(..)"),
+        (HEAD + "return len(image, __a=1)", (2, 23), Reason.NOT_ALLOWED, "the name __a starts with _"),
         (HEAD + "return 1 |", (2, 15), Reason.NOT_PYTHON, "invalid syntax"),
         (HEAD + "x = 1\n    return 1 | 2", (3, 12), Reason.NOT_ALLOWED, "| is not allowed"),
         (HEAD + "import os\n    return 1", (2, 5), Reason.NOT_ALLOWED, "import is not allowed"),
