@@ -88,12 +88,17 @@ def check_program(
     file: Annotated[Path, typer.Argument(help="File with a program: Python functions, one of them answer(image).")],
     image: Annotated[Path, typer.Option(help="Picture to run it on.")],
     question: Annotated[str, typer.Option(help="The question it answers; for the output only.")] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="A config of mmkd programs, whose tools and limits it runs with.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run one program in the sandbox; print verdict, reason and trace. Exit code 1 unless it ran to an answer."""
-    from mmkd.synthesis.programs.check_file import check_file, in_words
+    from mmkd.config.load import load_as
+    from mmkd.config.programs_schema import ProgramsConfig
+    from mmkd.synthesis.programs.making.check_file import check_file, in_words
 
-    outcome = check_file(file, image, question)
+    outcome = check_file(file, image, question, load_as(config, [], ProgramsConfig) if config else None)
     typer.echo(json.dumps(outcome.to_dict()) if as_json else in_words(outcome))
     raise typer.Exit(0 if outcome.reason is None else 1)
 

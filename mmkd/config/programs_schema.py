@@ -30,6 +30,20 @@ class ContainerSection(Section):
     cpus: float = Field(1.0, gt=0, description="Of one container.")
 
 
+class LimitsSection(Section):
+    """What one program may use; going over one of these ends that program and nothing else."""
+
+    seconds: float = Field(2.0, gt=0, le=50, description="Of computing in the sandbox, without tools.")
+    wall_seconds: float = Field(60.0, gt=0, description="From start to end, tools included; looked at between calls.")
+    memory: int = Field(64, ge=1, le=512, description="MiB of a program's values.")
+    recursion: int = Field(50, ge=1, le=200, description="Depth of calls.")
+    tool_calls: int = Field(32, ge=1, description="Calls of any tool.")
+    model_calls: int = Field(8, ge=0, description="Of these, calls of tools that ask a model: query, knowledge.")
+    output: int = Field(
+        10_000, ge=100, description="Bytes of an answer, of all that is printed, and of one tool's arguments."
+    )
+
+
 class InventSection(Section):
     """New questions about the images of data, proposed by the writer, with the answer that its programs agree on."""
 
@@ -89,6 +103,7 @@ class ProgramsConfig(Section):
         None, description="Ask questions without a verified program again, with what held for others as examples."
     )
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
+    limits: LimitsSection = Field(default_factory=lambda: LimitsSection())
     choices: list[str] = Field(
         ["yes", "no"],
         description="Answers that could be guessed: two programs have to agree; so do all choices that a row offers.",
@@ -143,6 +158,8 @@ class ProgramsConfig(Section):
 
     @model_validator(mode="after")
     def judged_here(self) -> ProgramsConfig:
+        if self.judge is not None and self.invent is not None:
+            raise ValueError("judge and invent do not go together: an invented question has no label to compare with")
         if self.judge is not None and self.judge.fleet is not None:
             raise ValueError("judge.fleet: answers are judged one at a time, as programs run; leave fleet out")
         return self

@@ -9,7 +9,8 @@ from itertools import chain
 
 from mmkd.data.records import Turn
 from mmkd.data.scene_questions import COLORS, SHAPES
-from mmkd.synthesis.programs.evidence import COLOR_WORDS, NUMBER_WORDS
+from mmkd.synthesis.programs.counting import NUMBER_WORDS
+from mmkd.synthesis.programs.evidence import COLOR_WORDS
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Answer, Request, Sampling
 

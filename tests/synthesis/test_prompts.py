@@ -27,7 +27,7 @@ VERSIONS = {
     "propose_question": (1, "025333e5"),
     "reword": (2, "f7c47783"),
     "tell_trace": (1, "936151c3"),
-    "tool_query": (1, "28edef99"),
+    "tool_query": (2, "1bb26dcc"),
     "write_program": (1, "618965d1"),
 }
 VALUES = {"question": "Which color?", "reference": None, "rubric": ["1: bad", "2: good"], "low": 1, "high": 2}

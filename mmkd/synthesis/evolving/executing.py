@@ -12,7 +12,8 @@ from mmkd.synthesis.evolving.items import Box, Content, Step, plain
 from mmkd.synthesis.evolving.outcomes import Rejection
 from mmkd.synthesis.programs import parts
 from mmkd.synthesis.programs.answers import as_text
-from mmkd.synthesis.programs.evidence import NUMBER_WORDS, unsupported
+from mmkd.synthesis.programs.counting import NUMBER_WORDS
+from mmkd.synthesis.programs.evidence import unsupported
 from mmkd.synthesis.programs.limits import Limits
 from mmkd.synthesis.programs.reasons import Stop
 from mmkd.synthesis.programs.server import ToolServer

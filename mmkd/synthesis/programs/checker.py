@@ -12,6 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from mmkd.errors import DataError
+from mmkd.synthesis.programs.feeding import is_fed
 from mmkd.synthesis.programs.normal import key_of, plain_tree
 from mmkd.synthesis.programs.reasons import Reason
 from mmkd.synthesis.programs.rules import MOST_DEPTH, MOST_NODES, MOST_SOURCE, Problem, Rules
@@ -26,13 +27,16 @@ class Program:
 
     Attributes:
         source: rewritten from its tree, without comments, annotations and docstrings.
-        key: SHA-256 of its normal form; the same for programs that differ in names, layout and comments only.
+        key: SHA-256 of its normal form; the same for programs that differ only in names, layout, comments, values that
+            they do not use, and names for what is used once.
         tools: names of the tools it calls, sorted.
+        fed: whether what a tool sees can change its answer.
     """
 
     source: str
     key: str
     tools: tuple[str, ...]
+    fed: bool
 
     @property
     def code(self) -> str:
@@ -65,7 +69,8 @@ def check(source: str, tools: Toolset) -> Program:
     tree = plain_tree(tree)
     defined = {one.name for one in tree.body if isinstance(one, ast.FunctionDef)}
     used = tuple(name for name in sorted(called - defined) if name in tools)
-    return Program(ast.unparse(tree), key_of(tree), used)
+    looking = {name for name in tools if tools[name].grounded} - defined
+    return Program(ast.unparse(tree), key_of(tree), used, is_fed(tree, ENTRY, looking))
 
 
 def _parsed(source: str) -> ast.Module:

@@ -7,28 +7,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmkd.data.scene_questions import COLORS
-from mmkd.synthesis.programs.answers import as_text
+from PIL import ImageColor
+
+from mmkd.data.scene_questions import COLORS, SHAPES
+from mmkd.synthesis.programs.answers import as_text, is_number
+from mmkd.synthesis.programs.counting import numbers_in
 from mmkd.synthesis.programs.events import Event
 from mmkd.synthesis.programs.parts import is_box
 
-# fmt: off
-NUMBERS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-)
 COLOR_WORDS = frozenset((
-    *COLORS, "beige", "cyan", "gold", "golden", "grey", "magenta", "maroon", "navy", "orange", "pink", "purple",
-    "silver", "tan", "turquoise", "violet", "white",
-))
-# fmt: on
-NUMBER_WORDS = {word: number for number, word in enumerate(NUMBERS)}
+    *COLORS, *ImageColor.colormap, "amber", "bronze", "burgundy", "carmine", "cerulean", "charcoal", "copper", "cream",
+    "emerald", "golden", "lilac", "mauve", "mustard", "ochre", "peach", "rose", "ruby", "rust", "scarlet",
+    "ultramarine", "vermilion",
+))  # fmt: skip
 _BOX = re.compile(r"[\[(]\s*(-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?){3})\s*[\])]")
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w])")
-_DOUBLE_QUOTES = str.maketrans('"“”', "   ")
+_DOUBLE_QUOTES = str.maketrans(dict.fromkeys('"“”„‟«»‹›「」『』〝〞＂`‚', " "))
 _WORD = re.compile(r"[^\W\d_]+")
 # An apostrophe inside a word opens and closes nothing.
-_QUOTED = re.compile(r"\"([^\"]*)\"|“([^”]*)”|‘([^’]*)’|(?<!\w)'([^']*)'(?!\w)")
+_QUOTED = re.compile(
+    r"\"([^\"]*)\"|[“„‟]([^“”]*)[“”]|«([^»]*)»|»([^«]*)«|‹([^›]*)›|「([^」]*)」|『([^』]*)』|`+([^`]*)`+|＂([^＂]*)＂"
+    r"|‚([^‘]*)‘|‘([^’]*)’|(?<!\w)'([^']*)'(?!\w)"
+)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_NOT = frozenset(("no", "not", "none", "never", "neither", "nor", "nothing", "without", "cannot", "wrong", "false"))
+_KINDS: tuple[frozenset[str], ...] = (frozenset(("yes", "no")), frozenset(SHAPES))  # answers that exclude each other
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,13 @@ class Claims:
 
 
 def claims(text: str) -> Claims:
-    """Numbers (in digits or words up to twenty), boxes [a, b, c, d], colour words, and what stands in quotes."""
+    """Numbers (see counting.py), boxes [a, b, c, d], colour words, and what stands in quotes."""
     boxes = frozenset(_floats(found) for found in _BOX.findall(text))
     rest = _BOX.sub(" ", text)
     quotes = frozenset(_flat(next(filter(None, groups), "")) for groups in _QUOTED.findall(rest))
     words = [word.lower() for word in _WORD.findall(rest)]
-    numbers = {float(found) for found in _NUMBER.findall(rest)}
-    numbers |= {float(NUMBER_WORDS[word]) for word in words if word in NUMBER_WORDS}
-    return Claims(
-        frozenset(numbers), boxes, frozenset(_color(word) for word in words if word in COLOR_WORDS), quotes - {""}
-    )
+    colors = frozenset(_color(word) for word in words if word in COLOR_WORDS)
+    return Claims(numbers_in(unquoted(rest)), boxes, colors, quotes - {""})
 
 
 def unsupported(text: str, events: Iterable[Event], question: str, answer: Any = None) -> list[str]:
@@ -89,6 +88,26 @@ def unsupported(text: str, events: Iterable[Event], question: str, answer: Any =
     return wrong
 
 
+def concludes(text: str, answer: Any) -> bool:
+    """Whether the last sentence of a text gives the answer: it holds it, negates nothing, and names no other number,
+    colour, shape, yes or no where the answer is one."""
+    last, said = _SENTENCE.split(text.strip())[-1], as_text(answer)
+    words, meant = _flat(last).split(), _flat(said).split()
+    found, needed = claims(last), claims(said)
+    if {"not" if word.endswith(("n't", "n’t")) else word for word in words} & _NOT - set(meant):
+        return False
+    if needed.boxes or is_box(answer):
+        return found.boxes == (needed.boxes or {tuple(map(float, answer))})
+    if needed.numbers and found.numbers != needed.numbers:
+        return False
+    if needed.colors and found.colors != needed.colors:
+        return False
+    if any(kind & set(meant) and kind & set(words) != kind & set(meant) for kind in _KINDS):
+        return False
+    digits = is_number(said)  # which words may stand for
+    return digits or (bool(meant) and f" {' '.join(meant)} " in f" {' '.join(words)} ")
+
+
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         for one in value.values():
@@ -113,11 +132,11 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 def _color(word: str) -> str:
-    return "gray" if word == "grey" else word
+    return word.replace("grey", "gray")
 
 
 def unquoted(text: str) -> str:
-    """Without double quotes, what stood around one apart: nothing new is read where it was."""
+    """Without quotation marks other than apostrophes, what stood around one apart: nothing new is read where it was."""
     return text.translate(_DOUBLE_QUOTES)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmkd.config.programs_schema import LimitsSection
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -26,3 +28,7 @@ class Limits:
     tool_calls: int = 32
     model_calls: int = 8
     output: int = 10_000
+
+    @classmethod
+    def of(cls, section: LimitsSection) -> Limits:
+        return cls(**{**section.model_dump(), "memory": section.memory * 2**20})

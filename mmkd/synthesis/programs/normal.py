@@ -6,6 +6,8 @@ import ast
 import copy
 import hashlib
 
+from mmkd.synthesis.programs.lean import lean
+
 
 def plain_tree(tree: ast.Module) -> ast.Module:
     """A copy without docstrings, annotations and statements that are a mere constant."""
@@ -13,9 +15,21 @@ def plain_tree(tree: ast.Module) -> ast.Module:
 
 
 def key_of(tree: ast.Module) -> str:
-    """SHA-256 (hex) of a plain tree whose own names are numbered in order of appearance and keywords sorted."""
-    named = _Numbered(tree).visit(copy.deepcopy(tree))
-    return hashlib.sha256(ast.dump(named).encode()).hexdigest()
+    """SHA-256 (hex) of a plain tree without what its answer does not hang on, its names numbered, keywords sorted.
+
+    Values that are never read are left out, and names that are read once stand for what they name (lean.py). Names are
+    numbered in order of appearance, the program's functions over the whole, other names in each function for itself.
+    """
+    tree = copy.deepcopy(tree)
+    functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
+    known = {one.name: one for one in functions}
+    numbers = {name: f"f{number}" for number, name in enumerate(known)}
+    parameters = {name: [arg.arg for arg in one.args.args] for name, one in known.items()}
+    for one in functions:
+        lean(one, known)
+    for one in functions:
+        _Numbered(one, numbers, parameters).visit(one)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 class _Plain(ast.NodeTransformer):
@@ -50,19 +64,18 @@ class _Plain(ast.NodeTransformer):
 
 
 class _Numbered(ast.NodeTransformer):
-    def __init__(self, tree: ast.Module):
+    def __init__(self, function: ast.FunctionDef, functions: dict[str, str], parameters: dict[str, list[str]]):
+        self.functions, self.parameters = functions, parameters
         bound: list[str] = []
-        for node in _in_order(tree):
-            if isinstance(node, ast.FunctionDef):
-                bound.append(node.name)
-            elif isinstance(node, ast.arg):
+        for node in _in_order(function):
+            if isinstance(node, ast.arg):
                 bound.append(node.arg)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 bound.append(node.id)
         self.names = {name: f"v{number}" for number, name in enumerate(dict.fromkeys(bound))}
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        node.id = self.names.get(node.id, node.id)
+        node.id = self.names.get(node.id) or self.functions.get(node.id, node.id)
         return node
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
@@ -70,16 +83,17 @@ class _Numbered(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.name = self.names[node.name]
+        node.name = self.functions[node.name]
         return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        node.keywords.sort(key=lambda one: one.arg or "")
-        own = isinstance(node.func, ast.Name) and node.func.id in self.names
-        self.generic_visit(node)
-        if own:  # keywords of the program's own functions are its own names
+        if isinstance(node.func, ast.Name) and node.func.id in self.functions:
+            # Keywords of the program's own functions are its own names: those of what is called.
+            places = {name: f"v{place}" for place, name in enumerate(self.parameters[node.func.id])}
             for keyword in node.keywords:
-                keyword.arg = self.names.get(keyword.arg or "", keyword.arg)
+                keyword.arg = places.get(keyword.arg or "", keyword.arg)
+        node.keywords.sort(key=lambda one: one.arg or "")
+        self.generic_visit(node)
         return node
 
 

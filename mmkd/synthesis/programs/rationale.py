@@ -7,7 +7,7 @@ from typing import Any
 
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.events import Event
-from mmkd.synthesis.programs.evidence import unquoted, unsupported
+from mmkd.synthesis.programs.evidence import concludes, unquoted, unsupported
 from mmkd.synthesis.programs.parts import Part, Thing, is_box
 from mmkd.synthesis.programs.runner import Outcome
 
@@ -21,10 +21,12 @@ Named = Callable[[Part], str]
 
 
 def rationale(outcome: Outcome, draft: str | None = None, boxes: bool = True) -> str:
-    """The draft (of a writer LLM) where every claim in it is covered by the outcome's events, else the template."""
+    """The draft (of a writer LLM) where the outcome's events cover every claim in it and its last sentence gives the
+    outcome's answer, else the template."""
     if draft is not None and 0 < len(draft.strip()) <= MOST_LENGTH:
         text = " ".join(draft.split())
-        if not unsupported(text, outcome.events, outcome.question, outcome.answer):
+        covered = not unsupported(text, outcome.events, outcome.question, outcome.answer)
+        if covered and concludes(text, outcome.answer):
             return text
     return tell(outcome.events, outcome.answer, boxes)
 
@@ -53,11 +55,11 @@ def _quoted(text: Any) -> str:
 
 def _placed(part: Part) -> str:
     box = str(list(part.box))
-    return f"the {part.label} at {box}" if isinstance(part, Thing) else f"the part at {box}"
+    return f"{_unplaced(part)} at {box}" if isinstance(part, Thing) else f"the part at {box}"
 
 
 def _unplaced(part: Part) -> str:
-    return f"the {part.label}" if isinstance(part, Thing) else "a part of the image"
+    return f"the {unquoted(part.label)}" if isinstance(part, Thing) else "a part of the image"
 
 
 def _place(event: Event, named: Named) -> str:
@@ -80,15 +82,20 @@ def _find(event: Event, named: Named) -> str:
 def _beside(event: Event, named: Named) -> str:
     where, of = SIDES[event.tool], named(event.given[0])
     if not event.found:
-        return f"Nothing is {where} {of}."
+        return f"{_none(event)} is directly {where} {of}."  # something may stand there farther away
     return f"{_capital(named(event.found[0]))} is {where} {of}."
 
 
 def _neighbours(event: Event, named: Named) -> str:
     of = named(event.given[0])
     if not event.found:
-        return f"Nothing is next to {of}."
+        return f"{_none(event)} is next to {of}."
     return f"Next to {of}: {', '.join(named(one) for one in event.found)}."
+
+
+def _none(event: Event) -> str:
+    """What was looked for and is not there; other things may be."""
+    return f"No {_quoted(event.arguments['name'])}" if "name" in event.arguments else "Nothing"
 
 
 def _largest(event: Event, named: Named) -> str:

@@ -40,10 +40,16 @@ class Reason(StrEnum):
     WRONG = "wrong answer"
     UNJUDGED = "the judge gave no verdict"
     NOT_GROUNDED = "looked at nothing"
+    UNUSED = "what it saw is not used"
     UNMOVED = "same answer without the picture"
+    UNTRIED = "not tried without the picture"
     ALONE = "no second program agrees"
     DISPUTED = "other programs say otherwise"
     ELSEWHERE = "wrong on other pictures"
+
+
+# What the machine, a back end or a model did: a program that ended so has shown nothing of its own.
+NOT_ITS_DOING = frozenset((Reason.TIME, Reason.WORKER_DIED, Reason.TOOL_ERROR))
 
 
 class Stop(Exception):

@@ -149,6 +149,10 @@ class Rules:
             if not getattr(node, "called", False):
                 self._say(node, Reason.NOT_ALLOWED, f"{node.id} is a function and has to be called: {node.id}(..).")
             return
+        if node.id in self.tools.lacking:
+            needed = f"{node.id} needs a back end for {self.tools.lacking[node.id]!r}; none is given."
+            self._say(node, Reason.UNKNOWN_NAME, needed)
+            return
         known = {*local, *self.tools, *BUILTINS, *self.functions}
         self._say(node, Reason.UNKNOWN_NAME, f"{node.id} is not defined.{near(node.id, known)}")
 
@@ -156,6 +160,8 @@ class Rules:
         if any(keyword.arg is None for keyword in node.keywords):
             self._say(node, Reason.NOT_ALLOWED, "** is not allowed in a program.")
             return
+        for keyword in node.keywords:
+            self._name(keyword, keyword.arg or "")
         called = node.func
         if isinstance(called, ast.Attribute):
             called.called = True  # type: ignore[attr-defined]  # read by _node, which comes to it later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.server import ToolServer
 from mmkd.synthesis.programs.tools.registry import Toolset
 from mmkd.synthesis.programs.tools.view import WHOLE, View
+
+# How often a program may be tried that ended otherwise than by itself. A worker is killed, or the machine was busy, and
+# the program is not to blame; one that kills its worker, or takes too long, does so again. Several programs may be
+# unlucky at once where workers are killed one after the other, so a death is given more tries than a limit of time.
+TRIES = {Reason.WORKER_DIED: 6, Reason.TIME: 2}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class Runner:
     def run(self, program: str | Program, image: Image.Image, question: str = "") -> Outcome:
         """Check a program and run it on a picture. Never raises for what the program is or does.
 
+        Where its worker died, or time ran out, it is run again from the start, see TRIES.
+
         Args:
             program: source text, or what `check` made of it.
             question: goes into the outcome; the program does not see it.
@@ -96,9 +104,17 @@ class Runner:
                 program = check(program, self.tools)
             except ProgramError as error:
                 return Outcome(question, None, (), Verdict.REFUSED, error.reason, str(error))
-        view = View(shrunk(image), self.backends)
-        server = ToolServer(self.tools, view, self.limits)
-        done = self.executor.execute(program.code, {"image": WHOLE}, server.call, self.limits)
+        picture = shrunk(image)
+        ended: Counter[Reason] = Counter()
+        while True:
+            view = View(picture, self.backends)
+            server = ToolServer(self.tools, view, self.limits)
+            done = self.executor.execute(program.code, {"image": WHOLE}, server.call, self.limits)
+            if done.reason not in TRIES:
+                break
+            ended[done.reason] += 1
+            if ended[done.reason] == TRIES[done.reason]:
+                break
         answer, verdict = done.answer, Verdict.FAILED if done.reason else Verdict.RAN
         if isinstance(answer, str) and answer in view.parts:
             answer = list(view.parts[answer].box)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from mmkd.evaluate.matching import vqa_plain
 from mmkd.synthesis.programs.answers import Truth, as_text, named, score, worded
-from mmkd.synthesis.programs.checker import Program
+from mmkd.synthesis.programs.checker import Program, ProgramError, check
 from mmkd.synthesis.programs.parts import is_box
-from mmkd.synthesis.programs.reasons import Reason, Verdict
+from mmkd.synthesis.programs.reasons import NOT_ITS_DOING, Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome, Runner
 from mmkd.synthesis.programs.wording import Unjudged, may_say_the_same
 
@@ -36,9 +36,11 @@ def verify(
 ) -> list[Outcome]:
     """Run the programs sampled for one question; each comes back VERIFIED, or with the reason why not.
 
-    In this order: it ran; its answer is right; some tool that it called looked at the picture; where the answer is
-    one of `choices` (and so right by luck one time in a few), a second, different program gives the same; where no
-    answer is known, no other answer has as many programs; and on some control picture it answers otherwise or fails.
+    In this order: it ran; its answer is right; some tool that it called looked at the picture, and what it saw can
+    change the answer; where the answer is one of `choices` (and so right by luck one time in a few), a second,
+    different program gives the same; where no answer is known, no other answer has as many programs; and on some
+    control picture it answers otherwise, or fails by its own doing (where time ran out, a worker died or a tool broke,
+    that picture says nothing).
 
     Args:
         truth: an answer, several human answers, or a box; None where there is no label (nothing counts as wrong).
@@ -56,19 +58,24 @@ def verify(
         text = named(outcome.answer, offered)
         return (worded(text, choices or ()) or worded(vqa_plain(text), choices or ()) or text).lower()
 
+    programs = [_checked(runner, one) for one in programs]
     outcomes = _run(runner, programs, image, question)
     for place, one in enumerate(outcomes):
         if one.verdict is not Verdict.RAN:
             continue
-        grounded = any(event.grounded for event in one.events)
+        looked, program = any(event.grounded for event in one.events), programs[place]
+        grounded = looked and isinstance(program, Program) and program.fed
         if truth is not None and _wrong(one.answer, truth, offered, needed):
             # Of choices on offer one is meant, or none: there is no other wording.
             if judge is not None and grounded and not offered and may_say_the_same(one.answer, truth, choices or ()):
                 outcomes[place] = _judged(one, str(truth), judge)
             else:
                 outcomes[place] = _rejected(one, Reason.WRONG, f"{as_text(one.answer)!r} is not {truth!r}.")
-        elif not grounded:
+        elif not looked:
             outcomes[place] = _rejected(one, Reason.NOT_GROUNDED, "no tool that it called looked at the picture.")
+        elif not grounded:
+            why = "its answer is the same whatever the tools that look at the picture give."
+            outcomes[place] = _rejected(one, Reason.UNUSED, why)
 
     guessable = {choice.lower() for choice in choices or ()}
     by_answer: dict[str, set[str]] = defaultdict(set)
@@ -89,10 +96,9 @@ def verify(
         elif truth is None and choices is None and rivals >= said:
             why = f"{said} different programs say {text!r}, and {rivals} something else."
             outcomes[place] = _rejected(one, Reason.DISPUTED, why)
-        elif not _moves(runner, programs[place], one, [blank(image)] if controls is None else controls, text_of):
-            outcomes[place] = _rejected(one, Reason.UNMOVED, f"{text!r} is its answer without this picture too.")
         else:
-            outcomes[place] = replace(one, verdict=Verdict.VERIFIED)
+            on = [blank(image)] if controls is None else controls
+            outcomes[place] = _without_the_picture(runner, programs[place], one, on, text_of)
     return outcomes
 
 
@@ -100,6 +106,14 @@ def blank(image: Image.Image) -> Image.Image:
     """A picture of the same size in the other's mean colour: nothing to see."""
     red, green, blue = (int(value) for value in np.asarray(image.convert("RGB")).reshape(-1, 3).mean(axis=0))
     return Image.new("RGB", image.size, (red, green, blue))
+
+
+def _checked(runner: Runner, program: str | Program) -> str | Program:
+    """The program, or its source where it does not pass the check."""
+    try:
+        return check(program, runner.tools) if isinstance(program, str) else program
+    except ProgramError:
+        return program
 
 
 def _run(runner: Runner, programs: Sequence[str | Program], image: Image.Image, question: str) -> list[Outcome]:
@@ -130,18 +144,25 @@ def _judged(outcome: Outcome, label: str, judge: Callable[[str, str, str], bool]
     return replace(wrong, judged=False)
 
 
-def _moves(
+def _without_the_picture(
     runner: Runner,
     program: str | Program,
     outcome: Outcome,
     controls: Sequence[Image.Image],
     text_of: Callable[[Outcome], str],
-) -> bool:
+) -> Outcome:
+    """VERIFIED where on some control picture it answers otherwise, or fails by its own doing."""
+    untried = None
     for control in controls:
         other = runner.run(program, control, outcome.question)
-        if other.verdict is not Verdict.RAN or text_of(other) != text_of(outcome):
-            return True
-    return False
+        if other.reason in NOT_ITS_DOING:
+            untried = other
+        elif other.verdict is not Verdict.RAN or text_of(other) != text_of(outcome):
+            return replace(outcome, verdict=Verdict.VERIFIED)
+    if untried is not None:
+        why = f"on a control picture it ended by {untried.reason}: {untried.message}"
+        return _rejected(outcome, Reason.UNTRIED, why)
+    return _rejected(outcome, Reason.UNMOVED, f"{text_of(outcome)!r} is its answer without this picture too.")
 
 
 def _rejected(outcome: Outcome, reason: Reason, message: str) -> Outcome:

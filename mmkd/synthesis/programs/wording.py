@@ -7,7 +7,8 @@ from typing import Any
 
 from mmkd.evaluate.matching import vqa_plain
 from mmkd.synthesis.programs.answers import Truth, as_text, is_number, worded
-from mmkd.synthesis.programs.evidence import NUMBER_WORDS, claims
+from mmkd.synthesis.programs.counting import NUMBER_WORDS
+from mmkd.synthesis.programs.evidence import claims
 
 MOST_LENGTH = 300  # characters of an answer; what is longer is no wording of a label
 

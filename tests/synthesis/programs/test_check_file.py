@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmkd.config.load import load_as
+from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.errors import DataError
-from mmkd.synthesis.programs.check_file import check_file, in_words
+from mmkd.synthesis.programs.limits import Limits
+from mmkd.synthesis.programs.making.check_file import check_file, in_words
 from mmkd.synthesis.programs.reasons import Reason, Verdict
 
 PROGRAM = "def answer(image):\n    return count(image, 'red')\n"
@@ -44,6 +47,25 @@ def test_verdict_trace_and_answer_as_json(files):
     (event,) = said["events"]
     assert event["tool"] == "count"
     assert event["found"][0]["box"] == [10, 10, 30, 30]
+
+
+def test_a_program_runs_with_the_tools_and_limits_of_a_config(files):
+    program, image = files
+    config = program.with_name("programs.yaml")
+    config.write_text(
+        "writer: {endpoint: {url: http://127.0.0.1:1/v1, model: none}}\ndata: [{source: scenes}]\nout: out\n"
+        "tools: {names: [count]}\nlimits: {tool_calls: 1, memory: 8}\n"
+    )
+    loaded = load_as(config, [], ProgramsConfig)
+    assert Limits.of(loaded.limits) == Limits(tool_calls=1, memory=8 * 2**20)
+    assert Limits.of(ProgramsConfig.model_fields["limits"].get_default(call_default_factory=True)) == Limits()
+    assert check_file(program, image, config=loaded).answer == 1
+    program.write_text(PROGRAM.rstrip() + " + count(image, 'red')\n")
+    done = run(program, "--image", image, "--config", config)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "failed: too many tool calls")
+    assert check_file(program, image).answer == 2
+    program.write_text("def answer(image):\n    return exists(image, 'red')\n")
+    assert check_file(program, image, config=loaded).reason is Reason.UNKNOWN_NAME
 
 
 def test_a_refused_program_gives_its_reason_and_exit_code_1(files):

@@ -25,6 +25,7 @@ HEAD = "def answer(image):\n    "
             "nme is no parameter. Did you mean name?",
         ),
         (HEAD + "return find", (2, 12), Reason.NOT_ALLOWED, "has to be called: find(..)"),
+        (HEAD + "return len(image, __a=1)", (2, 23), Reason.NOT_ALLOWED, "the name __a starts with _"),
         (HEAD + "return 1 |", (2, 15), Reason.NOT_PYTHON, "invalid syntax"),
         (HEAD + "x = 1\n    return 1 | 2", (3, 12), Reason.NOT_ALLOWED, "| is not allowed"),
         (HEAD + "import os\n    return 1", (2, 5), Reason.NOT_ALLOWED, "import is not allowed"),
@@ -79,10 +80,12 @@ SAME = [
     HEAD + "return count( image,'red' )  # a comment",
     "def answer(picture):\n    '''Doc.'''\n    return count(picture, 'red')",
     'def answer(x: str) -> int:\n    return count(x, "red")',
+    HEAD + "n = count(image, 'red')\n    return n",
+    HEAD + "unused = 1\n    again = unused\n    exists(image, 'blue')\n    return count(image, 'red')",
+    HEAD + "name = 'red'\n    here = image\n    n = count(here, name)\n    m = n\n    return m",
 ]
 OTHER = [
     HEAD + "return count(image, 'blue')",
-    HEAD + "n = count(image, 'red')\n    return n",
     HEAD + "return len(find(image, 'red'))",
     HEAD + "return count(image, name='red')",
 ]
@@ -99,6 +102,98 @@ def test_swapped_names_make_another_program(tools):
         for order in ("a - b", "b - a")
     )
     assert one.key != other.key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        # A helper's parameter and another function's variable of its name are two things.
+        (
+            "def helper(img):\n    return count(img, 'red')\n" + HEAD + "count = helper(image)\n    return count",
+            "def helper(img):\n    return exists(img, 'red')\n" + HEAD + "exists = helper(image)\n    return exists",
+        ),
+        (
+            "def f(a, b):\n    return a - b\n" + HEAD + "return f(a=count(image, 'red'), b=1)",
+            "def f(a, b):\n    return a - b\n" + HEAD + "return f(b=count(image, 'red'), a=1)",
+        ),
+        # What was named before it changed is not what it is afterwards.
+        (
+            HEAD + "kept = [1]\n    n = len(kept)\n    kept.append(2)\n    return count(image, 'red') + n",
+            HEAD + "kept = [1]\n    kept.append(2)\n    return count(image, 'red') + len(kept)",
+        ),
+        (
+            HEAD + "a = count(image, 'red')\n    b = a\n    a = 5\n    return a + b",
+            HEAD + "a = count(image, 'red')\n    a = 5\n    return a + a",
+        ),
+        (
+            HEAD
+            + "x = 0\n    for i in find(image, 'red'):\n        if exists(i, 'red'):\n            x = i\n    return x",
+            HEAD
+            + "x = 0\n    for i in find(image, 'red'):\n        if exists(i, 'red'):\n            x = 1\n    return x",
+        ),
+        (
+            HEAD + "n = 3\n    if exists(image, 'red'):\n        m = n\n    else:\n        m = 2\n    return m",
+            HEAD + "n = 3\n    if exists(image, 'red'):\n        m = 2\n    else:\n        m = n\n    return m",
+        ),
+    ],
+)
+def test_programs_that_do_something_else_are_others(tools, one, other):
+    assert check(one, tools).key != check(other, tools).key
+
+
+@pytest.mark.parametrize(
+    ("lines", "fed"),
+    [
+        ("return count(image, 'red')", True),
+        ("if count(image, 'red') > 0:\n        return 'yes'\n    return 'no'", True),
+        ("return 'yes' if exists(image, 'red') else 'no'", True),
+        ("n = 0\n    for one in find(image, 'red'):\n        n += 1\n    return n", True),
+        ("found = []\n    for one in find(image, 'red'):\n        found.append(1)\n    return len(found)", True),
+        ("a = []\n    b = a\n    b.append(count(image, 'red'))\n    return a", True),
+        ("a = {}\n    b = [a]\n    for one in b:\n        one['x'] = count(image, 'red')\n    return a['x']", True),
+        (
+            "n = 0\n    for i in range(9):\n        if i == count(image, 'red'):\n            break\n        n = i\n"
+            "    return n",
+            True,
+        ),
+        ("return [one for one in [1, 2] if exists(image, 'red')]", True),
+        ("return largest(find(image, 'red'))", True),
+        ("return distance(find(image, 'red')[0], image)", True),
+        ("names = ['red']\n    return [count(image, one) for one in names]", True),
+        ("x = find(image, 'thing')[0]\n    return 'yes'", False),
+        ("x = find(image, 'thing')[0]\n    y = 1\n    return y", False),
+        ("if exists(image, 'red'):\n        return 'yes'\n    return 'yes'", False),
+        ("if exists(image, 'red'):\n        return True\n    return 'yes'", False),
+        ("return 'yes' if exists(image, 'red') else 'yes'", False),
+        ("count(image, 'red')\n    return compare(2, 'more', 1)", False),
+        ("n = count(image, 'red')\n    return crop([0, 0, 9, 9])", False),
+        ("if 1 > 2:\n        return count(image, 'red') * 0\n    return 1", True),
+    ],
+)  # fmt: skip
+def test_a_program_knows_whether_what_it_sees_can_change_its_answer(tools, lines, fed):
+    assert check(HEAD + lines, tools).fed is fed
+
+
+@pytest.mark.parametrize(
+    ("helper", "call", "fed"),
+    [
+        ("def f(x):\n    return count(x, 'red')\n", "return f(image)", True),
+        ("def f(x):\n    return x + 1\n", "return f(count(image, 'red'))", True),
+        ("def f(x):\n    return x + 1\n", "return f(x=count(image, 'red'))", True),
+        ("def f(x, y):\n    x.append(y)\n", "a = []\n    f(a, count(image, 'red'))\n    return a", True),
+        ("def f(x):\n    if x:\n        return 1\n    return 2\n", "return f(exists(image, 'red'))", True),
+        ("def f(x):\n    return 'yes'\n", "return f(exists(image, 'red'))", False),
+        ("def f(x):\n    return count(x, 'red')\n", "n = f(image)\n    return 1", False),
+    ],
+)
+def test_what_helpers_see_is_known_too(tools, helper, call, fed):
+    assert check(helper + HEAD + call, tools).fed is fed
+
+
+def test_a_program_as_long_as_may_be_is_read_too(tools):
+    lines = ["a0 = count(image, 'red')", *(f"a{n} = abs(a{n - 1})" for n in range(1, 240))]
+    assert check(HEAD + "\n    ".join([*lines, "return a239"]), tools).fed
+    assert not check(HEAD + "\n    ".join([*lines, "return 1"]), tools).fed
 
 
 def test_a_program_knows_the_tools_it_calls(tools):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import resource
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,11 +18,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from mmkd.synthesis.programs import worker
 from mmkd.synthesis.programs.executor import Execution
 from mmkd.synthesis.programs.limits import Limits
 from mmkd.synthesis.programs.monty import MontyExecutor
 from mmkd.synthesis.programs.reasons import Reason, Stop, Verdict
-from mmkd.synthesis.programs.runner import Runner
+from mmkd.synthesis.programs.runner import TRIES, Runner
 from mmkd.synthesis.programs.server import ToolServer
 from mmkd.synthesis.programs.tools import View
 
@@ -86,7 +91,7 @@ def workers() -> list[psutil.Process]:
 def test_a_killed_worker_costs_one_program():
     before = {child.pid for child in workers()}
     with MontyExecutor(workers=1) as executor:
-        (worker,) = [child for child in workers() if child.pid not in before]
+        (one,) = [child for child in workers() if child.pid not in before]
         done: list[Execution] = []
 
         def run() -> None:
@@ -98,27 +103,55 @@ def test_a_killed_worker_costs_one_program():
         thread = threading.Thread(target=run)
         thread.start()
         assert started.wait(20)
-        worker.kill()
+        one.kill()
         thread.join(20)
         assert not thread.is_alive()
         assert done[0].reason is Reason.WORKER_DIED
         assert executor.execute("1 + 1", {}, lambda *call: None, Limits()).answer == 2
-        (worker,) = [child for child in workers() if child.pid not in before]
-        worker.kill()  # one that nobody uses
-        answers = [executor.execute("1 + 1", {}, lambda *call: None, Limits()) for _ in range(3)]
-        assert [one.answer for one in answers[1:]] == [2, 2]
+        (one,) = [child for child in workers() if child.pid not in before]
+        one.kill()  # one that nobody uses
+        runner = Runner(executor=executor)
+        answers = [runner.run("def answer(image):\n    return count(image, 'red')", PICTURE) for _ in range(3)]
+        assert [one.answer for one in answers] == [1, 1, 1]
     assert not [child for child in workers() if child.pid not in before]
+
+
+class Unlucky:
+    """An executor whose first runs end for `reason`, after a tool was called, through no fault of the program."""
+
+    def __init__(self, executor: MontyExecutor, reason: Reason, times: int):
+        self.executor, self.reason, self.left = executor, reason, times
+        self.runs = 0
+
+    def execute(self, code, inputs, call, limits) -> Execution:
+        self.runs += 1
+        done = self.executor.execute(code, inputs, call, limits)
+        self.left -= 1
+        return done if self.left < 0 else Execution(None, self.reason, "killed")
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("reason", TRIES)
+def test_a_program_is_not_to_blame_for_a_worker_that_dies_or_a_machine_that_is_busy(tight, reason):
+    program = "def answer(image):\n    return count(image, 'red')"
+    executor = Unlucky(tight.executor, reason, TRIES[reason] - 1)
+    outcome = Runner(executor=executor).run(program, PICTURE)
+    assert (outcome.answer, outcome.reason, len(outcome.events)) == (1, None, 1)
+    always = Unlucky(tight.executor, reason, 1000)  # the program's own doing, then
+    assert Runner(executor=always).run(program, PICTURE).reason is reason
+    assert always.runs == TRIES[reason]
 
 
 def test_a_stopped_worker_is_replaced():
     """SIGSTOP: a worker that neither answers nor dies."""
     before = {child.pid for child in workers()}
     with MontyExecutor(workers=1) as executor:
-        (worker,) = [child for child in workers() if child.pid not in before]
+        (one,) = [child for child in workers() if child.pid not in before]
 
         def call(name, args, kwargs):
-            worker.suspend()
-            while worker.status() != psutil.STATUS_STOPPED:  # its threads stop one after the other
+            one.suspend()
+            while one.status() != psutil.STATUS_STOPPED:  # its threads stop one after the other
                 time.sleep(0.01)
             return 1
 
@@ -135,42 +168,85 @@ def test_workers_are_confined(monkeypatch):
     before = {child.pid for child in workers()}
     with MontyExecutor(workers=1) as executor:
         assert executor.execute("1", {}, lambda *call: None, Limits()).answer == 1  # it has started
-        (worker,) = [child for child in workers() if child.pid not in before]
-        folder = Path("/proc", str(worker.pid))
+        (one,) = [child for child in workers() if child.pid not in before]
+        folder = Path("/proc", str(one.pid))
         assert (folder / "environ").read_bytes() == b""
-        assert worker.rlimit(resource.RLIMIT_FSIZE) == (0, 0)
-        assert worker.rlimit(resource.RLIMIT_CORE) == (0, 0)
-        assert worker.rlimit(resource.RLIMIT_AS)[1] <= 1 << 30
+        assert one.rlimit(resource.RLIMIT_FSIZE) == (0, 0)
+        assert one.rlimit(resource.RLIMIT_CORE) == (0, 0)
+        assert one.rlimit(resource.RLIMIT_AS)[1] <= 1 << 30
         status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
-        assert list(worker.cwd().split("/"))[-1] == "empty"
-        assert not list(Path(worker.cwd()).iterdir())
+        assert list(one.cwd().split("/"))[-1] == "empty"
+        assert not list(Path(one.cwd()).iterdir())
 
 
-def test_the_filter_refuses_sockets_and_nothing_that_python_needs():
+# Confines itself as a worker does, tries each call, and prints what came of it: 0, or the number of the error.
+TRIES_IT = """
+import ctypes, json, os, resource, signal, socket, sys
+sys.path.insert(0, {room!r})
+import worker
+parent, folder, mine = os.getppid(), {folder!r}, {folder!r} + "/file"
+worker.limit(); worker.confine()
+libc = ctypes.CDLL(None, use_errno=True)
+def tried(what):
+    try:
+        what()
+    except OSError as error:
+        return error.errno
+    return 0
+def call(name, *given):
+    def made():
+        if libc.syscall(numbers[name], *given) < 0:
+            raise OSError(ctypes.get_errno(), name)
+    return made
+numbers = {{"tkill": 200, "tgkill": 234, "pidfd_open": 434, "pidfd_send_signal": 424, "pidfd_getfd": 438,
+           "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "process_vm_readv": 310, "process_vm_writev": 311,
+           "openat2": 437, "creat": 85}}
+how = (ctypes.c_uint64 * 3)(os.O_WRONLY, 0, 0)
+refused = {{
+    "socket": socket.socket, "fork": os.fork, "kill": lambda: os.kill(parent, 0),
+    "tkill": call("tkill", parent, 0), "tgkill": call("tgkill", parent, parent, 0),
+    "pidfd_open": call("pidfd_open", parent, 0), "pidfd_send_signal": call("pidfd_send_signal", 0, 0, 0, 0),
+    "pidfd_getfd": call("pidfd_getfd", 0, 0, 0), "rt_sigqueueinfo": call("rt_sigqueueinfo", parent, 10, 0),
+    "rt_tgsigqueueinfo": call("rt_tgsigqueueinfo", parent, parent, 10, 0),
+    "process_vm_readv": call("process_vm_readv", parent, 0, 0, 0, 0, 0),
+    "process_vm_writev": call("process_vm_writev", parent, 0, 0, 0, 0, 0),
+    "prlimit": lambda: resource.prlimit(parent, resource.RLIMIT_CORE),
+    "write": lambda: os.open(mine, os.O_WRONLY), "append": lambda: os.open(mine, os.O_WRONLY | os.O_APPEND),
+    "read and write": lambda: os.open(mine, os.O_RDWR), "create": lambda: os.open(mine + "2", os.O_CREAT),
+    "memory of the parent": lambda: os.open(f"/proc/{{parent}}/mem", os.O_RDWR),
+    "truncate on opening": lambda: os.open(mine, os.O_TRUNC), "creat": call("creat", mine.encode(), 0o600),
+    "truncate": lambda: os.truncate(mine, 0), "unlink": lambda: os.unlink(mine), "rename": lambda: os.rename(mine, "x"),
+    "mkdir": lambda: os.mkdir(folder + "/new"), "rmdir": lambda: os.rmdir(folder), "chmod": lambda: os.chmod(mine, 0),
+    "symlink": lambda: os.symlink(mine, folder + "/link"), "link": lambda: os.link(mine, folder + "/link"),
+    "chown": lambda: os.chown(mine, os.getuid(), os.getgid()), "utime": lambda: os.utime(mine),
+    "mkfifo": lambda: os.mkfifo(folder + "/fifo"), "xattr": lambda: os.setxattr(mine, "user.x", b"1"),
+    "nice": lambda: os.setpriority(os.PRIO_PROCESS, parent, 19), "chroot": lambda: os.chroot("/"),
+}}
+allowed = {{
+    "read": lambda: os.open(mine, os.O_RDONLY), "own limits": lambda: resource.getrlimit(resource.RLIMIT_CORE),
+    "folder": os.getcwd, "list": lambda: os.listdir(folder),
+}}
+print(json.dumps([{{name: tried(what) for name, what in some.items()}} for some in (refused, allowed)]
+                 + [tried(call("openat2", -100, mine.encode(), how, 24))]))
+sys.stdout.flush()
+os.abort()
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64" or sys.platform != "linux", reason="calls by their numbers there")
+def test_the_filter_refuses_what_reaches_other_processes_or_files_and_nothing_that_python_needs(tmp_path):
     """worker.py's confinement in a process of its own, which then tries."""
-    import subprocess
-
-    from mmkd.synthesis.programs import worker
-
-    if not hasattr(os, "uname") or os.uname().machine not in worker.DENIED:
-        pytest.skip("no filter for this machine")
-    tries = (
-        "import socket, os, sys\n"
-        f"sys.path.insert(0, {str(Path(worker.__file__).parent)!r})\n"
-        "import worker\n"
-        "worker.limit(); worker.confine()\n"
-        "def tried(what):\n"
-        "    try:\n"
-        "        what()\n"
-        "    except OSError as error:\n"
-        "        return error.errno\n"
-        "print(tried(socket.socket), tried(os.fork), tried(lambda: os.kill(os.getppid(), 0)), tried(os.getcwd))\n"
-    )
-    done = subprocess.run([sys.executable, "-IS", "-c", tries], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == "1"
-    assert done.stdout.split()[2:] == ["1", "None"]
+    (tmp_path / "file").write_text("kept")
+    code = TRIES_IT.format(room=str(Path(worker.__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False)
+    refused, allowed, unread = json.loads(done.stdout)
+    assert set(refused.values()) == {errno.EPERM}, refused
+    assert set(allowed.values()) == {0}, allowed
+    assert unread == errno.ENOSYS
+    assert done.returncode == -signal.SIGABRT  # it may still end itself
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"file": "kept"}
 
 
 def test_nothing_of_one_program_is_left_for_the_next(tight):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 
 from mmkd.synthesis.programs.events import Event
-from mmkd.synthesis.programs.evidence import claims, unsupported
+from mmkd.synthesis.programs.evidence import claims, concludes, unsupported
 from mmkd.synthesis.programs.parts import Picture, Thing
 from mmkd.synthesis.programs.rationale import SENTENCES, rationale, tell
 from mmkd.synthesis.programs.reasons import Verdict
@@ -44,9 +46,9 @@ def test_without_boxes_it_says_the_same_of_things_that_it_does_not_place():
 @pytest.mark.parametrize(
     "draft",
     [
-        "The red circle at [10, 20, 30, 40] has the blue rectangle on its right, so it is a rectangle.",
-        "One red circle is seen; right of it is something blue.",
-        'I looked for "red" and found 1.',
+        "The red circle at [10, 20, 30, 40] has the blue rectangle on its right. So it is a rectangle.",
+        "One red circle is seen; right of it is something blue. So it is a rectangle.",
+        'I looked for "red" and found 1. The answer: Rectangle.',
     ],
 )
 def test_a_draft_that_is_covered_is_kept(draft):
@@ -70,11 +72,62 @@ def test_a_draft_that_is_covered_is_kept(draft):
         ('It is "red rectangle".', "quote 'red rectangle'"),
         ("It is -1 away.", "number -1"),
         ("It is 1.5 away.", "number 1.5"),
+        ("It is 5px wide.", "number 5"),
+        ("It is in the 3rd row.", "number 3"),
+        ("It is row3.", "number 3"),
+        ("It is ½ as wide.", "number 0.5"),
+        ("There are thirty red circles.", "number 30"),
+        ("There are twenty-one red circles.", "number 21"),
+        ("There are a hundred red circles.", "number 100"),
+        ("There are dozens.", "number 12"),
+        ("Half of it is red.", "number 0.5"),
+        ("A pair of circles.", "number 2"),
+        ("The second circle.", "number 2"),
+        ("In the thirty-third row.", "number 33"),
+        ("In the fortieth row.", "number 40"),
+        ("The circle is crimson.", "color crimson"),
+        ("The LightSkyBlue circle.", "color lightskyblue"),
+        ("The darkgrey circle.", "color darkgray"),
+        ("The scarlet circle.", "color scarlet"),
+        ("The sign says `STOP`.", "quote 'stop'"),
+        ("The sign says «HALT».", "quote 'halt'"),
+        ("The sign says „STOPP“.", "quote 'stopp'"),
+        ("The sign says ‚stopp‘.", "quote 'stopp'"),
+        ("The sign says 「止」.", "quote '止'"),
     ],
 )
 def test_a_made_up_claim_is_found_and_the_template_told_instead(draft, claim):
     assert unsupported(draft, OUTCOME.events, OUTCOME.question, OUTCOME.answer) == [claim]
     assert rationale(OUTCOME, draft) == tell(OUTCOME.events, OUTCOME.answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "draft", "kept"),
+    [
+        ("rectangle", "It is a rectangle.", True), ("rectangle", "A circle is left of the rectangle.", False),
+        ("rectangle", "So the answer is circle.", False), ("rectangle", "A rectangle. So it is red.", False),
+        ("rectangle", "So the answer is not rectangle.", False),
+        ("rectangle", "It is no rectangle.", False), ("rectangle", "It isn't a rectangle.", False),
+        ("rectangle", "Both are rectangles.", False),
+        ("blue", "So it is blue.", True), ("blue", "So it is blue or red.", False), ("gray", "So it is Grey.", False),
+        (True, "Yes, there is.", True), (True, "There is.", False),
+        (False, "There is one. So the answer is yes.", False), (1, "There is a red circle.", False),
+        (False, "So the answer is no.", True), (True, "So the answer is yes and no.", False),
+        (1, "There is one.", True), (1, "There is 1.", True), (1, "There is no red circle. So it is no.", False),
+        (2, "There are 1 and 2.", False), (1.0, "It is 1.", True),
+        ([10, 20, 30, 40], "It is at [10, 20, 30, 40].", True), ([10, 20, 30, 40], "It is there.", False),
+    ],
+)  # fmt: skip
+def test_a_draft_whose_conclusion_is_not_the_answer_is_not_taken(answer, draft, kept):
+    outcome = replace(OUTCOME, question="1, 2, red, blue?", answer=answer)
+    assert unsupported(draft.replace("Grey", "blue"), outcome.events, outcome.question, answer) == []
+    assert (rationale(outcome, draft) == draft) == kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.integers(-99, 99), st.booleans(), st.sampled_from(["red", "a circle", "yes"])))
+def test_the_template_concludes_with_the_answer(answer):
+    assert concludes(tell(OUTCOME.events, answer), answer)
 
 
 def test_an_empty_or_endless_draft_is_not_taken():
@@ -90,7 +143,7 @@ def test_every_tool_has_a_sentence():
 
 
 TEXT = st.text(max_size=30) | st.sampled_from(
-    ['say "x"', "it's", "'a' 'b'", "“q”", "12 red", "[1, 2, 3, 4]", "(1,2,3,4)"]
+    ["«a» „b“", "3rd ½ `c", "twenty", "one", 'say "x"', "it's", "'a' 'b'", "“q”", "12 red", "[1, 2, 3, 4]", "(1,2,3,4)"]
 )
 NUMBER = st.integers(-1000, 1000) | st.floats(-1e5, 1e5).map(lambda x: round(x, 3))
 BOX = st.tuples(*[st.integers(0, 2000)] * 4)
@@ -138,3 +191,56 @@ def test_a_tool_of_another_package_is_told_too():
     event = replace(FOUND, tool="my_tool", result=[1, "red"])
     assert tell([event], 1) == 'my tool gives "1, red". So the answer is 1.'
     assert unsupported(tell([event], 1), [event], "", 1) == []
+
+
+PLACED = {"blue rectangle": (40, 85, 80, 115), "red circle": (100, 80, 140, 120), "green rectangle": (105, 20, 135, 60),
+          "black triangle": (300, 80, 340, 120)}  # fmt: skip
+SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+SAID = re.compile(
+    r"(?:The (?P<found>.+)|No \"(?P<asked>.+)\"|Nothing) is (?:directly )?(?P<side>.+? of|\w+) the (?P<of>.+)"
+)
+
+
+def beyond(one: str, side: str, of: str) -> bool:
+    axis, sign = SIDES[side]
+    centre = [(PLACED[name][axis] + PLACED[name][axis + 2]) / 2 for name in (one, of)]
+    return (centre[0] - centre[1]) * sign > 0
+
+
+def near(one: str, side: str, of: str) -> bool:
+    """Beyond it, in line with it, and no farther away than either is wide: none of these is between the two."""
+    across = 1 - SIDES[side][0]
+    first, second = PLACED[one], PLACED[of]
+    in_line = min(first[across + 2], second[across + 2]) > max(first[across], second[across])
+    return beyond(one, side, of) and in_line and "black triangle" not in (one, of)
+
+
+@pytest.mark.parametrize("of", PLACED)
+@pytest.mark.parametrize("tool", ["left_of", "right_of", "above", "below"])
+def test_what_is_said_to_stand_beside_something_does_so_and_what_is_said_not_to_does_not(runner, tool, of):
+    picture = Image.new("RGB", (400, 300), (240, 240, 240))
+    draw = ImageDraw.Draw(picture)
+    for name, (left, top, right, bottom) in PLACED.items():
+        color, shape = name.split()
+        fill = (0, 255, 0) if color == "green" else color
+        if shape == "triangle":
+            draw.polygon([((left + right) // 2, top), (left, bottom - 1), (right - 1, bottom - 1)], fill=fill)
+        else:
+            (draw.rectangle if shape == "rectangle" else draw.ellipse)((left, top, right - 1, bottom - 1), fill=fill)
+    for name in (None, "yellow shape", *PLACED):
+        call = f"{tool}(find(image, {of!r})[0]" + (")" if name is None else f", {name!r})")
+        done = runner.run(f"def answer(image):\n    return {call} is None", picture)
+        said = SAID.fullmatch(tell(done.events, True, boxes=False).split(". ")[1])
+        assert said, tell(done.events, True, boxes=False)
+        assert said["of"] == of
+        if said["found"]:
+            assert beyond(said["found"], said["side"], of)
+            assert name in (None, said["found"])
+        else:
+            assert said["asked"] == name
+            looked_for = [one for one in PLACED if one != of and name in (None, one)]
+            assert not any(near(one, said["side"], of) for one in looked_for)
+    done = runner.run(
+        f"def answer(image):\n    return len(neighbours(find(image, {of!r})[0], 'yellow shape'))", picture
+    )
+    assert tell(done.events, 0, False).split(". ")[1] == f'No "yellow shape" is next to the {of}'

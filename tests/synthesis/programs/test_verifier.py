@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -41,7 +43,9 @@ def test_a_right_grounded_program_is_verified(scene, runner):
         (program("return count(image, 'black')"), "7", Reason.WRONG),
         (program("return 'triangle'"), "triangle", Reason.NOT_GROUNDED),
         (program("return compare(2, 'more', 1)"), "yes", Reason.NOT_GROUNDED),
-        (program("count(image, 'green')", "return 'triangle'"), "triangle", Reason.UNMOVED),
+        (program("count(image, 'green')", "return 'triangle'"), "triangle", Reason.UNUSED),
+        (program("x = find(image, 'thing')[0]", "return 'yes'"), "yes", Reason.UNUSED),  # fails on a blank picture
+        (program("return 'triangle' if count(image, 'green') < 99 else 'circle'"), "triangle", Reason.UNMOVED),
         (program("return count(image, 'teal')"), "0", Reason.UNMOVED),
         (program("return exists(image, 'green')"), "yes", Reason.ALONE),
         (program("return find(image, 'teal')[0]"), (0, 0, 9, 9), Reason.RAISED),
@@ -55,6 +59,8 @@ def test_each_rejection_has_its_reason(scene, runner, source, truth, reason):
 def test_yes_and_no_need_two_different_programs_that_agree(scene, runner):
     yes, image = program("return exists(image, 'green')"), scene.image()
     renamed = yes.replace("image", "picture")
+    longer = program("unused = 1", "number = count(image, 'red')", "found = exists(image, 'green')", "return found")
+    assert verdicts(runner, [yes, longer], image, "yes") == [Reason.ALONE, Reason.ALONE]
     other = program("return count(image, 'green') > 0")
     assert verdicts(runner, [yes, renamed], image, "yes") == [Reason.ALONE, Reason.ALONE]
     assert verdicts(runner, [yes, other], image, "yes") == [None, None]
@@ -75,6 +81,33 @@ def test_absence_is_verified_by_another_picture(scene, runner, make_scene):
     )
     image = scene.image()
     assert verdicts(runner, [none], image, "0", controls=[blank(image), other.image()]) == [None]
+
+
+@pytest.mark.parametrize("reason", [Reason.WORKER_DIED, Reason.TIME, Reason.TOOL_ERROR])
+def test_a_control_picture_that_was_not_tried_says_nothing_and_another_may(scene, runner, reason):
+    class Flaky:
+        """Breaks down on the second picture of a program."""
+
+        def __init__(self):
+            self.pictures, self.tools = 0, runner.tools
+
+        def run(self, program, image, question=""):
+            self.pictures += 1
+            done = runner.run(program, image, question)
+            return replace(done, verdict=Verdict.FAILED, reason=reason) if self.pictures == 2 else done
+
+    truth = str(sum(thing.color == "green" for thing in scene.things))
+    source, image = program("return count(image, 'green')"), scene.image()
+    assert verdicts(Flaky(), [source], image, truth) == [Reason.UNTRIED]
+    assert verdicts(Flaky(), [source], image, truth, controls=[blank(image)] * 2) == [None]
+    same = [blank(image), image]  # what is left of the control pictures shows nothing
+    assert verdicts(Flaky(), [source], image, truth, controls=same) == [Reason.UNTRIED]
+
+
+def test_a_program_that_fails_of_itself_where_there_is_nothing_has_moved(scene, runner):
+    source = program("return query(image, 'what color is it?')")
+    truth = runner.run(source, scene.image()).answer
+    assert verdicts(runner, [source], scene.image(), truth) == [None]
 
 
 def test_without_a_label_nothing_is_wrong_but_luck_is_still_refused(scene, runner):
@@ -190,7 +223,7 @@ def test_all_choices_on_offer_need_two_programs_that_name_the_same_one(scene, ru
     assert verdicts(runner, [words, letter], image, "A", **options) == [None, None]
     assert verdicts(runner, [words, letter], image, "circle", **options) == [Reason.WRONG, Reason.WRONG]
     lucky = program("count(image, 'black')", "return 'A'")  # it looks, and says A whatever it sees
-    assert verdicts(runner, [words, lucky], image, "A", **options) == [None, Reason.UNMOVED]
+    assert verdicts(runner, [words, lucky], image, "A", **options) == [Reason.ALONE, Reason.UNUSED]
 
 
 def test_the_answers_of_several_people_count_from_the_accuracy_that_is_asked_for(scene, runner):

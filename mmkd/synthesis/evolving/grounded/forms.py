@@ -20,7 +20,7 @@ from mmkd.synthesis.evolving.grounded.sentences import claim, plurals, referring
 from mmkd.synthesis.evolving.grounded.sight import Sight
 from mmkd.synthesis.evolving.grounded.steps import finding, seen_of, sums, way_of
 from mmkd.synthesis.evolving.items import OPEN
-from mmkd.synthesis.programs.evidence import NUMBERS
+from mmkd.synthesis.programs.counting import NUMBERS
 
 
 def asked(plan: Plan, form: str, right: str, sight: Sight, rng: random.Random) -> Asked | None:

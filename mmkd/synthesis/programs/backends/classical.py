@@ -44,7 +44,7 @@ class ClassicalAsker:
         """Raises: Stop for any other question, or where there is nothing."""
         found = self.detector.detect(image, "thing")
         if not found:
-            raise Stop(Reason.TOOL_ERROR, "query: there is no coloured shape in this part of the picture.")
+            raise Stop(Reason.BAD_ARGUMENT, "query: there is no coloured shape in this part of the picture.")
         largest = max(found, key=lambda one: (one.box[2] - one.box[0]) * (one.box[3] - one.box[1]))
         color, shape = largest.label.split()
         text = question.lower()

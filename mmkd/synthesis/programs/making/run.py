@@ -23,6 +23,7 @@ from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.container import container
 from mmkd.synthesis.programs.grammar import gbnf
+from mmkd.synthesis.programs.limits import Limits
 from mmkd.synthesis.programs.making.examples import Example
 from mmkd.synthesis.programs.making.inventing import invent
 from mmkd.synthesis.programs.making.items import Item, OneImage, items_of
@@ -81,7 +82,8 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         items = items_of(records, usable(records, log, "data"))
         backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools"))
         command = container(config.container) if config.container else None
-        runner = Runner(backends, executor=MontyExecutor(config.workers, command=command), tools=config.tools.names)
+        executor = MontyExecutor(config.workers, command=command)
+        runner = Runner(backends, Limits.of(config.limits), executor, config.tools.names)
         stack.enter_context(runner)
         prompts = Prompts(runner.tools, config.examples)
         with open_asker(config.writer, out / "asked") as asker:  # the writer is let go of then
@@ -89,7 +91,7 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
                 items = invent(asker, config.invent, config, prompts, items, records, log)
             sampled = sample(asker, config, prompts, items)
         judge = None
-        if config.judge is not None and config.invent is None:  # new questions have no label
+        if config.judge is not None:
             judge = WordJudge(stack.enter_context(open_asker(config.judge, out / "judged")))
 
         def tried(candidates: dict[str, list[Candidate]]) -> Trials:

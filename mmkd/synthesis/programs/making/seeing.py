@@ -10,14 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 from mmkd.config.programs_schema import ToolsSection
-from mmkd.errors import ConfigError
+from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.backends.base import Backends
 from mmkd.synthesis.programs.backends.classical import ClassicalAsker, ClassicalDetector
 from mmkd.synthesis.programs.reasons import Reason, Stop
 from mmkd.synthesis.prompts import prompt
-from mmkd.synthesis.requests import Request, Sampling
+from mmkd.synthesis.requests import Request, Sampling, Status
 
 MOST_TOKENS = 48  # of what a model answers a tool
 
@@ -50,6 +50,13 @@ class ModelTool:
         except Exception as error:
             self.troubles.append(error)
             raise
+        if answer.status in (Status.UNANSWERED, Status.REFUSED):  # may come the next time; nothing is told of it
+            trouble = DataError(
+                f"{self.asker.backend.model}, which tools ask, gave no reply: {answer.reason}. All so far is kept; run "
+                "again to go on."
+            )
+            self.troubles.append(trouble)
+            raise trouble
         if not answer.done:
             raise Stop(Reason.TOOL_ERROR, f"the model gave no answer: {answer.reason[:200]}")
         return answer.text

@@ -226,7 +226,7 @@ def is_right(outcome: Outcome) -> bool:
 
 def is_agreed(outcome: Outcome) -> bool:
     """Whether enough programs gave its answer, for whatever reason."""
-    return outcome.verdict is Verdict.VERIFIED or outcome.reason is Reason.UNMOVED
+    return outcome.verdict is Verdict.VERIFIED or outcome.reason in (Reason.UNMOVED, Reason.UNTRIED)
 
 
 def best(outcomes: Sequence[tuple[Candidate, Outcome]]) -> tuple[Candidate, Outcome] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from mmkd.contracts import Spec, adapter
 from mmkd.data.records import Record
 from mmkd.errors import ConfigError
 from mmkd.precision import native_bf16
+from mmkd.synthesis.requests import digest
+from mmkd.whole_files import write_whole
 
 IGNORED = -100
 
@@ -20,18 +23,22 @@ IGNORED = -100
 def tune(source: str, records: Sequence[Record], section: TuneSection, out: Path) -> Path:
     """Train a decoder on the last turn of each record and leave it, with its tokenizer, at OUT.
 
-    Killed, the same call goes on from the newest whole checkpoint; where OUT is whole it returns at once.
+    Killed, the same call goes on from the newest whole checkpoint; where OUT is whole it returns at once. Beside OUT
+    stands what it was tuned by, OUT.json.
 
     Args:
         source: the decoder, as student.language.source.
         records: text only; what stands before the last turn is read, not trained on.
 
-    Raises: ConfigError where the train extra is not installed, the decoder has no chat template, or records is empty.
+    Raises: ConfigError where the train extra is not installed, the decoder has no chat template, records is empty, or
+        OUT was tuned by something else.
     """
-    if is_complete(out):
-        return out
     if not records:
         raise ConfigError("no program was verified, so there is nothing to tune the writer on. Raise samples.")
+    checkpoints = out.with_name(f".{out.name}.checkpoints")
+    _same(source, records, section, out, checkpoints)
+    if is_complete(out):
+        return out
     try:
         import torch
         from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -50,7 +57,6 @@ def tune(source: str, records: Sequence[Record], section: TuneSection, out: Path
     model, tokenizer = parts.model.float(), parts.tokenizer
     rows = [encoded(record, tokenizer) for record in records]
     model, lora = _adapted(model, section)
-    checkpoints = out.with_name(f".{out.name}.checkpoints")
     on_cpu = not torch.cuda.is_available()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     settings = TrainingArguments(
@@ -84,6 +90,26 @@ def tune(source: str, records: Sequence[Record], section: TuneSection, out: Path
     mark_complete(out)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return out
+
+
+def _same(source: str, records: Sequence[Record], section: TuneSection, out: Path, checkpoints: Path) -> None:
+    """Raises ConfigError where OUT, or what a kill left of it, was tuned by other settings or records."""
+    file = out.with_name(f"{out.name}.json")
+    # How often, and how often it is kept, make no other weights; examples make other records.
+    settings = section.model_dump(mode="json", exclude={"rounds", "save_every", "examples"})
+    turns = [[(turn.role, turn.text) for turn in record.turns] for record in records]
+    new = {"source": source, **settings, "records": digest(turns)}
+    if not (out.exists() or checkpoints.exists()):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, [json.dumps(new, indent=1), "\n"])
+        return
+    old = json.loads(file.read_text()) if file.exists() else {}
+    changed = [key for key in new if new[key] != old.get(key)]
+    if changed:
+        raise ConfigError(
+            f"{out} was tuned with other {', '.join(changed)} than now. Take the old ones, give another "
+            f"folder as out, or delete {out} and {checkpoints} to have it tuned again."
+        )
 
 
 def encoded(record: Record, tokenizer: Any) -> dict[str, list[int]]:

@@ -43,12 +43,16 @@ class Toolset:
         backends: tools whose back end is missing are left out.
         names: only these; all by default.
 
+    Attributes:
+        lacking: tools that are left out -> the back end that each needs.
+
     Raises: ConfigError for a name that is not installed, or lacks its back end.
     """
 
     def __init__(self, backends: Backends, names: Iterable[str] | None = None):
         every = installed()
         able = {name: one for name, one in every.items() if one.needs is None or getattr(backends, one.needs)}
+        self.lacking = {name: str(one.needs) for name, one in every.items() if name not in able}
         for name in names or ():
             if name not in every:
                 raise ConfigError(f"tool {name!r} is not installed.{near(name, every)} There are: {', '.join(every)}.")

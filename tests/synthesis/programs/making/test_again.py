@@ -97,6 +97,8 @@ def test_where_nothing_held_nothing_is_asked_again(config, tmp_path):
     assert made.yields["all"]["verified"] == 0
 
 
-def test_invented_questions_are_not_asked_again(config, tmp_path):
+def test_invented_questions_are_neither_asked_again_nor_judged(config, writer, tmp_path):
+    with pytest.raises(ValidationError, match="judge and invent do not go together"):
+        config(tmp_path / "out", judge={"endpoint": {"url": writer.url, "model": "wise"}}, invent={})
     with pytest.raises(ValidationError, match="again and invent do not go together"):
         config(tmp_path / "out", again={}, invent={})

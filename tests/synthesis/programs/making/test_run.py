@@ -257,7 +257,12 @@ def test_one_program_alone_holds_where_the_rows_of_its_question_rule_out_luck(
 def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(config, rows, tmp_path):
     from tests.synthesis.programs.making.scripted import ScriptedWriter
 
-    draft = lambda text, _: "There are 77 of them." if "how many" in text else "I looked, and it is so."  # noqa: E731
+    def draft(text: str, _: int) -> str:
+        answer = re.search(r"So the answer is (.+)\.", text)[1]
+        if "how many" in text:
+            return f"There are 77 of them. So it is {answer}."
+        return "I looked, and it is so." if "what color" in text else f"I looked: {answer}."
+
     with ScriptedWriter(draft) as words:
         wording = {"endpoint": {"url": words.url, "model": "words"}}
         made = make_programs(config(tmp_path / "out", rationales=wording))
@@ -266,7 +271,9 @@ def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(con
         assert len(words.asked) == made.yields["all"]["verified"]
     told = {r.turns[0].text: r.turns[1].rationale for r in jsonl(str(made.file)) if r.turns[1].rationale}
     assert not any("77" in text for text in told.values())
-    assert {text for question, text in told.items() if "how many" not in question} == {"I looked, and it is so."}
+    others = {question: text for question, text in told.items() if "how many" not in question}
+    assert not any("it is so" in text for text in others.values())  # which gives no answer
+    assert all(text.startswith("I looked: ") for question, text in others.items() if "what color" not in question)
 
 
 def test_broken_rows_are_set_aside_and_more_than_a_tenth_stop_the_run(config, rows, tmp_path):

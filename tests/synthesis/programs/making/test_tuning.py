@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from mmkd.checkpoints import mark_complete
 from mmkd.config.programs_schema import TuneSection
 from mmkd.data.records import Record, Turn
 from mmkd.errors import ConfigError
@@ -34,6 +35,30 @@ def test_only_the_last_turn_and_its_end_are_learned(tokenizer):
     batch = padded([row, encoded(LESSONS[0], tokenizer)], 0)
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+
+
+def test_a_writer_that_was_tuned_by_something_else_is_refused_with_what_differs(tmp_path):
+    out, section = tmp_path / "writer", TuneSection(steps=30)
+
+    def begun() -> None:  # all that a tuning leaves, but for its weights
+        with pytest.raises(ConfigError, match="no-such"):
+            tune("gguf:no-such", LESSONS, section, out)
+        out.mkdir()
+        mark_complete(out)
+
+    begun()
+    assert tune("gguf:no-such", LESSONS, section, out) == out
+    assert tune("gguf:no-such", LESSONS, section.model_copy(update={"rounds": 7, "save_every": 3}), out) == out
+    for source, lessons, changed, what in (
+        ("gguf:other", LESSONS, {}, "source"),
+        ("gguf:no-such", LESSONS[1:], {}, "records"),
+        ("gguf:no-such", LESSONS, {"steps": 31, "learning_rate": 1.0}, "steps, learning_rate"),
+    ):
+        with pytest.raises(ConfigError, match=rf"writer was tuned with other {what} than now\. Take"):
+            tune(source, lessons, section.model_copy(update=changed), out)
+    (tmp_path / "writer.json").unlink()
+    with pytest.raises(ConfigError, match="other source, steps"):
+        tune("gguf:no-such", LESSONS, section, out)
 
 
 @pytest.mark.slow

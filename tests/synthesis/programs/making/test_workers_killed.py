@@ -1,0 +1,36 @@
+"""Sandbox workers killed while the job runs: no program is to blame, so nothing of it is in what the job leaves."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import psutil
+
+from mmkd.synthesis.programs.making.run import make_programs
+from mmkd.synthesis.programs.monty import MontyExecutor
+
+
+def test_workers_killed_again_and_again_leave_the_records_of_an_undisturbed_run(config, tmp_path, monkeypatch):
+    undisturbed = make_programs(config(tmp_path / "undisturbed"))
+    execute, started, killed = MontyExecutor.execute, count(1), []
+    mine = {child.pid for child in psutil.Process().children()}  # whatever else this test process has started
+
+    def disturbed(self, code, inputs, call, limits):
+        number = next(started)
+
+        def killing(*asked):
+            if number % 5 == 0:  # in the middle of this program; of whatever runs beside it; or while nobody uses it
+                for worker in psutil.Process().children():
+                    if worker.pid not in mine and worker.name() in ("monty", "worker"):
+                        killed.append(worker.pid)
+                        worker.kill()
+            return call(*asked)
+
+        return execute(self, code, inputs, killing, limits)
+
+    monkeypatch.setattr(MontyExecutor, "execute", disturbed)
+    made = make_programs(config(tmp_path / "disturbed"))
+    assert len(killed) > 20
+    assert made.yields == undisturbed.yields
+    for name in ("records.jsonl", "programs.jsonl", "writer.jsonl", "yield.json"):
+        assert (tmp_path / "disturbed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
