@@ -28,7 +28,7 @@ from mmkd.synthesis.programs.backends.base import Backends
 from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.reasons import Stop
 from mmkd.synthesis.programs.tools import Toolset, View
-from mmkd.synthesis.requests import Sampling, digest
+from mmkd.synthesis.requests import Sampling
 
 REWORD_TOKENS = 64
 
@@ -104,14 +104,26 @@ class Parts:
         return ModelJudge(self._asker(section.model), sampling, ImageCheck(section.model.endpoint))
 
     def _asker(self, section: ModelSection) -> Asker:
-        """One for each model, however many ask it: it is loaded once and has one budget."""
-        name = section.endpoint.model if section.endpoint else section.model_dump_json()
-        key = digest(name)[:12]
+        """One for all roles of equal sections: the model is loaded once and has one budget. Two servers may call their
+        models alike, so the name alone makes no two sections one.
+
+        The store is called after the first of these roles, so that a server that moved finds its answers again.
+        """
+        key = section.model_dump_json()
         if key not in self._askers:
+            role = next(role for role, model in self._models().items() if model == section)
             self._askers[key] = self._stack.enter_context(
-                open_asker(section, self.out / "answers" / key, self.config.reasks)
+                open_asker(section, self.out / "answers" / role, self.config.reasks)
             )
         return self._askers[key]
+
+    def _models(self) -> dict[str, ModelSection | None]:
+        blind = self.config.blind
+        return {
+            "evolver": self.config.evolver.model,
+            "judge": self.config.judge.model,
+            "blind": blind.model if blind else None,
+        }
 
 
 def backends(section: ToolsSection) -> Backends:
