@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mmkd.data.rejected import FEWEST_SEEN, MOST_BAD, BadRow
+from mmkd.data.rejected import BadRow
 from mmkd.errors import DataError
 from mmkd.synthesis.backends import Backend, Call, NoReply, Refused
+from mmkd.synthesis.misses import Misses
 from mmkd.synthesis.replies import Problem, next_try, read_reply
 from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage, digest, request_key
 from mmkd.synthesis.store import Entry, Store
@@ -31,10 +32,13 @@ class Asker:
     Args:
         reasks: how often a reply that is no answer is asked for again.
         tally: counts what happens; shown by `mmkd.synthesis.progress`.
+        all_replied: `answer` raises at its end where the server owes replies: for engines that close what they did.
     """
 
-    def __init__(self, backend: Backend, store: Store, reasks: int = 2, tally: Tally | None = None):
-        self.backend, self.store, self.reasks = backend, store, reasks
+    def __init__(
+        self, backend: Backend, store: Store, reasks: int = 2, tally: Tally | None = None, all_replied: bool = False
+    ):
+        self.backend, self.store, self.reasks, self.all_replied = backend, store, reasks, all_replied
         self.tally = tally or Tally()
         self._asked: dict[str, asyncio.Future[Answer]] = {}  # on their way, so that equal requests are paid once
         self._runs: dict[_Run, Future[None]] = {}
@@ -51,6 +55,7 @@ class Asker:
 
         Raises: BudgetSpent, ConfigError (no call can succeed), DataError once more than 10 % of at least 50 requests
             got no reply or were refused: each after the calls on their way have ended, with all answers so far kept.
+            With `all_replied`, after the last answer, what `Misses.require_replies` raises.
         """
         run = _Run(self, iter(requests))
         self._runs[run] = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
@@ -60,6 +65,8 @@ class Asker:
                 yield answer
         finally:
             self._end(run)
+        if self.all_replied:
+            run.misses.require_replies(self.store)
 
     def _end(self, run: _Run) -> None:
         """Wait for its calls on their way. Raises what its workers raised."""
@@ -199,24 +206,6 @@ class _Run:
         except BaseException:
             self.stop()  # the others end what they have begun
             raise
-
-
-class Misses:
-    """Requests that got nothing, which are too many where it is the server that is at fault."""
-
-    def __init__(self, model: str):
-        self.model, self.seen, self.missed = model, 0, 0
-
-    def count(self, answer: Answer) -> None:
-        """Raises DataError once more than 10 % of at least 50 requests got no reply or were refused."""
-        self.seen += 1
-        self.missed += answer.status in (Status.UNANSWERED, Status.REFUSED)
-        if self.seen >= FEWEST_SEEN and self.missed > MOST_BAD * self.seen:
-            raise DataError(
-                f"{self.missed} of {self.seen} requests to {self.model} got no reply or were refused, "
-                f"more than {MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to "
-                "the server and run again to go on."
-            )
 
 
 def answer_of(entry: Entry, request: Request) -> Answer:

@@ -22,10 +22,11 @@ from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.synthesis_schema import FleetSection, ModelSection
 from mmkd.data.rejected import BadRow
 from mmkd.errors import ConfigError, MmkdError
-from mmkd.synthesis.asking import Asker, Misses, answer_of, unreadable
+from mmkd.synthesis.asking import Asker, answer_of, unreadable
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.fleet_worker import COLUMN, Batch, Done, Orders, Worker
 from mmkd.synthesis.limits import BudgetSpent, told
+from mmkd.synthesis.misses import Misses
 from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage, request_key
 from mmkd.synthesis.shards import merge
 from mmkd.synthesis.store import Store
@@ -54,9 +55,16 @@ class Fleet(Asker):
     """
 
     def __init__(
-        self, section: ModelSection, fleet: FleetSection, store: Store, reasks: int, tally: Tally | None = None
+        self,
+        section: ModelSection,
+        fleet: FleetSection,
+        store: Store,
+        reasks: int,
+        tally: Tally | None = None,
+        all_replied: bool = False,
     ):
         self.section, self.fleet, self.store, self.reasks = section, fleet, store, reasks
+        self.all_replied = all_replied
         self.tally = tally or Tally()
         self._names = count()
         connect(fleet)
@@ -93,6 +101,8 @@ class Fleet(Asker):
         yield from self._answered(batches, len(under_way), misses)
         for request in twins:
             yield self._twin(request)
+        if self.all_replied:
+            misses.require_replies(self.store)
 
     def close(self) -> None:
         self.store.close()

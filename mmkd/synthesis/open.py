@@ -24,16 +24,20 @@ def open_backend(section: ModelSection, store: Store) -> Backend:
     return open_local(section)
 
 
-def open_asker(section: ModelSection, folder: str | Path, reasks: int = 2) -> Asker:
-    """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`."""
+def open_asker(section: ModelSection, folder: str | Path, reasks: int = 2, all_replied: bool = False) -> Asker:
+    """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`.
+
+    Args:
+        all_replied: see `Asker`.
+    """
     store = Store(folder)
     try:
         merge_left(store)
         if section.fleet is None:
-            return Asker(open_backend(section, store), store, reasks)
+            return Asker(open_backend(section, store), store, reasks, all_replied=all_replied)
         from mmkd.synthesis.fleet import Fleet
 
-        return Fleet(section, section.fleet, store, reasks)
+        return Fleet(section, section.fleet, store, reasks, all_replied=all_replied)
     except BaseException:
         store.close()
         raise

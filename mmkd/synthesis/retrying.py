@@ -53,7 +53,7 @@ def retried(seconds: float, source: random.Random) -> tenacity.AsyncRetrying:
 def trouble_of(error: Exception, section: EndpointSection) -> Exception:
     """Trouble, Refused, or ConfigError, with what the server said."""
     if isinstance(error, (TimeoutError, openai.APITimeoutError)):
-        return Trouble("timeout", f"no whole reply within {section.timeout:g} s")
+        return Trouble("timeout", f"{section.url}: no whole reply within {section.timeout:g} s")
     if isinstance(error, openai.APIStatusError):
         return _of_status(error, section)
     if isinstance(error, openai.APIConnectionError):
@@ -70,7 +70,7 @@ def _of_status(error: openai.APIStatusError, section: EndpointSection) -> Except
     said = f"HTTP {status}: {str(error)[:300]}"
     if status in PASSING or status >= 500:
         kind = "rate limit" if status == 429 else f"HTTP {status}"
-        return Trouble(kind, said, _seconds(error.response.headers.get("retry-after")))
+        return Trouble(kind, f"{section.url}: {said}", _seconds(error.response.headers.get("retry-after")))
     if status in OF_ALL_CALLS or status < 400:
         return ConfigError(
             f"{section.url} does not answer for model {section.model!r}: {said}. Check url, model and api_key_env."

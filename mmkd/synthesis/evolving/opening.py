@@ -113,7 +113,7 @@ class Parts:
         if key not in self._askers:
             role = next(role for role, model in self._models().items() if model == section)
             self._askers[key] = self._stack.enter_context(
-                open_asker(section, self.out / "answers" / role, self.config.reasks)
+                open_asker(section, self.out / "answers" / role, self.config.reasks, all_replied=True)
             )
         return self._askers[key]
 

@@ -188,6 +188,28 @@ def test_garbage_alone_ends_as_rejections(make_scene, tmp_path):
     assert all(record.turns[0].text for record in jsonl(str(written.file)))  # the seeds
 
 
+def test_a_server_that_is_down_ends_the_run_and_costs_no_item(make_scene, tmp_path):
+    dead = served_by("http://127.0.0.1:9/v1", check_images=False, retry_seconds=0)
+    with pytest.raises(DataError, match=r"4 of 4 requests to tiny got no reply.*127\.0\.0\.1:9.*run again"):
+        run(config(tmp_path, scenes=2, **dead))
+    assert not (tmp_path / "out/rounds/1.jsonl").exists()
+
+    def down(number, body) -> str:  # the judge alone
+        return "500" if "Grade the difficulty" in str(body) else ""
+
+    with FaultProxy(None, fault=down, content=said) as proxy:
+        fields = served_by(proxy.url, check_images=False, retry_seconds=0)
+        with pytest.raises(DataError, match=r"got no reply.*HTTP 500.*run again"):
+            run(config(tmp_path, scenes=2, **fields))
+        before = kept(tmp_path / "out")
+        proxy.fault = lambda number, body: ""
+        sent = len(proxy.seen)
+        run(config(tmp_path, scenes=2, **fields))
+        assert not before & {seen.call for seen in proxy.seen[sent:]}
+        run(config(tmp_path, "straight", scenes=2, **fields))
+    assert results(tmp_path / "out") == results(tmp_path / "straight")
+
+
 def test_half_a_chunk_is_done_again(make_scene, tmp_path, monkeypatch):
     monkeypatch.setattr(journal_file, "CHUNK", 3)
     monkeypatch.setattr("mmkd.synthesis.evolving.run.CHUNK", 3)
