@@ -17,7 +17,7 @@ class PriceSection(Section):
 
 
 class BudgetSection(Section):
-    """Limits over all that a store ever paid this model; no call is sent that could go over one."""
+    """Limits over all that a job ever paid this model, in all its roles; no call is sent that could go over one."""
 
     tokens: int | None = Field(None, ge=1, description="Prompt and answer tokens together.")
     cost: float | None = Field(None, gt=0, description="Money, by `price`.")

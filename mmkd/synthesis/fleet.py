@@ -62,9 +62,10 @@ class Fleet(Asker):
         reasks: int,
         tally: Tally | None = None,
         all_replied: bool = False,
+        elsewhere: Usage | None = None,
     ):
         self.section, self.fleet, self.store, self.reasks = section, fleet, store, reasks
-        self.all_replied = all_replied
+        self.all_replied, self._elsewhere = all_replied, elsewhere or Usage()
         self.tally = tally or Tally()
         self._names = count()
         connect(fleet)
@@ -138,7 +139,7 @@ class Fleet(Asker):
 
     def _spent(self) -> BudgetSpent:
         endpoint = self.section.endpoint
-        spent = self.store.spent(endpoint.model)
+        spent = self.store.spent(endpoint.model) + self._elsewhere
         return BudgetSpent(told(endpoint.budget, spent, "what is left does not cover the next call"))
 
     def _taken(self, done: Done, misses: Misses) -> Iterator[Answer]:
@@ -168,7 +169,8 @@ class Fleet(Asker):
     def _orders(self, total: int) -> Orders:
         section = self.section
         if section.endpoint is not None:
-            part = parted(section.endpoint, self.fleet.workers, self.store.spent(section.endpoint.model), total)
+            spent = self.store.spent(section.endpoint.model) + self._elsewhere
+            part = parted(section.endpoint, self.fleet.workers, spent, total)
             section = section.model_copy(update={"endpoint": part})
         return Orders(section, self.reasks, os.getcwd(), self.store.folder.resolve(), self.backend.model)
 

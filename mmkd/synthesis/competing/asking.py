@@ -20,8 +20,8 @@ EMPTY = "empty reply"
 
 def open_role(model: ModelSection, asked: Path, role: str, reasks: int) -> Asker:
     """The model of a role, e.g. judge, with its store in `asked`/`role`. A step that asks it is closed only when every
-    request has been replied to: see `Misses.require_replies`."""
-    return open_asker(model, asked / role, reasks, all_replied=True)
+    request has been replied to (`Misses.require_replies`), and what it was paid in other roles counts, too."""
+    return open_asker(model, asked / role, reasks, all_replied=True, shared_budget=True)
 
 
 def answered(

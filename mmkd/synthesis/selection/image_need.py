@@ -61,7 +61,7 @@ def image_need(
                     yield Request(f"{index}/{place}/{seed}", turns, (), sampling, may_be_cut=True)
 
     right: defaultdict[int, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
-    with open_asker(section, rows.folder / "image_need", all_replied=True) as asker:
+    with open_asker(section, rows.folder / "image_need", all_replied=True, shared_budget=True) as asker:
         total = tries * sum(len(list(blind_questions(record, system))) for _, record in rows)
         for answer in shown(asker.answer(requests()), asker.tally, "asking blind", total):
             index, place, _ = map(int, answer.request.id.split("/"))

@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from mmkd.config.compete_schema import CompeteConfig
-from mmkd.errors import DataError
+from mmkd.data.rejected import RejectedLog
+from mmkd.errors import ConfigError, DataError
+from mmkd.synthesis.competing.asking import answered
+from mmkd.synthesis.competing.assessing import good_enough
 from mmkd.synthesis.competing.compete import Competition
+from mmkd.synthesis.competing.folder import require_same
 from mmkd.synthesis.competing.items import Item, read_items, write_items
+from mmkd.synthesis.limits import BudgetSpent
+from mmkd.synthesis.requests import Sampling
+from mmkd.synthesis.store import Store
 from tests.synthesis.fault_proxy import FaultProxy
 
 
@@ -50,3 +57,37 @@ def test_a_step_is_closed_only_when_the_server_owes_nothing(items, tmp_path):
         assert competition._step("teacher", competition._ask_teacher) == {"pool": 60, "given": 60}
         assert len(proxy.seen) == 65
     assert [item.id for item in read_items(tmp_path / "pool" / "0.jsonl")] == [item.id for item in items]
+
+
+def test_a_budget_is_that_of_all_roles_together(items, tmp_path):
+    def said(body: dict[str, Any]) -> str:
+        return '{"reason": "r", "score": 9}' if "grade answers" in str(body) else "red"
+
+    with FaultProxy(None, content=said) as proxy:
+        model = served(proxy.url, budget={"tokens": 2800}, structured="validate", image_tokens=10)
+        one = config(tmp_path, model, judge={"model": model, "max_tokens": 50})
+        log, asked = RejectedLog(tmp_path / "log.jsonl"), tmp_path / "asked"
+        told = answered(one.teacher, asked, items, Sampling(max_tokens=20), log, 0, "teacher")
+        with pytest.raises(BudgetSpent, match="of 2,800 tokens are spent"):
+            good_enough(one, tmp_path, told, log)
+        spent = {}
+        for role in ("teacher", "judge"):
+            with Store(asked / role) as store:
+                spent[role] = store.spent("m").tokens
+    assert spent["teacher"] == 60 * 15
+    assert 0 < spent["judge"] < sum(spent.values()) <= 2800
+
+
+def test_a_server_may_move_and_its_budget_be_raised_and_its_model_not(tmp_path):
+    augment = {"name": "llm", "model": served("http://one/v1")}
+    require_same(tmp_path, config(tmp_path, served("http://one/v1"), augment=augment), {})
+    elsewhere = served("http://two/v1", budget={"tokens": 9}, concurrency=3, retry_seconds=7, replicas=["http://3/v1"])
+    require_same(tmp_path, config(tmp_path, elsewhere, augment=augment | {"model": elsewhere}), {})
+    for changes, where in (
+        ({"teacher": served("http://one/v1", model="other")}, "teacher.endpoint.model"),
+        ({"augment": {"name": "llm", "model": served("http://one/v1", model="n")}}, "augment.model.endpoint.model"),
+        ({"gap": 2.0}, "gap"),
+    ):
+        settings = {"teacher": served("http://one/v1"), "augment": augment} | changes
+        with pytest.raises(ConfigError, match=rf"other settings: competition\.{where}\. .*how an endpoint is reached"):
+            require_same(tmp_path, config(tmp_path, **settings), {})
