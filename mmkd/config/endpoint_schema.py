@@ -42,7 +42,11 @@ class EndpointSection(Section):
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1, description="Counted as the most that a call can use.")
     timeout: float = Field(120.0, gt=0, description="Seconds for one whole reply, however slowly it drips.")
-    retry_seconds: float = Field(300.0, ge=0, description="How long a call is sent again before it is given up.")
+    retry_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="How long a call is sent again before it is given up; waiting for its turn by a rate is not counted.",
+    )
     structured: Literal["auto", "server", "validate"] = Field(
         "auto",
         description="Who sees to the form of JSON answers: the server, by response_format; or validate alone, which "

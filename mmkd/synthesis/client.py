@@ -21,7 +21,7 @@ try:
     import openai
 
     from mmkd.synthesis.limits import Budget, Rates, priced
-    from mmkd.synthesis.retrying import Trouble, retried
+    from mmkd.synthesis.retrying import Clock, Trouble, retried
     from mmkd.synthesis.servers import Server, servers_of
 except ImportError as error:
     raise ConfigError(f"asking an endpoint needs {error.name}: pip install 'mmkd[synthesis]'.") from error
@@ -104,13 +104,15 @@ class Endpoint:
 
     async def _retrying(self, call: Call, most: Usage) -> Completion:
         messages = await asyncio.to_thread(to_messages, call.turns, call.images)  # decoding and base64 take their time
+        clock = Clock()
         try:
-            async for attempt in retried(self.section.retry_seconds, self._random):
+            async for attempt in retried(self.section.retry_seconds, self._random, clock):
                 with attempt:
                     server = min(self._servers, key=Server.burden)
                     with server.called():
                         await server.pause.over()
-                        await self._rates.wait(most)
+                        with clock.stopped():
+                            await self._rates.wait(most)
                         return await self._once(server, call, messages, most)
         except Trouble as trouble:
             raise NoReply(trouble.kind, f"{trouble} (sent again for {self.section.retry_seconds:.0f} s)") from trouble
