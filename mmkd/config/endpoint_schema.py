@@ -45,7 +45,7 @@ class EndpointSection(Section):
     retry_seconds: float = Field(
         300.0,
         ge=0,
-        description="How long a call is sent again before it is given up; waiting for its turn by a rate is not counted.",
+        description="How long a call is sent again before it is given up; not counting waits for its turn by a rate.",
     )
     structured: Literal["auto", "server", "validate"] = Field(
         "auto",

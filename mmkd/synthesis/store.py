@@ -166,8 +166,8 @@ class Store:
         """Raises DataError where the disk takes no more; the store is closed all the same."""
         if self.broken:
             Console(stderr=True).print(
-                f"{self.journal}: {self.broken:,} lines cannot be read and are passed over; what they said is asked for "
-                "again"
+                f"{self.journal}: {self.broken:,} lines cannot be read and are passed over; what they said is asked "
+                "for again"
             )
         with self._lock:
             try:
