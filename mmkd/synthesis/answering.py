@@ -18,7 +18,7 @@ from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
-from mmkd.synthesis.requests import Answer, Request, Sampling, Status, digest, request_key
+from mmkd.synthesis.requests import Answer, Request, Sampling, Status, digest
 from mmkd.synthesis.rows import open_rows, usable
 
 
@@ -133,7 +133,7 @@ class Relabel:
         asked = questions(record)
         for place in range(depth):
             request = self._request(record, asked, said)
-            entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
+            entry = self.asker.store.last(self.asker.key(request.content()))
             if entry is None or entry.status is Status.UNUSABLE:  # the run was stopped between two tries
                 return found, BadRow(f"question {place + 1} got no reply; run again.", "no reply"), True
             answer = answer_of(entry, request)

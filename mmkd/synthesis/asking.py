@@ -91,13 +91,18 @@ class Asker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def key(self, content: dict[str, Any]) -> str:
+        """The name under which the store keeps the answer to a request of this content."""
+        extra = self.backend.extra_body
+        return request_key(self.backend.model, content | ({"extra_body": extra} if extra else {}))
+
     async def one(self, request: Request) -> Answer:
         """The answer to one request, from the store or the back end; see `answer` for what it raises."""
         try:
             content = await asyncio.to_thread(request.content)
         except BadRow as error:
             return unreadable(request, self.backend.model, error)
-        key = request_key(self.backend.model, content)
+        key = self.key(content)
         if key in self._asked:
             return replace(await asyncio.shield(self._asked[key]), request=request, usage=Usage())
         final = self.store.final(key)

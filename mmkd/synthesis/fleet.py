@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -27,7 +27,7 @@ from mmkd.synthesis.backends import Call
 from mmkd.synthesis.fleet_worker import COLUMN, Batch, Done, Orders, Worker
 from mmkd.synthesis.limits import BudgetSpent, told
 from mmkd.synthesis.misses import Misses
-from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage, request_key
+from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage
 from mmkd.synthesis.shards import merge
 from mmkd.synthesis.store import Store
 from mmkd.synthesis.tally import Tally
@@ -112,7 +112,8 @@ class Fleet(Asker):
         """Who the workers ask. For weights, which are what they are known by, one worker loads them."""
         endpoint = self.section.endpoint
         if endpoint is not None:
-            return Elsewhere(endpoint.model, endpoint.license, endpoint.concurrency * (1 + len(endpoint.replicas)))
+            concurrency = endpoint.concurrency * (1 + len(endpoint.replicas))
+            return Elsewhere(endpoint.model, endpoint.license, concurrency, endpoint.extra_body)
         orders = Orders(self.section, self.reasks, os.getcwd(), self.store.folder.resolve())
         task = ray.remote(num_cpus=self.fleet.cpus, num_gpus=self.fleet.gpus, max_calls=1)(_known)
         found = ray.get(task.remote(orders))
@@ -182,7 +183,7 @@ class Fleet(Asker):
         return ray.put(pandas.DataFrame({COLUMN: pandas.Series(column)}))
 
     def _key(self, request: Request) -> str:
-        return request_key(self.backend.model, request.content())
+        return self.key(request.content())
 
     def _twin(self, request: Request) -> Answer:
         key = self._key(request)
@@ -199,6 +200,7 @@ class Elsewhere:
     model: str
     license: str | None
     concurrency: int
+    extra_body: dict[str, Any] = field(default_factory=dict)
 
     async def complete(self, call: Call) -> Completion:
         raise NotImplementedError("workers make the calls")
