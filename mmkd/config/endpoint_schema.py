@@ -55,7 +55,7 @@ class EndpointSection(Section):
     )
     token_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens",
-        description="What the server calls the most tokens of an answer; OpenAI's reasoning models know the latter alone.",
+        description="What the server calls the most tokens of an answer; OpenAI's reasoning models take the latter.",
     )
     extra_body: dict[str, Any] = Field(
         default_factory=dict,

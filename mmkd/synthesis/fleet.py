@@ -22,9 +22,10 @@ from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.synthesis_schema import FleetSection, ModelSection
 from mmkd.data.rejected import BadRow
 from mmkd.errors import ConfigError, MmkdError
-from mmkd.synthesis.asking import Asker, answer_of, unreadable
+from mmkd.synthesis.asking import Asker, answer_of, first_usage, unreadable
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.fleet_worker import COLUMN, Batch, Done, Orders, Worker
+from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.limits import BudgetSpent, told
 from mmkd.synthesis.misses import Misses
 from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage
@@ -63,9 +64,11 @@ class Fleet(Asker):
         tally: Tally | None = None,
         all_replied: bool = False,
         elsewhere: Usage | None = None,
+        check: ImageCheck | None = None,
     ):
         self.section, self.fleet, self.store, self.reasks = section, fleet, store, reasks
         self.all_replied, self._elsewhere = all_replied, elsewhere or Usage()
+        self.check, self._looked = check, False
         self.tally = tally or Tally()
         self._names = count()
         connect(fleet)
@@ -86,7 +89,11 @@ class Fleet(Asker):
                 misses.count(answer)
                 yield answer
                 continue
-            if (final := self.store.final(key)) is not None:
+            final = self.store.final(key)
+            if final is None and request.images and not self._looked:
+                self._look(request)
+                final = self.store.final(key)
+            if final is not None:
                 self.tally.stored(final)
                 yield answer_of(final, request)
             elif (short := bytes.fromhex(key)) in under_way:
@@ -149,7 +156,17 @@ class Fleet(Asker):
             self.tally.kept(entry)
         for answer in done.answers:
             misses.count(answer)
+            if self.check is not None:
+                self.check.check(answer.request, answer.usage)
             yield answer
+
+    def _look(self, request: Request) -> None:
+        """Find out by the first request with pictures whether the server reads them."""
+        self._looked = True
+        if self.check is not None and not self.check.passed:
+            pair = self.check.pair(request)
+            used = {answer.request.id: first_usage(self.store, answer) for answer in self.answer(pair)}
+            self.check.decide(len(request.images), *(used[one.id] for one in pair))
 
     def _run(self, batches: Sequence[Any], total: int) -> Iterator[Done]:
         """The batches through the workers, as they end."""

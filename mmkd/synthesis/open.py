@@ -7,6 +7,7 @@ from pathlib import Path
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
+from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.in_process import open_local
 from mmkd.synthesis.requests import Usage
 from mmkd.synthesis.shards import merge_left
@@ -47,11 +48,14 @@ def open_asker(
         elsewhere = Usage()
         if shared_budget and section.endpoint is not None:
             elsewhere = _paid_beside(store.folder, section.endpoint.model)
+        endpoint = section.endpoint
+        check = ImageCheck(endpoint, store.folder) if endpoint is not None and endpoint.check_images else None
         if section.fleet is None:
-            return Asker(open_backend(section, store, elsewhere), store, reasks, all_replied=all_replied)
+            backend = open_backend(section, store, elsewhere)
+            return Asker(backend, store, reasks, all_replied=all_replied, check=check)
         from mmkd.synthesis.fleet import Fleet
 
-        return Fleet(section, section.fleet, store, reasks, all_replied=all_replied, elsewhere=elsewhere)
+        return Fleet(section, section.fleet, store, reasks, all_replied=all_replied, elsewhere=elsewhere, check=check)
     except BaseException:
         store.close()
         raise

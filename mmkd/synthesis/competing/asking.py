@@ -10,7 +10,6 @@ from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.competing.items import Item
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.requests import Answer, Sampling, Status
@@ -50,11 +49,8 @@ def answered(
         return []
     answers: dict[str, Answer] = {}
     with open_role(model, asked, who, reasks) as asker:
-        check = ImageCheck(model.endpoint)
         requests = [replace(item.request(sampling), may_be_cut=may_be_cut) for item in items]
-        check.probe(asker, next((request for request in requests if request.images), None))
         for answer in shown(asker.answer(requests), asker.tally, f"{who} answers", len(items)):
-            check.check(answer)
             answers[answer.request.id] = answer
         license = asker.backend.license
     kept = []

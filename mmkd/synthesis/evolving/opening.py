@@ -22,7 +22,6 @@ from mmkd.synthesis.evolving.items import Box
 from mmkd.synthesis.evolving.llm import ModelEvolver
 from mmkd.synthesis.evolving.outcomes import Evolver
 from mmkd.synthesis.evolving.rounds import Round
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.backends.base import Backends
 from mmkd.synthesis.programs.backends.classical import classical
@@ -94,14 +93,14 @@ class Parts:
             rewording = Rewording(self._asker(section.model), short) if section.model else None
             return Grounded(sampling.seed, rewording)
         assert section.model is not None
-        return ModelEvolver(self._asker(section.model), sampling, self.tools, ImageCheck(section.model.endpoint))
+        return ModelEvolver(self._asker(section.model), sampling, self.tools)
 
     def _judge(self) -> ParentJudge:
         section = self.config.judge
         if section.model is None:
             return ToolsJudge()
         sampling = Sampling(**section.sampling.model_dump())
-        return ModelJudge(self._asker(section.model), sampling, ImageCheck(section.model.endpoint))
+        return ModelJudge(self._asker(section.model), sampling)
 
     def _asker(self, section: ModelSection) -> Asker:
         """One for all roles of equal sections: the model is loaded once and has one budget. Two servers may call their

@@ -1,7 +1,8 @@
-"""A competition whose server is away for a while, moves, or has spent its budget: nothing is lost, and it goes on."""
+"""A competition whose server is away for a while, moves, drops pictures, or has spent its budget."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,29 @@ def test_a_server_may_move_and_its_budget_be_raised_and_its_model_not(tmp_path):
         settings = {"teacher": served("http://one/v1"), "augment": augment} | changes
         with pytest.raises(ConfigError, match=rf"other settings: competition\.{where}\. .*how an endpoint is reached"):
             require_same(tmp_path, config(tmp_path, **settings), {})
+
+
+class Seeing(FaultProxy):
+    """Counts twenty tokens for each picture."""
+
+    async def _upstream(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, answer = await super()._upstream(body)
+        answer["usage"]["prompt_tokens"] += 20 * str(body).count("'image_url':")
+        return status, answer
+
+
+def test_a_judge_that_is_sent_pictures_and_does_not_read_them_is_found_out(items, tmp_path):
+    told = [replace(item, answer="red") for item in items[:4]]
+    log = RejectedLog(tmp_path / "log.jsonl")
+    for server, reads in ((FaultProxy, False), (Seeing, True)):
+        with server(None, content=lambda body: '{"reason": "r", "score": 9}') as proxy:
+            model = served(proxy.url, structured="validate", check_images=True)
+            one, out = config(tmp_path, model, judge={"model": model}), tmp_path / server.__name__
+            if not reads:
+                with pytest.raises(ConfigError, match=r"1 image\(s\) in a prompt add 0 tokens"):
+                    good_enough(one, out, told, log)
+                assert len(proxy.seen) == 2
+                continue
+            assert good_enough(one, out, told[:2], log) == told[:2]
+            assert good_enough(one, out, told, log) == told
+            assert len(proxy.seen) == 5  # one of them without the picture
