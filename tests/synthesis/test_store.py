@@ -130,25 +130,26 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path):
 
 
 def test_a_disk_too_full_for_the_index_mixes_up_no_answers_and_loses_none(tmp_path, monkeypatch):
-    with filled(tmp_path, 1) as store:
-        add, full = store._index.add, [True]
+    store = filled(tmp_path, 1)
+    add, full = store._index.add, [True]
 
-        def failing(*row) -> None:
-            if full:
-                raise sqlite3.OperationalError("database or disk is full")
-            add(*row)
+    def failing(*row) -> None:
+        if full:
+            raise sqlite3.OperationalError("database or disk is full")
+        add(*row)
 
-        monkeypatch.setattr(store._index, "add", failing)
-        with pytest.raises(DataError, match=r"index\.sqlite cannot be written \(database or disk is full\).*run again"):
-            store.append(entry(1))
-        full.clear()
-        store.append(entry(2))
-        assert [store.final(f"key{number}").text for number in range(3)] == [f"answer {n}\n" for n in range(3)]
-        full.append(True)
+    monkeypatch.setattr(store._index, "add", failing)
+    with pytest.raises(DataError, match=r"index\.sqlite cannot be written \(database or disk is full\).*run again"):
+        store.append(entry(1))
+    full.clear()
+    store.append(entry(2))
+    assert [store.final(f"key{number}").text for number in range(3)] == [f"answer {n}\n" for n in range(3)]
+    full.append(True)
+    for closing in (lambda: store.append(entry(3)), store.close):
         with pytest.raises(DataError, match="Make room"):
-            store.append(entry(3))
-    with Store(tmp_path) as store:
-        assert [one.key for one in store.entries()] == [f"key{number}" for number in range(4)]
+            closing()
+    with Store(tmp_path) as again:
+        assert [one.key for one in again.entries()] == [f"key{number}" for number in range(4)]
 
 
 def test_a_line_damaged_behind_the_index_is_passed_over_and_told(tmp_path, capsys):
