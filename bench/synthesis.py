@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 import psutil
@@ -147,6 +147,7 @@ class Echo:
     """See `Backend`: says the question again, at once."""
 
     model, license, concurrency = "echo", "MIT", 32
+    extra_body: ClassVar[dict[str, Any]] = {}
 
     async def complete(self, call: Call) -> Completion:
         await asyncio.sleep(0)

@@ -73,6 +73,12 @@ class RefineSection(Section):
     temperature: float = Field(0.7, ge=0, le=2)
     max_tokens: int = Field(768, ge=1)
 
+    @model_validator(mode="after")
+    def drawn(self) -> RefineSection:
+        if self.tries > 1 and self.temperature == 0:
+            raise ValueError("more than one try needs a temperature above 0: the same would be said again")
+        return self
+
 
 class StopSection(Section):
     """When the held-out win rate has stopped moving."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mmkd.config.sections import Section
+
+# Fields of a request that say what was asked; the store knows them from elsewhere.
+OWN_FIELDS = frozenset(
+    ("model", "messages", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "logprobs",
+     "top_logprobs", "response_format", "n", "stream")
+)  # fmt: skip
 
 
 class PriceSection(Section):
@@ -17,7 +23,7 @@ class PriceSection(Section):
 
 
 class BudgetSection(Section):
-    """Limits over all that a store ever paid this model; no call is sent that could go over one."""
+    """Limits over all that a job ever paid this model, in all its roles; no call is sent that could go over one."""
 
     tokens: int | None = Field(None, ge=1, description="Prompt and answer tokens together.")
     cost: float | None = Field(None, gt=0, description="Money, by `price`.")
@@ -42,7 +48,20 @@ class EndpointSection(Section):
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1, description="Counted as the most that a call can use.")
     timeout: float = Field(120.0, gt=0, description="Seconds for one whole reply, however slowly it drips.")
-    retry_seconds: float = Field(300.0, ge=0, description="How long a call is sent again before it is given up.")
+    retry_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="How long a call is sent again before it is given up; not counting waits for its turn by a rate.",
+    )
+    token_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens",
+        description="What the server calls the most tokens of an answer; OpenAI's reasoning models take the latter.",
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of each request, as they are, e.g. {reasoning_effort: low}; answers asked for with "
+        "others are others.",
+    )
     structured: Literal["auto", "server", "validate"] = Field(
         "auto",
         description="Who sees to the form of JSON answers: the server, by response_format; or validate alone, which "
@@ -54,3 +73,10 @@ class EndpointSection(Section):
     image_tokens: int = Field(4096, ge=1, description="Most tokens of one image, for budget and rate.")
     check_images: bool = Field(True, description="Stop where the prompt tokens show that an image was not read.")
     unique_ids: bool = Field(True, description="False for servers that give every reply the same id.")
+
+    @field_validator("extra_body")
+    @classmethod
+    def further(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(OWN_FIELDS & fields.keys()):
+            raise ValueError(f"{', '.join(own)}: mmkd sets this itself, from model, sampling and token_field")
+        return fields

@@ -29,7 +29,15 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     return write_whole(path, lines())
 
 
+def relative_to(folder: Path, image: str | Path) -> str:
+    """The path of an image as a file in `folder` says it.
+
+    Links are followed first: where `folder` is behind one, `..` from it leads to another place than its name tells.
+    """
+    return os.path.relpath(os.path.realpath(image), os.path.realpath(folder))
+
+
 def _image(image: str | bytes, folder: Path) -> str:
     if isinstance(image, bytes):
         return "data:application/octet-stream;base64," + base64.b64encode(image).decode()
-    return os.path.relpath(image, folder)
+    return relative_to(folder, image)

@@ -8,17 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.synthesis_schema import AnswerConfig
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.cards import write_card
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
-from mmkd.synthesis.requests import Answer, Request, Sampling, Status, digest, request_key
+from mmkd.synthesis.requests import Answer, Request, Sampling, Status, digest
 from mmkd.synthesis.rows import open_rows, usable
 
 
@@ -51,7 +49,7 @@ def answer_records(config: AnswerConfig) -> Outcome:
     good = usable(records, log, "data")
     with open_asker(config.model, out / "answers", config.reasks) as asker:
         relabel = Relabel(asker, Sampling(**config.sampling.model_dump()), config.may_be_cut, config.system)
-        ask_all(relabel, records, good, config.model.endpoint)
+        ask_all(relabel, records, good)
         counts = {"whole": 0, "shortened": 0, "bad": 0}
         rows = relabel.records(records, good, log, counts)
         write_jsonl(out / "records.jsonl", rows)
@@ -62,17 +60,15 @@ def answer_records(config: AnswerConfig) -> Outcome:
     return Outcome(out / "records.jsonl", counts["whole"], counts["shortened"], counts["bad"] + log.bad)
 
 
-def ask_all(relabel: Relabel, records: Sequence[Record], good: Sequence[int], endpoint: EndpointSection | None) -> None:
+def ask_all(relabel: Relabel, records: Sequence[Record], good: Sequence[int]) -> None:
     """Ask every question of the `good` records that the store has no answer to, the first ones first."""
     asker = relabel.asker
     deepest = max(len(questions(records[index])) for index in good)
-    check = ImageCheck(endpoint)
-    check.probe(asker, relabel.first_with_image(records, good))
     for depth in range(deepest):
         asked = relabel.requests(records, good, depth)
         total = sum(len(questions(records[index])) > depth for index in good)
-        for answer in shown(asker.answer(asked), asker.tally, f"question {depth + 1} of {deepest}", total):
-            check.check(answer)
+        for _ in shown(asker.answer(asked), asker.tally, f"question {depth + 1} of {deepest}", total):
+            pass  # they are read from the store
     Console(stderr=True).print(asker.tally.table(asker.backend.model))
 
 
@@ -100,13 +96,6 @@ class Relabel:
         """The first question of all."""
         return next(self.requests(records, good, 0), None)
 
-    def first_with_image(self, records: Sequence[Record], good: Sequence[int]) -> Request | None:
-        for index in good:
-            record = records[index]
-            if record.images and (asked := questions(record)):
-                return self._request(record, asked, [])
-        return None
-
     def records(
         self, records: Sequence[Record], good: Sequence[int], log: RejectedLog, counts: dict[str, int]
     ) -> Iterator[Record]:
@@ -133,7 +122,7 @@ class Relabel:
         asked = questions(record)
         for place in range(depth):
             request = self._request(record, asked, said)
-            entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
+            entry = self.asker.store.last(self.asker.key(request.content()))
             if entry is None or entry.status is Status.UNUSABLE:  # the run was stopped between two tries
                 return found, BadRow(f"question {place + 1} got no reply; run again.", "no reply"), True
             answer = answer_of(entry, request)

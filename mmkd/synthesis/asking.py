@@ -12,9 +12,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mmkd.data.rejected import FEWEST_SEEN, MOST_BAD, BadRow
+from mmkd.data.rejected import BadRow
 from mmkd.errors import DataError
 from mmkd.synthesis.backends import Backend, Call, NoReply, Refused
+from mmkd.synthesis.image_tokens import ImageCheck
+from mmkd.synthesis.misses import Misses
 from mmkd.synthesis.replies import Problem, next_try, read_reply
 from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage, digest, request_key
 from mmkd.synthesis.store import Entry, Store
@@ -31,10 +33,22 @@ class Asker:
     Args:
         reasks: how often a reply that is no answer is asked for again.
         tally: counts what happens; shown by `mmkd.synthesis.progress`.
+        all_replied: `answer` raises at its end where the server owes replies: for engines that close what they did.
+        check: of a server that may drop pictures; None for one that is believed, and for models of this process.
     """
 
-    def __init__(self, backend: Backend, store: Store, reasks: int = 2, tally: Tally | None = None):
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        reasks: int = 2,
+        tally: Tally | None = None,
+        all_replied: bool = False,
+        check: ImageCheck | None = None,
+    ):
         self.backend, self.store, self.reasks = backend, store, reasks
+        self.all_replied, self.check = all_replied, check
+        self._probe: asyncio.Future[None] | None = None
         self.tally = tally or Tally()
         self._asked: dict[str, asyncio.Future[Answer]] = {}  # on their way, so that equal requests are paid once
         self._runs: dict[_Run, Future[None]] = {}
@@ -49,8 +63,9 @@ class Asker:
         What the store has is not asked again. `requests` is read as places become free, in the asker's thread, and may
         be longer than memory. Whoever stops taking answers stops the asking; calls on their way are awaited and kept.
 
-        Raises: BudgetSpent, ConfigError (no call can succeed), DataError once more than 10 % of at least 50 requests
-            got no reply or were refused: each after the calls on their way have ended, with all answers so far kept.
+        Raises: BudgetSpent, ConfigError (no call can succeed, or pictures are not read), DataError once more than 10 %
+            of at least 50 requests got no reply or were refused: each after the calls on their way have ended, with all
+            answers so far kept. With `all_replied`, after the last answer, what `Misses.require_replies` raises.
         """
         run = _Run(self, iter(requests))
         self._runs[run] = asyncio.run_coroutine_threadsafe(run.work(), self._loop)
@@ -60,6 +75,8 @@ class Asker:
                 yield answer
         finally:
             self._end(run)
+        if self.all_replied:
+            run.misses.require_replies(self.store)
 
     def _end(self, run: _Run) -> None:
         """Wait for its calls on their way. Raises what its workers raised."""
@@ -84,19 +101,24 @@ class Asker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def one(self, request: Request) -> Answer:
+    def key(self, content: dict[str, Any]) -> str:
+        """The name under which the store keeps the answer to a request of this content."""
+        extra = self.backend.extra_body
+        return request_key(self.backend.model, content | ({"extra_body": extra} if extra else {}))
+
+    async def one(self, request: Request, probing: bool = False) -> Answer:
         """The answer to one request, from the store or the back end; see `answer` for what it raises."""
         try:
             content = await asyncio.to_thread(request.content)
         except BadRow as error:
             return unreadable(request, self.backend.model, error)
-        key = request_key(self.backend.model, content)
-        if key in self._asked:
-            return replace(await asyncio.shield(self._asked[key]), request=request, usage=Usage())
-        final = self.store.final(key)
-        if final is not None:
-            self.tally.stored(final)
-            return answer_of(final, request)
+        key = self.key(content)
+        if (kept := await self._kept(key, request)) is not None:
+            return kept
+        if request.images and self.check is not None and not probing:
+            await self._reads_images(request, self.check)
+            if (kept := await self._kept(key, request)) is not None:  # the probe has asked it
+                return kept
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[key] = future
         try:
@@ -109,6 +131,33 @@ class Asker:
             raise
         finally:
             del self._asked[key]
+
+    async def _kept(self, key: str, request: Request) -> Answer | None:
+        """The answer to a request that is on its way, or that the store has."""
+        if key in self._asked:
+            return replace(await asyncio.shield(self._asked[key]), request=request, usage=Usage())
+        final = self.store.final(key)
+        if final is None:
+            return None
+        self.tally.stored(final)
+        return answer_of(final, request)
+
+    async def _reads_images(self, request: Request, check: ImageCheck) -> None:
+        """Find out by the first request with pictures; all others that have some wait for it."""
+
+        async def probe() -> None:
+            if not check.passed:
+                pair = check.pair(request)
+                ended = await asyncio.gather(*(self.one(one, probing=True) for one in pair), return_exceptions=True)
+                for one in ended:
+                    if isinstance(one, BaseException):
+                        raise one
+                used = [first_usage(self.store, one) for one in ended if isinstance(one, Answer)]
+                check.decide(request, *used)
+
+        if self._probe is None:
+            self._probe = asyncio.ensure_future(probe())
+        await asyncio.shield(self._probe)
 
     async def _ask(self, request: Request, key: str, content: dict[str, Any]) -> Answer:
         described = {"id": request.id, "prompt": request.prompt, "license": request.license, **content}
@@ -145,6 +194,8 @@ class Asker:
     def _keep(self, entry: Entry, request: Request, spent: Usage) -> Answer:
         self.store.append(replace(entry, time=time.time()))
         self.tally.kept(entry)
+        if self.check is not None:
+            self.check.check(request, entry.usage)
         return replace(answer_of(entry, request), usage=spent)
 
     def _seen_before(self, key: str, reply: Completion) -> Problem | None:
@@ -201,22 +252,9 @@ class _Run:
             raise
 
 
-class Misses:
-    """Requests that got nothing, which are too many where it is the server that is at fault."""
-
-    def __init__(self, model: str):
-        self.model, self.seen, self.missed = model, 0, 0
-
-    def count(self, answer: Answer) -> None:
-        """Raises DataError once more than 10 % of at least 50 requests got no reply or were refused."""
-        self.seen += 1
-        self.missed += answer.status in (Status.UNANSWERED, Status.REFUSED)
-        if self.seen >= FEWEST_SEEN and self.missed > MOST_BAD * self.seen:
-            raise DataError(
-                f"{self.missed} of {self.seen} requests to {self.model} got no reply or were refused, "
-                f"more than {MOST_BAD:.0%}; the last one: {answer.reason}. Every answer so far is kept; see to "
-                "the server and run again to go on."
-            )
+def first_usage(store: Store, answer: Answer) -> Usage | None:
+    """Of the first reply to a request: later tries may have longer prompts."""
+    return next((entry.usage for entry in store.entries(answer.key) if entry.usage.prompt_tokens), None)
 
 
 def answer_of(entry: Entry, request: Request) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
@@ -33,11 +33,13 @@ class Backend(Protocol):
     Attributes:
         model: its identity: answers are stored under it, so it changes whenever the weights do.
         license: of what it writes.
+        extra_body: what a server is told with each call beside the call itself; part of what an answer is known by.
         concurrency: calls that keep it busy.
     """
 
     model: str
     license: str | None
+    extra_body: dict[str, Any]
     concurrency: int
 
     async def complete(self, call: Call) -> Completion:

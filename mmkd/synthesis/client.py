@@ -21,7 +21,7 @@ try:
     import openai
 
     from mmkd.synthesis.limits import Budget, Rates, priced
-    from mmkd.synthesis.retrying import Trouble, retried
+    from mmkd.synthesis.retrying import Clock, Trouble, retried
     from mmkd.synthesis.servers import Server, servers_of
 except ImportError as error:
     raise ConfigError(f"asking an endpoint needs {error.name}: pip install 'mmkd[synthesis]'.") from error
@@ -80,6 +80,7 @@ class Endpoint:
 
     def __init__(self, section: EndpointSection, spent: Usage | None = None):
         self.section, self.model, self.license = section, section.model, section.license
+        self.extra_body = section.extra_body
         self.concurrency = section.concurrency * (1 + len(section.replicas))
         self.sent = 0  # HTTP requests, retries included
         self._budget, self._rates = Budget(section.budget, spent or Usage()), Rates(section)
@@ -104,13 +105,15 @@ class Endpoint:
 
     async def _retrying(self, call: Call, most: Usage) -> Completion:
         messages = await asyncio.to_thread(to_messages, call.turns, call.images)  # decoding and base64 take their time
+        clock = Clock()
         try:
-            async for attempt in retried(self.section.retry_seconds, self._random):
+            async for attempt in retried(self.section.retry_seconds, self._random, clock):
                 with attempt:
                     server = min(self._servers, key=Server.burden)
                     with server.called():
                         await server.pause.over()
-                        await self._rates.wait(most)
+                        with clock.stopped():
+                            await self._rates.wait(most)
                         return await self._once(server, call, messages, most)
         except Trouble as trouble:
             raise NoReply(trouble.kind, f"{trouble} (sent again for {self.section.retry_seconds:.0f} s)") from trouble
@@ -143,12 +146,12 @@ class Endpoint:
         return bytes(body)
 
     def _arguments(self, call: Call, messages: list[dict[str, Any]], forms: bool) -> dict[str, Any]:
-        sampling = call.sampling
+        sampling, extra = call.sampling, dict(self.extra_body)
         arguments: dict[str, Any] = {
             "model": self.section.model,
             "messages": messages if forms or call.schema is None else with_schema(messages, call.schema),
             "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
+            self.section.token_field: sampling.max_tokens,
             "seed": sampling.seed,
         }
         if sampling.log_probs:
@@ -161,10 +164,12 @@ class Endpoint:
                     f"{self.section.model} is asked for answers that follow a grammar, and nothing says how this "
                     f"server takes one. Set endpoint.grammar to one of {', '.join(GRAMMAR_FIELDS)}."
                 )
-            arguments["extra_body"] = GRAMMAR_FIELDS[self.section.grammar](sampling.grammar)
+            extra |= GRAMMAR_FIELDS[self.section.grammar](sampling.grammar)
         if call.schema is not None and forms:
             form = {"name": call.schema.__name__, "schema": call.schema.model_json_schema(), "strict": True}
             arguments["response_format"] = {"type": "json_schema", "json_schema": form}
+        if extra:
+            arguments["extra_body"] = extra
         return arguments
 
     def _completion(self, reply: _Reply, most: Usage) -> Completion:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -22,11 +22,13 @@ from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.config.synthesis_schema import FleetSection, ModelSection
 from mmkd.data.rejected import BadRow
 from mmkd.errors import ConfigError, MmkdError
-from mmkd.synthesis.asking import Asker, Misses, answer_of, unreadable
+from mmkd.synthesis.asking import Asker, answer_of, first_usage, unreadable
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.fleet_worker import COLUMN, Batch, Done, Orders, Worker
+from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.limits import BudgetSpent, told
-from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage, request_key
+from mmkd.synthesis.misses import Misses
+from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage
 from mmkd.synthesis.shards import merge
 from mmkd.synthesis.store import Store
 from mmkd.synthesis.tally import Tally
@@ -54,9 +56,19 @@ class Fleet(Asker):
     """
 
     def __init__(
-        self, section: ModelSection, fleet: FleetSection, store: Store, reasks: int, tally: Tally | None = None
+        self,
+        section: ModelSection,
+        fleet: FleetSection,
+        store: Store,
+        reasks: int,
+        tally: Tally | None = None,
+        all_replied: bool = False,
+        elsewhere: Usage | None = None,
+        check: ImageCheck | None = None,
     ):
         self.section, self.fleet, self.store, self.reasks = section, fleet, store, reasks
+        self.all_replied, self._elsewhere = all_replied, elsewhere or Usage()
+        self.check, self._looked = check, False
         self.tally = tally or Tally()
         self._names = count()
         connect(fleet)
@@ -77,7 +89,11 @@ class Fleet(Asker):
                 misses.count(answer)
                 yield answer
                 continue
-            if (final := self.store.final(key)) is not None:
+            final = self.store.final(key)
+            if final is None and request.images and not self._looked:
+                self._look(request)
+                final = self.store.final(key)
+            if final is not None:
                 self.tally.stored(final)
                 yield answer_of(final, request)
             elif (short := bytes.fromhex(key)) in under_way:
@@ -93,6 +109,8 @@ class Fleet(Asker):
         yield from self._answered(batches, len(under_way), misses)
         for request in twins:
             yield self._twin(request)
+        if self.all_replied:
+            misses.require_replies(self.store)
 
     def close(self) -> None:
         self.store.close()
@@ -101,7 +119,8 @@ class Fleet(Asker):
         """Who the workers ask. For weights, which are what they are known by, one worker loads them."""
         endpoint = self.section.endpoint
         if endpoint is not None:
-            return Elsewhere(endpoint.model, endpoint.license, endpoint.concurrency * (1 + len(endpoint.replicas)))
+            concurrency = endpoint.concurrency * (1 + len(endpoint.replicas))
+            return Elsewhere(endpoint.model, endpoint.license, concurrency, endpoint.extra_body)
         orders = Orders(self.section, self.reasks, os.getcwd(), self.store.folder.resolve())
         task = ray.remote(num_cpus=self.fleet.cpus, num_gpus=self.fleet.gpus, max_calls=1)(_known)
         found = ray.get(task.remote(orders))
@@ -128,7 +147,7 @@ class Fleet(Asker):
 
     def _spent(self) -> BudgetSpent:
         endpoint = self.section.endpoint
-        spent = self.store.spent(endpoint.model)
+        spent = self.store.spent(endpoint.model) + self._elsewhere
         return BudgetSpent(told(endpoint.budget, spent, "what is left does not cover the next call"))
 
     def _taken(self, done: Done, misses: Misses) -> Iterator[Answer]:
@@ -137,7 +156,17 @@ class Fleet(Asker):
             self.tally.kept(entry)
         for answer in done.answers:
             misses.count(answer)
+            if self.check is not None:
+                self.check.check(answer.request, answer.usage)
             yield answer
+
+    def _look(self, request: Request) -> None:
+        """Find out by the first request with pictures whether the server reads them."""
+        self._looked = True
+        if self.check is not None and not self.check.passed:
+            pair = self.check.pair(request)
+            used = {answer.request.id: first_usage(self.store, answer) for answer in self.answer(pair)}
+            self.check.decide(request, *(used[one.id] for one in pair))
 
     def _run(self, batches: Sequence[Any], total: int) -> Iterator[Done]:
         """The batches through the workers, as they end."""
@@ -158,7 +187,8 @@ class Fleet(Asker):
     def _orders(self, total: int) -> Orders:
         section = self.section
         if section.endpoint is not None:
-            part = parted(section.endpoint, self.fleet.workers, self.store.spent(section.endpoint.model), total)
+            spent = self.store.spent(section.endpoint.model) + self._elsewhere
+            part = parted(section.endpoint, self.fleet.workers, spent, total)
             section = section.model_copy(update={"endpoint": part})
         return Orders(section, self.reasks, os.getcwd(), self.store.folder.resolve(), self.backend.model)
 
@@ -170,7 +200,7 @@ class Fleet(Asker):
         return ray.put(pandas.DataFrame({COLUMN: pandas.Series(column)}))
 
     def _key(self, request: Request) -> str:
-        return request_key(self.backend.model, request.content())
+        return self.key(request.content())
 
     def _twin(self, request: Request) -> Answer:
         key = self._key(request)
@@ -187,6 +217,7 @@ class Elsewhere:
     model: str
     license: str | None
     concurrency: int
+    extra_body: dict[str, Any] = field(default_factory=dict)
 
     async def complete(self, call: Call) -> Completion:
         raise NotImplementedError("workers make the calls")

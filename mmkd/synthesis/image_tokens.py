@@ -2,81 +2,117 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.data.images import BROKEN, FORMATS, read_image
 from mmkd.errors import ConfigError
-from mmkd.synthesis.asking import Asker
-from mmkd.synthesis.requests import Answer, Request, Usage
+from mmkd.synthesis.requests import Request, Usage
+from mmkd.whole_files import write_whole
 
 OFF = "If this server counts no image tokens but reads images all the same, say check_images: false."
 SAFE = 0.5  # of what a prompt is expected to count: words, sizes and shapes differ from the probe's
 BYTES_A_TOKEN = 16  # of text beyond the probe's: few tokenizers put more into one, on average
 
 
-class ImageCheck:
-    """By the prompt tokens that the server counts. Models in this process need no check: None, or switched off.
+@dataclass(frozen=True)
+class Probe:
+    """What a server and model counted for the first request with pictures.
 
-    Attributes:
-        image_tokens: of one picture of the probe, 0 where it told nothing; pixels: of those pictures, their mean.
-        blind_tokens, blind_bytes: of the probe's text alone.
-
-    Raises (both methods): ConfigError.
+    image_tokens: of one of its pictures; pixels: of these pictures, their mean; blind_tokens, blind_bytes: of its text
+    alone.
     """
 
-    def __init__(self, section: EndpointSection | None):
-        self.section = section if section is not None and section.check_images else None
-        self.image_tokens, self.pixels, self.blind_tokens, self.blind_bytes = 0, 1.0, 0, 1
+    url: str
+    model: str
+    image_tokens: int
+    pixels: float
+    blind_tokens: int
+    blind_bytes: int
 
-    def probe(self, asker: Asker, request: Request | None) -> None:
-        """Ask once with and once without pictures: the tokens of the pictures are the difference."""
-        if self.section is None or request is None:
-            return
-        pair = [replace(request, id=f"{request.id} with its pictures"), replace(request, id="without", images=())]
-        used = {answer.request.id: _first_usage(asker, answer) for answer in asker.answer(pair)}
-        seen, blind = (used[one.id] for one in pair)
+
+class ImageCheck:
+    """By the prompt tokens that a server counts. An Asker has one, and so sees to it for whoever asks with pictures.
+
+    The first request with pictures is asked with and without them; what that told is written down in the folder of the
+    store, for this server and model. Every reply is held against it.
+    """
+
+    def __init__(self, section: EndpointSection, folder: Path):
+        self.section, self.file = section, folder / "reads_images.json"
+        self.probe = self._kept()
+
+    @property
+    def passed(self) -> bool:
+        """Whether this server and model were found to read pictures, now or in an earlier run."""
+        return self.probe is not None
+
+    def pair(self, request: Request) -> tuple[Request, Request]:
+        """With the pictures, as it will be asked anyway; and without them."""
+        return request, replace(request, id="without", images=())
+
+    def decide(self, request: Request, seen: Usage | None, blind: Usage | None) -> None:
+        """The tokens of the pictures are the difference of both prompts.
+
+        Args:
+            seen, blind: of the first replies with and without the pictures; None without a reply, which says nothing.
+
+        Raises: ConfigError.
+        """
         if seen is None or blind is None:
-            return  # a probe without a reply says nothing; the answers themselves are checked below
+            return
         if seen.estimated or blind.estimated:
             raise ConfigError(f"{self.section.url} does not say how many tokens a prompt has. {OFF}")
-        self.image_tokens = (seen.prompt_tokens - blind.prompt_tokens) // len(request.images)
-        self.pixels = max(sum(map(_pixels, request.images)) / len(request.images), 1.0)
-        self.blind_tokens, self.blind_bytes = blind.prompt_tokens, max(_text_bytes(request), 1)
-        if self.image_tokens < 1:
+        pictures = len(request.images)
+        more = seen.prompt_tokens - blind.prompt_tokens
+        if more < pictures:
             raise ConfigError(
-                f"{self.section.url}: {len(request.images)} image(s) in a prompt add "
-                f"{seen.prompt_tokens - blind.prompt_tokens} tokens to it, so {self.section.model!r} does not read "
-                f"them. Serve a vision-language model. {OFF}"
+                f"{self.section.url}: {pictures} image(s) in a prompt add {more} tokens to it, so "
+                f"{self.section.model!r} does not read them. Serve a vision-language model. {OFF}"
             )
+        pixels = max(sum(map(_pixels, request.images)) / pictures, 1.0)
+        self.probe = Probe(*self._who(), more // pictures, pixels, blind.prompt_tokens, max(_text_bytes(request), 1))
+        write_whole(self.file, [json.dumps(asdict(self.probe)), "\n"])
 
-    def check(self, answer: Answer) -> None:
-        """Each answer: its prompt has at least `least` tokens."""
-        if self.section is None or not answer.done or answer.usage.estimated:
+    def check(self, request: Request, usage: Usage) -> None:
+        """Of one reply. Raises ConfigError where its prompt has fewer than `least` tokens."""
+        if not usage.prompt_tokens or usage.estimated:
             return
-        least = self.least(answer.request)
-        if answer.usage.prompt_tokens < least:
+        least = self.least(request)
+        if usage.prompt_tokens < least:
             raise ConfigError(
-                f"{self.section.url} counted {answer.usage.prompt_tokens} tokens for a prompt with "
-                f"{len(answer.request.images)} images (request {answer.request.id}), {least} are the least that the "
-                f"first one and its text let expect: not all were read. {OFF}"
+                f"{self.section.url} counted {usage.prompt_tokens} tokens for a prompt with {len(request.images)} "
+                f"images (request {request.id}), {least} are the least that the first one and its text let expect: not "
+                f"all were read. {OFF}"
             )
 
     def least(self, request: Request) -> int:
         """Fewest prompt tokens of a request whose pictures are all read: one for each and one for the text, and half of
         what the probe lets expect. Many servers give a small picture fewer tokens, so those of a picture fall with its
         pixels and never rise."""
-        pictures = len(request.images)
-        if not self.image_tokens or not pictures:
+        pictures, probe = len(request.images), self.probe
+        if probe is None or not pictures:
             return pictures + 1
         text = _text_bytes(request)
-        expected = self.blind_tokens * min(1.0, text / self.blind_bytes)
-        expected += max(0, text - self.blind_bytes) / BYTES_A_TOKEN
-        expected += sum(self.image_tokens * min(1.0, _pixels(image) / self.pixels) for image in request.images)
+        expected = probe.blind_tokens * min(1.0, text / probe.blind_bytes)
+        expected += max(0, text - probe.blind_bytes) / BYTES_A_TOKEN
+        expected += sum(probe.image_tokens * min(1.0, _pixels(image) / probe.pixels) for image in request.images)
         return max(pictures + 1, int(SAFE * expected))
+
+    def _who(self) -> tuple[str, str]:
+        return self.section.url, self.section.model
+
+    def _kept(self) -> Probe | None:
+        """Of an earlier run; another server or model tells nothing of this one."""
+        if not self.file.exists():
+            return None
+        probe = Probe(**json.loads(self.file.read_text()))
+        return probe if (probe.url, probe.model) == self._who() else None
 
 
 def _text_bytes(request: Request) -> int:
@@ -90,8 +126,3 @@ def _pixels(image: str | bytes) -> int:
             return opened.width * opened.height
     except (*BROKEN, Image.DecompressionBombError):
         return 0
-
-
-def _first_usage(asker: Asker, answer: Answer) -> Usage | None:
-    """Of the first reply: later tries may have longer prompts."""
-    return next((entry.usage for entry in asker.store.entries(answer.key) if entry.usage.prompt_tokens), None)

@@ -47,6 +47,7 @@ class LocalModel:
         batch_size: int,
     ):
         self.model, self.license, self.batch_size = name, license, batch_size
+        self.extra_body: dict[str, Any] = {}
         self.concurrency = 2 * batch_size  # one batch waits while the other is answered
         self._generator, self._tokenizer, self._prepare, self._generation = model, tokenizer, prepare, generation
         self._constraint = Constraint(tokenizer, generation["eos_token_id"])

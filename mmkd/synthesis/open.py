@@ -7,33 +7,66 @@ from pathlib import Path
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
+from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.in_process import open_local
+from mmkd.synthesis.requests import Usage
 from mmkd.synthesis.shards import merge_left
 from mmkd.synthesis.store import Store
 
 
-def open_backend(section: ModelSection, store: Store) -> Backend:
-    """The model, with what the store paid it before counted against its budget.
+def open_backend(section: ModelSection, store: Store, elsewhere: Usage) -> Backend:
+    """The model, with what the store paid it before, and what was paid elsewhere, counted against its budget.
 
     Raises: ConfigError, AssetError where it cannot be loaded or asked.
     """
     if section.endpoint is not None:
         from mmkd.synthesis.client import Endpoint
 
-        return Endpoint(section.endpoint, store.spent(section.endpoint.model))
+        return Endpoint(section.endpoint, store.spent(section.endpoint.model) + elsewhere)
     return open_local(section)
 
 
-def open_asker(section: ModelSection, folder: str | Path, reasks: int = 2) -> Asker:
-    """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`."""
+def open_asker(
+    section: ModelSection,
+    folder: str | Path,
+    reasks: int = 2,
+    all_replied: bool = False,
+    shared_budget: bool = False,
+) -> Asker:
+    """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`.
+
+    Args:
+        all_replied: see `Asker`.
+        shared_budget: of a job whose stores lie side by side and are open one at a time: what the others paid a model
+            of this name counts against the budget, too.
+
+    Raises: as `open_backend`; DataError where another process writes one of the stores.
+    """
     store = Store(folder)
     try:
         merge_left(store)
+        elsewhere = Usage()
+        if shared_budget and section.endpoint is not None:
+            elsewhere = _paid_beside(store.folder, section.endpoint.model)
+        endpoint = section.endpoint
+        check = ImageCheck(endpoint, store.folder) if endpoint is not None and endpoint.check_images else None
         if section.fleet is None:
-            return Asker(open_backend(section, store), store, reasks)
+            backend = open_backend(section, store, elsewhere)
+            return Asker(backend, store, reasks, all_replied=all_replied, check=check)
         from mmkd.synthesis.fleet import Fleet
 
-        return Fleet(section, section.fleet, store, reasks)
+        return Fleet(section, section.fleet, store, reasks, all_replied=all_replied, elsewhere=elsewhere, check=check)
     except BaseException:
         store.close()
         raise
+
+
+def _paid_beside(folder: Path, model: str) -> Usage:
+    """What the other stores in the same folder paid a model."""
+    total = Usage()
+    for journal in sorted(folder.parent.glob("*/journal.jsonl")):
+        if journal.parent != folder:
+            with Store(journal.parent) as store:
+                merge_left(store)
+                total += store.spent(model)
+    return total

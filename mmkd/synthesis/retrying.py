@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 import openai
@@ -33,8 +36,23 @@ class Trouble(Exception):
         self.kind, self.retry_after = kind, retry_after
 
 
-def retried(seconds: float, source: random.Random) -> tenacity.AsyncRetrying:
-    """Tries of one call, further and further apart, until `seconds` have passed."""
+@dataclass
+class Clock:
+    """Of one call: seconds that it waited for its turn, which are not the server's to answer for."""
+
+    waited: float = 0.0
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited += time.monotonic() - began
+
+
+def retried(seconds: float, source: random.Random, clock: Clock) -> tenacity.AsyncRetrying:
+    """Tries of one call, further and further apart, until `seconds` have passed while the clock was not stopped."""
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -42,10 +60,13 @@ def retried(seconds: float, source: random.Random) -> tenacity.AsyncRetrying:
         jittered = source.uniform(0, min(LONGEST_WAIT, 0.5 * 2**state.attempt_number))
         return jittered + (error.retry_after if isinstance(error, Trouble) else 0.0)
 
+    def over(state: tenacity.RetryCallState) -> bool:
+        return (state.seconds_since_start or 0.0) - clock.waited + state.upcoming_sleep >= seconds
+
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(Trouble),
         wait=wait,
-        stop=tenacity.stop_before_delay(seconds),
+        stop=over,
         reraise=True,
     )
 
@@ -53,7 +74,7 @@ def retried(seconds: float, source: random.Random) -> tenacity.AsyncRetrying:
 def trouble_of(error: Exception, section: EndpointSection) -> Exception:
     """Trouble, Refused, or ConfigError, with what the server said."""
     if isinstance(error, (TimeoutError, openai.APITimeoutError)):
-        return Trouble("timeout", f"no whole reply within {section.timeout:g} s")
+        return Trouble("timeout", f"{section.url}: no whole reply within {section.timeout:g} s")
     if isinstance(error, openai.APIStatusError):
         return _of_status(error, section)
     if isinstance(error, openai.APIConnectionError):
@@ -70,7 +91,7 @@ def _of_status(error: openai.APIStatusError, section: EndpointSection) -> Except
     said = f"HTTP {status}: {str(error)[:300]}"
     if status in PASSING or status >= 500:
         kind = "rate limit" if status == 429 else f"HTTP {status}"
-        return Trouble(kind, said, _seconds(error.response.headers.get("retry-after")))
+        return Trouble(kind, f"{section.url}: {said}", _seconds(error.response.headers.get("retry-after")))
     if status in OF_ALL_CALLS or status < 400:
         return ConfigError(
             f"{section.url} does not answer for model {section.model!r}: {said}. Check url, model and api_key_env."

@@ -73,7 +73,7 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
         sampling = Sampling(max_tokens=config.data.max_length, log_probs=settings.k)
         relabel = Relabel(asker, sampling)
         require_log_probs(relabel, records, good, endpoint)
-        ask_all(relabel, records, good, endpoint)
+        ask_all(relabel, records, good)
         served = Served(relabel, mapping, Collator(student, config.data.max_length), settings, log)
         shards = served.shards(records, set(good), manifest)
         wanted = set(missing_shards(folder, manifest))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from mmkd.errors import DataError
 from mmkd.synthesis.requests import ScoredToken, Status, Usage
@@ -70,7 +73,8 @@ class Store:
 
     The journal is the truth. A line is appended, in one write, before its answer is handed on, so whatever the process
     had from a model is there after a kill at any moment; what a kill tore off the last line is cut away when the store
-    is opened, and a line that cannot be read is passed over and counted in `broken`. The index is brought up to date
+    is opened. A line that cannot be read, or is not what the index says, is passed over and counted in `broken`, and
+    told on stderr when the store is closed. The index is brought up to date
     from the journal, or made anew where it is missing or wrong. Nothing grows with the number of entries but files.
 
     Raises: DataError where another process writes the folder.
@@ -90,17 +94,29 @@ class Store:
         self._file = os.open(self.journal, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self._lock = threading.RLock()
         self._size, self._synced = whole_lines(self._file), time.monotonic()
-        self.broken = 0
-        self._index = Index(self.folder / "index.sqlite")
-        self._catch_up()
+        self._passed_over: set[int] = set()  # places of lines that cannot be read
+        self._behind = False  # whether the index lacks lines of the journal, because the disk took no more
+        try:
+            with self._indexing():
+                self._index = Index(self.folder / "index.sqlite")
+                self._catch_up()
+        except BaseException:
+            os.close(self._file)
+            self._writer.release()
+            raise
 
     def append(self, entry: Entry) -> None:
-        """Raises DataError where the disk takes no more; the journal is then as it was before."""
+        """Raises DataError where the disk takes no more. The journal is then as it was before, or has the entry and the
+        index has not; which is mended by the next entry, or when the store is opened."""
         line = entry.line()
         with self._lock:
-            size = append_whole(self._file, line, self._size, self.journal)
-            self._index.add(self._size, len(line), entry)
-            self._size = size
+            place = self._size
+            self._size = append_whole(self._file, line, place, self.journal)
+            with self._indexing():
+                if self._behind:
+                    self._catch_up()
+                else:
+                    self._index.add(place, len(line), entry)
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self.sync()
 
@@ -118,9 +134,16 @@ class Store:
         while True:
             with self._lock:  # a page at a time, so that a long reading does not keep writers out
                 page = self._index.places(key, status, after)
-            for place, length in page:
-                yield self._read(place, length)
+            for place, length, named in page:
                 after = place
+                try:
+                    entry = self._read(place, length)
+                except (ValueError, KeyError, TypeError):
+                    entry = None
+                if entry is not None and entry.key == named:
+                    yield entry
+                else:
+                    self._passed_over.add(place)
             if not page:
                 return
 
@@ -140,17 +163,43 @@ class Store:
             return self._index.counts()
 
     def close(self) -> None:
+        """Raises DataError where the disk takes no more; the store is closed all the same."""
+        if self.broken:
+            Console(stderr=True).print(
+                f"{self.journal}: {self.broken:,} lines cannot be read and are passed over; what they said is asked "
+                "for again"
+            )
         with self._lock:
-            self.sync()
-            self._index.close()
-            os.close(self._file)
-        self._writer.release()
+            try:
+                self.sync()
+            finally:
+                self._index.close()
+                os.close(self._file)
+                self._writer.release()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def broken(self) -> int:
+        """Lines of the journal that cannot be read, as far as they were met; what they said is asked for again."""
+        return len(self._passed_over)
+
+    @contextmanager
+    def _indexing(self) -> Iterator[None]:
+        """Raises DataError where SQLite can write no more: the index is behind the journal from then on."""
+        try:
+            yield
+            self._behind = False
+        except sqlite3.OperationalError as error:
+            self._behind = True
+            raise DataError(
+                f"{self.folder / 'index.sqlite'} cannot be written ({error}). Every answer that came is in "
+                f"{self.journal}, from which the index is made again. Make room and run again."
+            ) from error
 
     def _read(self, place: int, length: int) -> Entry:
         return Entry.read(os.pread(self._file, length, place))
@@ -159,7 +208,10 @@ class Store:
         """Flush all to the disk."""
         with self._lock:
             os.fsync(self._file)
-            self._index.commit()
+            with self._indexing():
+                if self._behind:
+                    self._catch_up()
+                self._index.commit()
             self._synced = time.monotonic()
 
     def _catch_up(self) -> None:
@@ -178,6 +230,6 @@ class Store:
                 try:
                     self._index.add(place, len(line), Entry.read(line))
                 except (ValueError, KeyError, TypeError):
-                    self.broken += 1
+                    self._passed_over.add(place)
                 place += len(line)
         self._index.commit()

@@ -44,14 +44,14 @@ class Index:
             ),
         )  # fmt: skip
 
-    def places(self, key: str | None, status: Status | None, after: int) -> list[tuple[int, int]]:
-        """(place, length) of the next entries behind `after`."""
+    def places(self, key: str | None, status: Status | None, after: int) -> list[tuple[int, int, str]]:
+        """(place, length, key) of the next entries behind `after`."""
         where, values = "place > ?", [after]
         for column, value in (("key", key), ("status", status)):
             if value is not None:
                 where += f" AND {column} = ?"
                 values.append(value)
-        query = f"SELECT place, length FROM entries WHERE {where} ORDER BY place LIMIT {PAGE}"
+        query = f"SELECT place, length, key FROM entries WHERE {where} ORDER BY place LIMIT {PAGE}"
         return self._rows.execute(query, values).fetchall()
 
     def owner(self, response_id: str) -> str | None:
@@ -87,7 +87,7 @@ class Index:
         self._open()
 
     def close(self) -> None:
-        self._rows.commit()
+        """What was not committed is gone."""
         self._rows.close()
 
     def _open(self) -> None:

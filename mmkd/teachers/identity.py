@@ -104,8 +104,9 @@ def teacher_identity(model: str) -> dict[str, str]:
 
 
 def served_identity(endpoint: EndpointSection) -> str:
-    """Hash of who is asked at an endpoint: the name under which its answers are kept."""
-    return hashlib.sha256(f"served {endpoint.model}".encode()).hexdigest()
+    """Hash of who is asked at an endpoint: the name under which its answers are kept, and what it is told with each."""
+    extra = json.dumps(endpoint.extra_body, sort_keys=True) if endpoint.extra_body else ""
+    return hashlib.sha256(f"served {endpoint.model}{extra}".encode()).hexdigest()
 
 
 def text_identity(processor: MmkdProcessor) -> dict[str, str]:

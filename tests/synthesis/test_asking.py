@@ -61,7 +61,7 @@ def test_an_error_of_the_requests_reaches_whoever_takes_answers(endpoint, reques
 class Scripted:
     """A back end of a few words, for what no server does on command."""
 
-    model, license, concurrency = "scripted", None, 2
+    model, license, concurrency, extra_body = "scripted", None, 2, {}
 
     def __init__(self, *replies: Completion):
         self.replies, self.calls = iter(replies), list[Call]()

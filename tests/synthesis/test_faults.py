@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.client import Endpoint
-from mmkd.synthesis.requests import Answer, Request, Status
+from mmkd.synthesis.requests import Answer, Request, Sampling, Status
 from mmkd.synthesis.store import Store
 from tests.synthesis.fault_proxy import FAULTS, FaultProxy
 
@@ -209,3 +209,18 @@ def test_the_client_keeps_a_server_busy(endpoint, request_of, tmp_path):
         began, last = proxy.seen[9].began, proxy.seen[-1].began
         held = sum(max(0.0, min(seen.ended, last) - max(seen.began, began)) for seen in proxy.seen)
     assert held / (last - began) > 0.9 * 10
+
+
+def test_fields_of_a_vendor_go_into_the_request_and_into_what_an_answer_is_known_by(endpoint, request_of, tmp_path):
+    requests = [request_of(0, images=(), sampling=Sampling(max_tokens=7))]
+    with FaultProxy(None) as proxy:
+        plain = endpoint(proxy.url)
+        vendor = endpoint(proxy.url, token_field="max_completion_tokens", extra_body={"reasoning_effort": "low"})
+        for section in (plain, vendor, plain, vendor):
+            assert ask_all(section, tmp_path, requests)[0].done
+        first, second = (seen.body for seen in proxy.seen)  # each is asked once
+    assert first["max_tokens"] == second["max_completion_tokens"] == 7
+    assert first.keys() ^ second.keys() == {"max_tokens", "max_completion_tokens", "reasoning_effort"}
+    assert second["reasoning_effort"] == "low"
+    with pytest.raises(ValidationError, match="temperature: mmkd sets this itself"):
+        endpoint("http://x/v1", extra_body={"temperature": 1})

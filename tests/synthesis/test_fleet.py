@@ -139,7 +139,7 @@ def test_a_worker_that_dies_costs_the_calls_on_their_way(cluster, endpoint, pict
 
     grades = '{"reason": "r", "first": 8, "second": 5}'
     with FaultProxy(None, content=lambda body: grades, fault=fault) as proxy:
-        model = {"endpoint": endpoint(proxy.url, concurrency=1).model_dump()}
+        model = {"endpoint": endpoint(proxy.url, concurrency=1, check_images=False).model_dump()}
         fleet = graded(model | {"fleet": {"workers": 1, "batch": 50}}, tmp_path / "fleet")
         calls = [seen.call for seen in proxy.seen]
         assert (len(calls), len(set(calls))) == (13, 12)

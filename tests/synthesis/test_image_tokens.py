@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from io import BytesIO
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -25,20 +24,15 @@ def request(text: str, *sides: int) -> Request:
     return Request("r", (Turn(role="user", text=text),), tuple(picture(side) for side in sides))
 
 
+SERVER = EndpointSection(url="http://x/v1", model="m")
+
+
 @pytest.fixture
-def check():
+def check(tmp_path):
     """After a probe: 12 tokens of text and 576 of one picture of 336 x 336."""
-    counted = {"without": 12}
-    answers = lambda pair: [SimpleNamespace(request=one, key=one.id) for one in pair]  # noqa: E731
-    usage = lambda key: [SimpleNamespace(usage=Usage(prompt_tokens=counted.get(key, 588)))]  # noqa: E731
-    made = ImageCheck(EndpointSection(url="http://x/v1", model="m"))
-    made.probe(SimpleNamespace(answer=answers, store=SimpleNamespace(entries=usage)), request("what is it, then?", 336))
-    assert made.image_tokens == 576
+    made = ImageCheck(SERVER, tmp_path)
+    made.decide(request("what is it, then?", 336), Usage(prompt_tokens=588), Usage(prompt_tokens=12))
     return made
-
-
-def answer(asked: Request, prompt_tokens: int):
-    return SimpleNamespace(done=True, usage=Usage(prompt_tokens=prompt_tokens), request=asked)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +46,7 @@ def answer(asked: Request, prompt_tokens: int):
 )
 def test_a_reply_to_a_prompt_too_short_for_its_pictures_is_refused(check, asked, counted):
     with pytest.raises(ConfigError, match="are the least that the first one and its text let expect"):
-        check.check(answer(asked, counted))
+        check.check(asked, Usage(prompt_tokens=counted))
 
 
 @pytest.mark.parametrize(
@@ -66,11 +60,16 @@ def test_a_reply_to_a_prompt_too_short_for_its_pictures_is_refused(check, asked,
     ],
 )
 def test_pictures_that_were_read_pass_whatever_their_size_and_the_length_of_the_text(check, asked, counted):
-    check.check(answer(asked, counted))
+    check.check(asked, Usage(prompt_tokens=counted))
 
 
-def test_without_a_probe_a_prompt_has_a_token_for_each_picture_and_one_for_the_text():
-    check = ImageCheck(EndpointSection(url="http://x/v1", model="m"))
-    check.check(answer(request("", 8, 8), 3))
+def test_without_a_probe_a_prompt_has_a_token_for_each_picture_and_one_for_the_text(tmp_path):
+    check = ImageCheck(SERVER, tmp_path)
+    check.check(request("", 8, 8), Usage(prompt_tokens=3))
     with pytest.raises(ConfigError, match="2 tokens for a prompt with 2 images"):
-        check.check(answer(request("", 8, 8), 2))
+        check.check(request("", 8, 8), Usage(prompt_tokens=2))
+
+
+def test_a_later_run_knows_what_the_probe_told_of_this_server_and_of_no_other(check, tmp_path):
+    assert ImageCheck(SERVER, tmp_path).probe == check.probe
+    assert not ImageCheck(SERVER.model_copy(update={"model": "other"}), tmp_path).passed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -94,3 +95,24 @@ def test_a_pause_holds_until_the_last_of_its_ends():
         return time.monotonic() - began
 
     assert asyncio.run(wait()) >= 0.1
+
+
+def test_waiting_for_a_turn_is_no_part_of_the_time_for_retries(endpoint, request_of, tmp_path):
+    class Turns:
+        """The first call's turn comes after the time for retries, the next one's at once."""
+
+        seconds = iter((2.0, 0.0))
+
+        async def wait(self, most) -> None:
+            await asyncio.sleep(next(self.seconds))
+
+    class AtOnce(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return a
+
+    with FaultProxy(None, fault=lambda number, body: "500" if number == 0 else "") as proxy:
+        backend = Endpoint(endpoint(proxy.url, retry_seconds=1.5))
+        backend._rates, backend._random = Turns(), AtOnce()
+        with Asker(backend, Store(tmp_path)) as asker:
+            [answer] = asker.answer([request_of(0, images=())])
+    assert answer.done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
@@ -126,6 +127,42 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path):
         assert store.journal.read_bytes() == before
         store.append(entry(5))
         assert store.final("key5") is not None
+
+
+def test_a_disk_too_full_for_the_index_mixes_up_no_answers_and_loses_none(tmp_path, monkeypatch):
+    store = filled(tmp_path, 1)
+    add, full = store._index.add, [True]
+
+    def failing(*row) -> None:
+        if full:
+            raise sqlite3.OperationalError("database or disk is full")
+        add(*row)
+
+    monkeypatch.setattr(store._index, "add", failing)
+    with pytest.raises(DataError, match=r"index\.sqlite cannot be written \(database or disk is full\).*run again"):
+        store.append(entry(1))
+    full.clear()
+    store.append(entry(2))
+    assert [store.final(f"key{number}").text for number in range(3)] == [f"answer {n}\n" for n in range(3)]
+    full.append(True)
+    for closing in (lambda: store.append(entry(3)), store.close):
+        with pytest.raises(DataError, match="Make room"):
+            closing()
+    with Store(tmp_path) as again:
+        assert [one.key for one in again.entries()] == [f"key{number}" for number in range(4)]
+
+
+def test_a_line_damaged_behind_the_index_is_passed_over_and_told(tmp_path, capsys):
+    filled(tmp_path, 3).close()
+    lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    lines[0] = b"#" * (len(lines[0]) - 1) + b"\n"
+    lines[1] = lines[1].replace(b"key1", b"key2")
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(lines))
+    with Store(tmp_path) as store:
+        assert store.final("key0") is None
+        assert store.final("key1") is None
+        assert store.final("key2").text == "answer 2\n"
+    assert "2 lines cannot be read" in " ".join(capsys.readouterr().err.split())
 
 
 def test_reading_ten_thousand_entries_holds_a_page_of_places_in_memory(tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.competing.items import Item
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.requests import Answer, Sampling, Status
@@ -17,9 +17,15 @@ from mmkd.synthesis.requests import Answer, Sampling, Status
 EMPTY = "empty reply"
 
 
+def open_role(model: ModelSection, asked: Path, role: str, reasks: int) -> Asker:
+    """The model of a role, e.g. judge, with its store in `asked`/`role`. A step that asks it is closed only when every
+    request has been replied to (`Misses.require_replies`), and what it was paid in other roles counts, too."""
+    return open_asker(model, asked / role, reasks, all_replied=True, shared_budget=True)
+
+
 def answered(
     model: ModelSection,
-    folder: Path,
+    asked: Path,
     items: Sequence[Item],
     sampling: Sampling,
     log: RejectedLog,
@@ -31,8 +37,8 @@ def answered(
     """The items, in their order, with the model's answers in them; those without one are written to the log.
 
     Args:
-        folder: of the store that keeps the answers.
-        who: teacher or student, for messages.
+        asked: folder of the stores that keep the answers, one for each role.
+        who: the role, teacher or student.
         may_be_cut: whether an answer that ran into max_tokens is one.
         may_be_empty: whether saying nothing, asked `reasks` times more, is an answer: of a student, it is.
 
@@ -42,12 +48,9 @@ def answered(
     if not items:
         return []
     answers: dict[str, Answer] = {}
-    with open_asker(model, folder, reasks) as asker:
-        check = ImageCheck(model.endpoint)
+    with open_role(model, asked, who, reasks) as asker:
         requests = [replace(item.request(sampling), may_be_cut=may_be_cut) for item in items]
-        check.probe(asker, next((request for request in requests if request.images), None))
         for answer in shown(asker.answer(requests), asker.tally, f"{who} answers", len(items)):
-            check.check(answer)
             answers[answer.request.id] = answer
         license = asker.backend.license
     kept = []

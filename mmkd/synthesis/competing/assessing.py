@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.synthesis.competing.asking import open_role
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.judging import judge as judging
 from mmkd.synthesis.judging.calibration import calibrate
@@ -20,7 +21,6 @@ from mmkd.synthesis.judging.grades import GradeJudge
 from mmkd.synthesis.judging.judge import Judge, OrderBias, Verdict
 from mmkd.synthesis.judging.labels import LabelScorer
 from mmkd.synthesis.judging.scales import CORRECTNESS
-from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import followed
 from mmkd.synthesis.requests import Sampling
 
@@ -72,7 +72,7 @@ def open_judge(config: CompeteConfig, out: Path) -> Iterator[tuple[Scorer, Order
     if config.judge.model is None:
         yield LabelScorer(), OrderBias()
         return
-    with open_asker(config.judge.model, out / "asked" / "judge", config.reasks) as asker:
+    with open_role(config.judge.model, out / "asked", "judge", config.reasks) as asker:
         if config.judge.form == "digit":
             judge = GradeJudge(asker)
         else:

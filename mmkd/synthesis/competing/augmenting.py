@@ -15,13 +15,12 @@ from mmkd.config.load import check_options
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.answering import both
-from mmkd.synthesis.competing.asking import answered
+from mmkd.synthesis.competing.asking import answered, open_role
 from mmkd.synthesis.competing.assessing import Kind, Outcome, good_enough
 from mmkd.synthesis.competing.augmentors import Draft, Parent, Wanted
 from mmkd.synthesis.competing.augmentors.registry import augmentor
 from mmkd.synthesis.competing.filters import Known, badly_formed
 from mmkd.synthesis.competing.items import Item
-from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Request, Sampling
@@ -131,8 +130,7 @@ def answered_well(
 ) -> list[Item]:
     """The items with the teacher's answers, those below the floor left out where the config has them checked."""
     sampling = Sampling(**config.sampling.model_dump())
-    folder = out / "asked" / "teacher"
-    told = answered(teacher, folder, items, sampling, log, config.reasks, "teacher", config.may_be_cut)
+    told = answered(teacher, out / "asked", items, sampling, log, config.reasks, "teacher", config.may_be_cut)
     return good_enough(config, out, told, log) if config.check_teacher else told
 
 
@@ -163,7 +161,7 @@ def fitting(config: CompeteConfig, model: ModelSection, out: Path, items: Sequen
         )
         for item in asked
     )  # fmt: skip
-    with open_asker(model, out / "asked" / "grounding", config.reasks) as asker:
+    with open_role(model, out / "asked", "grounding", config.reasks) as asker:
         answers = {
             answer.request.id: answer
             for answer in shown(asker.answer(requests), asker.tally, "does it fit", len(asked))

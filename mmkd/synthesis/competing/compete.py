@@ -196,9 +196,9 @@ class Competition:
         """Both on the held-out split. The teacher is asked anew where it has learned; else its answers are kept."""
         name = f"held-out-{number}"
         given = read_items(self.out / "given" / "held_out.jsonl")
-        folder, config = self.out / "asked" / "teacher", self.config
+        asked, config = self.out / "asked", self.config
         log = self._log(f"{name}-teacher")
-        told = answered(self.teacher, folder, given, self.sampling, log, config.reasks, "teacher", config.may_be_cut)
+        told = answered(self.teacher, asked, given, self.sampling, log, config.reasks, "teacher", config.may_be_cut)
         outcomes, found = self._both(told, student, name)
         write_rows(self._folder(number) / "held_out.jsonl", (outcome.row() for outcome in outcomes))
         return found
@@ -223,7 +223,8 @@ class Competition:
     def _follow(self, teacher: str | None) -> None:
         """From here on that model is the teacher."""
         if teacher is not None and self.teacher.vlm is not None:
-            self.teacher = ModelSection(vlm=self.teacher.vlm.model_copy(update={"model": teacher}))
+            vlm = self.teacher.vlm.model_copy(update={"model": teacher})
+            self.teacher = self.teacher.model_copy(update={"vlm": vlm})
 
     def _augment(self, number: int) -> dict[str, Any]:
         log, pool = self._log(f"augment-{number}"), read_items(self._pool(number - 1))
@@ -240,8 +241,8 @@ class Competition:
     def _both(self, items: Sequence[Item], student: str, name: str) -> tuple[list[Outcome], dict[str, Any]]:
         config, reading = self.config, self.config.student
         model = ModelSection(vlm=VlmSection(model=student, tokens=reading.tokens, batch_size=reading.batch_size))
-        log, folder = self._log(name), self.out / "asked" / "student"
-        said = answered(model, folder, items, self.sampling, log, config.reasks, "student", True, True)
+        log, asked = self._log(name), self.out / "asked"
+        said = answered(model, asked, items, self.sampling, log, config.reasks, "student", True, True)
         outcomes, bias = assess(config, self.out, items, {item.id: item.answer for item in said}, log)
         found = asdict(standing(outcomes)) | {"compared": bias.compared, "disagreed": bias.disagreed}
         if config.judge.model is not None and (trust := against_labels(outcomes, {item.id: item for item in items})):

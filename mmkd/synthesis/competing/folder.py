@@ -15,6 +15,7 @@ from rich.console import Console
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.schema import Config
 from mmkd.errors import ConfigError
+from mmkd.synthesis.same_settings import changed
 from mmkd.whole_files import write_whole
 
 MAY_CHANGE = {"rounds", "stop", "ranks"}  # a competition may be made longer, or go on elsewhere
@@ -47,19 +48,10 @@ def require_same(out: Path, config: CompeteConfig, plans: dict[str, Config]) -> 
     file = out / "config.yaml"
     if file.exists():
         known = yaml.safe_load(file.read_text(encoding="utf-8"))
-        changed = sorted(_differences(known, settings))
-        if changed:
+        if differ := changed(known, settings):
             raise ConfigError(
-                f"{out} holds a competition with other settings: {', '.join(changed[:5])}. Give another out, or take "
-                f"these back; {', '.join(sorted(MAY_CHANGE))} may change."
+                f"{out} holds a competition with other settings: {', '.join(differ[:5])}. Give another out, or take "
+                f"these back; {', '.join(sorted(MAY_CHANGE))} and how an endpoint is reached may change."
             )
         return
     write_whole(file, [yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)])
-
-
-def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in one.keys() | other.keys():
-            yield from _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
-    elif one != other:
-        yield path

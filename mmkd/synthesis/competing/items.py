@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mmkd.data.records import Provenance, Record, Turn
+from mmkd.data.write_records import relative_to
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.requests import Request, Sampling, digest
 from mmkd.whole_files import write_whole
@@ -76,7 +76,7 @@ def write_items(path: Path, items: Iterable[Item]) -> int:
     """A JSONL file, whole or not at all, image paths relative to it. Returns how many."""
 
     def row(item: Item) -> dict[str, Any]:
-        return asdict(item) | {"images": [os.path.relpath(image, path.parent) for image in item.images]}
+        return asdict(item) | {"images": [relative_to(path.parent, image) for image in item.images]}
 
     return write_rows(path, map(row, items))
 

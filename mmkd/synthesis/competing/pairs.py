@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmkd.data.write_records import relative_to
 from mmkd.synthesis.competing.assessing import Kind, Outcome
 from mmkd.synthesis.competing.items import Item, read_rows
 from mmkd.synthesis.competing.refining import Refined
@@ -45,7 +45,7 @@ def preferences(
         item = items[outcome.id]
         yield {
             "id": item.id,
-            "images": [os.path.relpath(image, folder) for image in item.images],
+            "images": [relative_to(folder, image) for image in item.images],
             "prompt": [{"role": "user", "content": item.question}],
             "chosen": [{"role": "assistant", "content": better[0]}],
             "rejected": [{"role": "assistant", "content": worse[0]}],
@@ -64,6 +64,6 @@ def gathered(folders: Sequence[Path], into: Path) -> Iterator[dict[str, Any]]:
     for folder in folders:
         for row in read_rows(folder / FILE):
             answers = frozenset(row[name][0]["content"].strip() for name in ("chosen", "rejected"))
-            images = [os.path.relpath(folder / image, into) for image in row["images"]]
+            images = [relative_to(into, folder / image) for image in row["images"]]
             found[row["id"], answers] = row | {"images": images}
     return (row for (_, answers), row in found.items() if len(answers) == 2)

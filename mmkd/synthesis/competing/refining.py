@@ -14,12 +14,12 @@ from pydantic import BaseModel, Field
 from mmkd.config.compete_schema import CompeteConfig, RefineSection
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.synthesis.competing.asking import open_role
 from mmkd.synthesis.competing.assessing import Kind, Outcome, open_judge
 from mmkd.synthesis.competing.filters import rouge_l, words
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.judging import judge as judging
 from mmkd.synthesis.judging.judge import Verdict
-from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import followed, shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Answer, Request, Sampling
@@ -151,7 +151,7 @@ def _mended(
         sampling = Sampling(section.temperature, 1.0, section.max_tokens, seed)
         return Request(one.id, turns, item.images, sampling, Mended, prompt=str(template), license=item.license)
 
-    with open_asker(section.model or teacher, out / "asked" / "refine", config.reasks) as asker:
+    with open_role(section.model or teacher, out / "asked", "refine", config.reasks) as asker:
         asked = asker.answer(request(one) for one in outcomes)
         return {answer.request.id: answer for answer in shown(asked, asker.tally, "mended answers", len(outcomes))}
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.evolving.items import OPEN, Content, Direction
 from mmkd.synthesis.evolving.outcomes import Rejection, Task
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Answer, Request, Sampling
@@ -84,18 +83,13 @@ def eliminate(direction: Direction, ruling: Ruling, tolerance: float) -> None:
 class ModelJudge:
     """A model that sees the image compares both versions, in both orders."""
 
-    def __init__(self, asker: Asker, sampling: Sampling, check: ImageCheck):
-        self.asker, self.sampling, self.check = asker, sampling, check
-        self._probed = False
+    def __init__(self, asker: Asker, sampling: Sampling):
+        self.asker, self.sampling = asker, sampling
 
     def compare(self, pairs: Sequence[tuple[Task, Content]]) -> list[Ruling]:
         requests = [self.request(task, content, order) for task, content in pairs for order in (0, 1)]
-        if requests and not self._probed:
-            self.check.probe(self.asker, requests[0])
-            self._probed = True
         answers: dict[str, Answer] = {}
         for answer in shown(self.asker.answer(requests), self.asker.tally, "comparing versions", len(requests)):
-            self.check.check(answer)
             answers[answer.request.id] = answer
         return [ruling_of(answers[f"{task.id}#0"], answers[f"{task.id}#1"]) for task, _ in pairs]
 

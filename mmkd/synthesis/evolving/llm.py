@@ -11,7 +11,6 @@ from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.evolving.executing import offered
 from mmkd.synthesis.evolving.items import FORMS, Content, Skill, draw
 from mmkd.synthesis.evolving.outcomes import Proposal, Rejection, Task
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.programs.tools import Toolset, View
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
@@ -31,13 +30,11 @@ class ModelEvolver:
 
     Args:
         tools: with which the steps will be executed; functions that they lack are not offered.
-        check: of an endpoint, whether it reads the images.
     """
 
-    def __init__(self, asker: Asker, sampling: Sampling, tools: Toolset, check: ImageCheck):
-        self.asker, self.sampling, self.check = asker, sampling, check
+    def __init__(self, asker: Asker, sampling: Sampling, tools: Toolset):
+        self.asker, self.sampling = asker, sampling
         self.functions = [FUNCTIONS[name] for name in offered(tools)]
-        self._probed = False
 
     def seed(self, content: Content, view: View) -> Proposal:
         return Proposal(content)
@@ -45,12 +42,8 @@ class ModelEvolver:
     def propose(self, tasks: Sequence[Task]) -> list[Proposal | Rejection]:
         """A reply that does not fit the schema, or none, is a rejection."""
         requests = [self.request(task) for task in tasks]
-        if requests and not self._probed:
-            self.check.probe(self.asker, requests[0])
-            self._probed = True
         found: dict[str, Proposal | Rejection] = {}
         for answer in shown(self.asker.answer(requests), self.asker.tally, "evolving", len(requests)):
-            self.check.check(answer)
             if isinstance(answer.value, Content):
                 found[answer.request.id] = Proposal(
                     answer.value, answer.model, answer.request.prompt, answer.key, self.asker.backend.license

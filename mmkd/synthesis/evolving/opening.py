@@ -22,13 +22,12 @@ from mmkd.synthesis.evolving.items import Box
 from mmkd.synthesis.evolving.llm import ModelEvolver
 from mmkd.synthesis.evolving.outcomes import Evolver
 from mmkd.synthesis.evolving.rounds import Round
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.backends.base import Backends
 from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.reasons import Stop
 from mmkd.synthesis.programs.tools import Toolset, View
-from mmkd.synthesis.requests import Sampling, digest
+from mmkd.synthesis.requests import Sampling
 
 REWORD_TOKENS = 64
 
@@ -94,24 +93,36 @@ class Parts:
             rewording = Rewording(self._asker(section.model), short) if section.model else None
             return Grounded(sampling.seed, rewording)
         assert section.model is not None
-        return ModelEvolver(self._asker(section.model), sampling, self.tools, ImageCheck(section.model.endpoint))
+        return ModelEvolver(self._asker(section.model), sampling, self.tools)
 
     def _judge(self) -> ParentJudge:
         section = self.config.judge
         if section.model is None:
             return ToolsJudge()
         sampling = Sampling(**section.sampling.model_dump())
-        return ModelJudge(self._asker(section.model), sampling, ImageCheck(section.model.endpoint))
+        return ModelJudge(self._asker(section.model), sampling)
 
     def _asker(self, section: ModelSection) -> Asker:
-        """One for each model, however many ask it: it is loaded once and has one budget."""
-        name = section.endpoint.model if section.endpoint else section.model_dump_json()
-        key = digest(name)[:12]
+        """One for all roles of equal sections: the model is loaded once and has one budget. Two servers may call their
+        models alike, so the name alone makes no two sections one.
+
+        The store is called after the first of these roles, so that a server that moved finds its answers again.
+        """
+        key = section.model_dump_json()
         if key not in self._askers:
+            role = next(role for role, model in self._models().items() if model == section)
             self._askers[key] = self._stack.enter_context(
-                open_asker(section, self.out / "answers" / key, self.config.reasks)
+                open_asker(section, self.out / "answers" / role, self.config.reasks, all_replied=True)
             )
         return self._askers[key]
+
+    def _models(self) -> dict[str, ModelSection | None]:
+        blind = self.config.blind
+        return {
+            "evolver": self.config.evolver.model,
+            "judge": self.config.judge.model,
+            "blind": blind.model if blind else None,
+        }
 
 
 def backends(section: ToolsSection) -> Backends:

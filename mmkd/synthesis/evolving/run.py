@@ -25,8 +25,8 @@ from mmkd.synthesis.evolving.rules import Questions
 from mmkd.synthesis.evolving.seeds import Known, check_unchanged, read_known, seeds_of
 from mmkd.synthesis.evolving.writing import Written, write_results
 from mmkd.synthesis.programs.tools import View
-from mmkd.synthesis.requests import digest
 from mmkd.synthesis.rows import open_rows, usable
+from mmkd.synthesis.same_settings import changed
 from mmkd.whole_files import write_whole
 
 RESULTS = ("out", "rounds", "versions", "chain")  # what may change between runs on one folder
@@ -149,19 +149,11 @@ class _Run:
 def _same_settings(config: EvolveConfig, file: Path) -> None:
     """Raises ConfigError where the folder was begun with settings that make other versions."""
     settings = config.model_dump(mode="json", exclude=set(RESULTS))
-    for section in (settings["evolver"], settings["judge"], settings["blind"] or {}):
-        if endpoint := (section.get("model") or {}).get("endpoint"):
-            section["model"]["endpoint"] = {
-                "model": endpoint["model"]
-            }  # where it is served, and how fast, is no matter
-    new = {"settings": settings, "digest": digest(settings)}
     if not file.exists():
-        write_whole(file, [json.dumps(new, indent=1)])
+        write_whole(file, [json.dumps(settings, indent=1)])
         return
-    old = json.loads(file.read_text())
-    if old["digest"] != new["digest"]:
-        changed = sorted(key for key in settings if settings[key] != old["settings"].get(key))
+    if differ := changed(json.loads(file.read_text()), settings):
         raise ConfigError(
-            f"{file.parent} was begun with other settings of {', '.join(changed)}. Only {', '.join(RESULTS)} and how "
+            f"{file.parent} was begun with other settings of {', '.join(differ)}. Only {', '.join(RESULTS)} and how "
             "an endpoint is reached may change; give another folder as out."
         )

@@ -37,6 +37,9 @@ def image_need(
         model: who is asked, as `model` of `mmkd answer`.
         tries: per question, each with another seed; more than one needs a temperature.
         system: a system turn, e.g. to ask for short answers.
+
+    Raises: ConfigError for options that cannot be; what `Asker.answer` raises, also where the model owes replies: a row
+        that it was not asked about would stay for that.
     """
     try:
         section = ModelSection.model_validate(model)
@@ -58,7 +61,7 @@ def image_need(
                     yield Request(f"{index}/{place}/{seed}", turns, (), sampling, may_be_cut=True)
 
     right: defaultdict[int, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
-    with open_asker(section, rows.folder / "image_need") as asker:
+    with open_asker(section, rows.folder / "image_need", all_replied=True, shared_budget=True) as asker:
         total = tries * sum(len(list(blind_questions(record, system))) for _, record in rows)
         for answer in shown(asker.answer(requests()), asker.tally, "asking blind", total):
             index, place, _ = map(int, answer.request.id.split("/"))

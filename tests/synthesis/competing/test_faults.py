@@ -36,7 +36,7 @@ def test_every_item_ends_with_a_true_score_or_a_reason_and_is_paid_once(failed, 
 
         def step():
             log = RejectedLog(tmp_path / f"{len(proxy.seen)}.jsonl")
-            given, folder = list(items.values()), tmp_path / "asked" / "teacher"
+            given, folder = list(items.values()), tmp_path / "asked"
             told = answered(config.teacher, folder, given, Sampling(max_tokens=8), log, config.reasks, "teacher")
             outcomes, _ = assess(config, tmp_path, told, dict.fromkeys(items, "wrong"), log)
             section = RefineSection(tries=2)

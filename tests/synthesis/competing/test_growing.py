@@ -179,6 +179,7 @@ def test_only_the_first_question_of_a_dialogue_is_taken_where_they_hang_together
     [
         ({"start": None}, "one of pretraining and start"),
         ({"feedback": "mutual"}, "needs teacher_training"),
+        ({"refine": {"tries": 2, "temperature": 0}}, "more than one try needs a temperature above 0"),
         ({"teacher": {"language": {"source": "gguf:x"}}}, "has to see images"),
         ({"augment": {"name": "grounded", "hard_share": [1.5]}}, "0 to 1"),
     ],

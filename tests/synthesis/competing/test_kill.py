@@ -1,4 +1,5 @@
-"""Killed with SIGKILL at random moments and started again: the same records as of a run that nobody stopped.
+"""Killed with SIGKILL at random moments and started again: the same records as of a run that nobody stopped, and no
+reply that was kept is asked for again.
 
 MMKD_KILLS=20 kills as often.
 """
@@ -15,8 +16,11 @@ import pytest
 
 from mmkd.synthesis.requests import Status
 from mmkd.synthesis.store import Store
+from tests.synthesis.fault_proxy import FaultProxy
+from tests.synthesis.kept_calls import kept_calls
 
 KILLS = int(os.environ.get("MMKD_KILLS", "8"))
+ON_THEIR_WAY = 16  # calls at once, and so the most that a kill costs
 
 
 def written(out: Path) -> dict[str, str]:
@@ -26,31 +30,47 @@ def written(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_records(competition, start, oracle, tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_twice(
+    competition, start, oracle, tmp_path
+):
     warm = get_context("forkserver").Process(target=int)  # what it imports is no part of the time that is measured
     warm.start()
     warm.join()
-    began = time.monotonic()
-    mending = {"refine": {"tries": 2}, "preference_training": {"config": str(tmp_path / "preferring.yaml")}}
-    mending |= {
-        "augment": {"name": "grounded", "count": 10, "rewrite": {"endpoint": {"url": oracle, "model": "words"}}}
-    }
-    straight = start(competition("straight", **mending))
-    straight.join(1200)
-    assert straight.exitcode == 0
-    seconds = time.monotonic() - began
+    with FaultProxy(oracle) as proxy:
+        served = {"endpoint": {"url": proxy.url, "model": "oracle", "license": "MIT"}}
+        mending = {
+            "teacher": served,
+            "judge": {"model": served},
+            "refine": {"tries": 2},
+            "preference_training": {"config": str(tmp_path / "preferring.yaml")},
+            "augment": {"name": "grounded", "count": 10, "rewrite": {"endpoint": {"url": proxy.url, "model": "words"}}},
+        }
+        began = time.monotonic()
+        straight = start(competition("straight", **mending))
+        straight.join(1200)
+        assert straight.exitcode == 0
+        seconds, needed = time.monotonic() - began, len(proxy.seen)
 
-    config, draw, kills = competition("killed", **mending), random.Random(), 0
-    while True:
-        process = start(config)
-        process.join(draw.uniform(0.05, 4 / KILLS) * seconds if kills < KILLS else 1200)
-        if process.exitcode is not None:
-            assert process.exitcode == 0
-            break
-        process.kill()
-        process.join()
-        kills += 1
-    assert kills >= KILLS / 4  # it may end before it has been killed as often
+        config, draw, kills = competition("killed", **mending), random.Random(), 0
+        while True:
+            before, kept_before = len(proxy.seen), kept_calls(tmp_path / "killed" / "asked")
+            process = start(config)
+            process.join(draw.uniform(0.05, 4 / KILLS) * seconds if kills < KILLS else 1200)
+            ended = process.exitcode
+            process.kill()
+            process.join()
+            assert not kept_before & {seen.call for seen in proxy.seen[before:]}  # the point of it all
+            if ended is not None:
+                assert ended == 0
+                break
+            kills += 1
+        assert kills >= KILLS / 4  # it may end before it has been killed as often
+        # No more than what was on its way at a kill was answered in vain.
+        assert needed <= len(proxy.seen) - needed <= needed + kills * ON_THEIR_WAY
+        before = len(proxy.seen)
+        again = start(config)  # all is there, nothing is asked
+        again.join(600)
+        assert (again.exitcode, len(proxy.seen)) == (0, before)
     one, other = written(tmp_path / "straight"), written(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert "pool/1.jsonl" in one
@@ -58,8 +78,7 @@ def test_killed_again_and_again_it_ends_with_the_same_records(competition, start
         assert other[name] == one[name], name
     assert one["round-2/pairs.jsonl"]
     assert one["pool/1.jsonl"].count('"writer": "words"') > 2
-    for who in ("teacher", "student", "refine", "rewrite"):
+    for who in ("teacher", "student", "judge", "refine", "rewrite"):
         with Store(tmp_path / "killed" / "asked" / who) as store:
-            final = [entry.key for entry in store.entries() if entry.status.final]
-            assert len(final) == len(set(final)) > 0
+            assert [entry for entry in store.entries() if entry.status.final]
             assert not [entry for entry in store.entries() if entry.status is Status.UNANSWERED]

@@ -91,9 +91,9 @@ def test_a_round_of_asking_real_servers_ends_each_item_with_a_score_or_a_reason(
         )  # fmt: skip
         log, sampling = RejectedLog(tmp_path / "log.jsonl"), Sampling(max_tokens=6)
         folder, reasks = tmp_path / "asked", config.reasks
-        told = answered(config.teacher, folder / "teacher", items, sampling, log, reasks, "teacher", True)
+        told = answered(config.teacher, folder, items, sampling, log, reasks, "teacher", True)
         student = ModelSection.model_validate({"vlm": {"model": str(tiny_student), "tokens": 4}})
-        said = answered(student, folder / "student", told, sampling, log, reasks, "student", True, True)
+        said = answered(student, folder, told, sampling, log, reasks, "student", True, True)
         outcomes, _ = assess(config, tmp_path, told, {item.id: item.answer for item in said}, log)
         hard = [Outcome(one.id, Kind.HARD, one.teacher, one.student, (9.0, 1.0)) for one in outcomes]
         grown = grow(config, tmp_path, 1, told, hard, config.teacher, log)

@@ -10,7 +10,6 @@ from mmkd.synthesis.evolving.elimination import Comparison, ModelJudge
 from mmkd.synthesis.evolving.items import DIRECTIONS, FORMS, OPEN, Content, Version
 from mmkd.synthesis.evolving.llm import ModelEvolver
 from mmkd.synthesis.evolving.outcomes import Task
-from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.tools import Toolset
 from mmkd.synthesis.prompts import prompt
@@ -28,7 +27,7 @@ def task(direction: str, objects=(("cat", (0.1, 0.2, 0.3, 0.45678)),), caption: 
 
 @pytest.fixture
 def evolver() -> ModelEvolver:
-    return ModelEvolver(None, Sampling(seed=3), Toolset(classical()), ImageCheck(None))  # type: ignore[arg-type]
+    return ModelEvolver(None, Sampling(seed=3), Toolset(classical()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -83,7 +82,7 @@ def test_a_failed_item_is_drawn_anew_in_the_next_round(evolver):
 
 
 def test_the_judge_sees_image_parent_and_child_in_both_orders():
-    judge = ModelJudge(None, Sampling(), ImageCheck(None))  # type: ignore[arg-type]
+    judge = ModelJudge(None, Sampling())  # type: ignore[arg-type]
     straight, turned = (judge.request(task("cognitive"), content("Which cat?", "the left"), order) for order in (0, 1))
     assert straight.images == turned.images == (b"png",)
     assert straight.schema is Comparison

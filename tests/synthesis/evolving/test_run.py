@@ -22,9 +22,9 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.evolving import journal as journal_file
 from mmkd.synthesis.evolving.run import evolve
-from mmkd.synthesis.requests import Status
 from tests.synthesis.evolving.fake_writer import said
 from tests.synthesis.fault_proxy import FAULTS, FaultProxy
+from tests.synthesis.kept_calls import kept_calls
 
 KILLS = 20
 RESULTS = ("records.jsonl", "rejected.jsonl", "summary.json", "rounds/1.jsonl", "rounds/2.jsonl")
@@ -188,6 +188,28 @@ def test_garbage_alone_ends_as_rejections(make_scene, tmp_path):
     assert all(record.turns[0].text for record in jsonl(str(written.file)))  # the seeds
 
 
+def test_a_server_that_is_down_ends_the_run_and_costs_no_item(make_scene, tmp_path):
+    dead = served_by("http://127.0.0.1:9/v1", check_images=False, retry_seconds=0)
+    with pytest.raises(DataError, match=r"4 of 4 requests to tiny got no reply.*127\.0\.0\.1:9.*run again"):
+        run(config(tmp_path, scenes=2, **dead))
+    assert not (tmp_path / "out/rounds/1.jsonl").exists()
+
+    def down(number, body) -> str:  # the judge alone
+        return "500" if "Grade the difficulty" in str(body) else ""
+
+    with FaultProxy(None, fault=down, content=said) as proxy:
+        fields = served_by(proxy.url, check_images=False, retry_seconds=0)
+        with pytest.raises(DataError, match=r"got no reply.*HTTP 500.*run again"):
+            run(config(tmp_path, scenes=2, **fields))
+        before = kept_calls(tmp_path / "out" / "answers")
+        proxy.fault = lambda number, body: ""
+        sent = len(proxy.seen)
+        run(config(tmp_path, scenes=2, **fields))
+        assert not before & {seen.call for seen in proxy.seen[sent:]}
+        run(config(tmp_path, "straight", scenes=2, **fields))
+    assert results(tmp_path / "out") == results(tmp_path / "straight")
+
+
 def test_half_a_chunk_is_done_again(make_scene, tmp_path, monkeypatch):
     monkeypatch.setattr(journal_file, "CHUNK", 3)
     monkeypatch.setattr("mmkd.synthesis.evolving.run.CHUNK", 3)
@@ -217,7 +239,7 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_
         kills = 0
         while True:
             before = len(proxy.seen)
-            kept_before = kept(tmp_path / "killed")
+            kept_before = kept_calls(tmp_path / "killed" / "answers")
             process = start(path)
             more = draw.randint(1, 12) if kills < KILLS else 10**9
             while process.is_alive() and len(proxy.seen) < before + more:
@@ -250,16 +272,3 @@ def start(path: Path) -> BaseProcess:
 def finished(process: BaseProcess) -> bool:
     process.join(600)
     return process.exitcode == 0
-
-
-def kept(folder: Path) -> set[str]:
-    """Calls whose reply stands in the journal, as the proxy names them: key and number of the try."""
-    tries: dict[str, int] = {}
-    calls = set()
-    for file in folder.glob("answers/*/journal.jsonl"):
-        for line in file.read_bytes().split(b"\n")[:-1]:
-            entry = json.loads(line)
-            if entry["status"] not in (Status.UNANSWERED, Status.REFUSED):
-                calls.add(f"{entry['key']}-{tries.get(entry['key'], 0)}")
-                tries[entry["key"]] = tries.get(entry["key"], 0) + 1
-    return calls

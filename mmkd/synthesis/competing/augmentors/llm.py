@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.errors import ConfigError
+from mmkd.synthesis.competing.asking import open_role
 from mmkd.synthesis.competing.augmentors.presence import asked_for_presence, checked_share
 from mmkd.synthesis.competing.augmentors.registry import Draft, Parent, Wanted, register
-from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Request, Sampling
@@ -58,7 +58,7 @@ def llm(
         images = item.images if sees else ()
         return Request(name, turns, images, sampling, NewQuestion, prompt=str(used), license=item.license)
 
-    with open_asker(section, wanted.folder / "augment", wanted.reasks) as asker:
+    with open_role(section, wanted.folder, "augment", wanted.reasks) as asker:
         requests = (request(name, parent) for name, parent in parents.items())
         answers = {
             answer.request.id: answer

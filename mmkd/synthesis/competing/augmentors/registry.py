@@ -40,7 +40,7 @@ class Wanted:
 
     Attributes:
         known: the questions that are in the pool.
-        folder: where an augmentor keeps what it asked of models.
+        folder: where an augmentor keeps what it asked of models, which it opens by `competing.asking.open_role`.
     """
 
     parents: Sequence[Parent]

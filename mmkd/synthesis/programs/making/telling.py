@@ -9,7 +9,7 @@ from mmkd.synthesis.programs.making.items import Item
 from mmkd.synthesis.programs.rationale import rationale, tell
 from mmkd.synthesis.programs.runner import Outcome
 from mmkd.synthesis.prompts import prompt
-from mmkd.synthesis.requests import Request, Sampling, Status, request_key
+from mmkd.synthesis.requests import Request, Sampling, Status
 
 MOST_TOKENS = 160
 
@@ -42,7 +42,7 @@ class Teller:
         if self.asker is None:
             return None
         request = self._request(item, outcome)
-        entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
+        entry = self.asker.store.last(self.asker.key(request.content()))
         if entry is None or entry.status is not Status.DONE:
             return None
         return answer_of(entry, request).text

@@ -12,7 +12,7 @@ from mmkd.synthesis.programs.checker import Program, ProgramError, check
 from mmkd.synthesis.programs.making.examples import Example, Nearest
 from mmkd.synthesis.programs.tools.registry import Toolset
 from mmkd.synthesis.prompts import prompt
-from mmkd.synthesis.requests import Request, Sampling, Status, digest, request_key
+from mmkd.synthesis.requests import Request, Sampling, Status, digest
 
 _FENCED = re.compile(r"```[a-z]*[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
@@ -102,7 +102,7 @@ class Writer:
         missing = ""
         asked = digest([turn.text for turn in self.prompts.turns(question)])
         for request in self._requests(question, labelled):
-            entry = self.asker.store.last(request_key(self.asker.backend.model, request.content()))
+            entry = self.asker.store.last(self.asker.key(request.content()))
             if entry is None or entry.status is Status.UNUSABLE:
                 missing = "the writer gave no reply; run again."
                 continue
