@@ -160,8 +160,9 @@ class Rules:
         if any(keyword.arg is None for keyword in node.keywords):
             self._say(node, Reason.NOT_ALLOWED, "** is not allowed in a program.")
             return
-        for keyword in node.keywords:
-            self._name(keyword, keyword.arg or "")
+        if not (isinstance(node.func, ast.Name) and node.func.id in self.tools):  # a tool knows its parameters
+            for keyword in node.keywords:
+                self._name(keyword, keyword.arg or "")
         called = node.func
         if isinstance(called, ast.Attribute):
             called.called = True  # type: ignore[attr-defined]  # read by _node, which comes to it later

@@ -18,7 +18,7 @@ from tests.synthesis.programs.making.scripted import ScriptedWriter
 
 def reply(question: str, seed: int) -> str:
     right = program_for(question)
-    other = right.replace(":\n", ":\n    if not exists(image, 'shape'):\n        return 'nothing'\n", 1)
+    other = right.replace("return ", "return [").rstrip() + "][0]\n"
     lucky = f"def answer(image):\n    return {'yes' if question.startswith('is') else '1'!r}\n"
     return [right, f"Here it is:\n```python\n{right.replace('image', 'picture')}```\nBye", lucky, "return (", other][
         seed
