@@ -12,9 +12,8 @@ from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
+from mmkd.synthesis.replies import EMPTY
 from mmkd.synthesis.requests import Answer, Sampling, Status
-
-EMPTY = "empty reply"
 
 
 def answered(

@@ -26,7 +26,7 @@ def card(config: CompeteConfig, out: Path, rounds: Sequence[dict[str, Any]]) -> 
     file = max((out / "pool").glob("*.jsonl"), key=lambda one: int(one.stem))
     items = read_items(file)
     models = {"teacher": config.teacher, "judge": config.judge.model, "grounding": config.filters.grounding}
-    models["without the image"] = config.filters.blind
+    models["without the image"] = config.filters.blind.model if config.filters.blind is not None else None
     if config.refine is not None:
         models["refiner"] = config.refine.model or config.teacher
     names = {role: named(model) for role, model in models.items() if model is not None}

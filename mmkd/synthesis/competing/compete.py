@@ -29,6 +29,7 @@ from mmkd.synthesis.competing.pairs import gathered, preferences
 from mmkd.synthesis.competing.refining import refine
 from mmkd.synthesis.competing.summary import stopped_moving, table
 from mmkd.synthesis.competing.training import Launch
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.requests import Sampling
 from mmkd.whole_files import write_whole
 
@@ -49,6 +50,7 @@ def compete(config: CompeteConfig, launch: Launch | None = None) -> Path:
     """
     out = Path(config.out)
     check_augmentor(config)
+    require_keys(config)
     plans = {"training": training.round_config(config.training, "training")}
     if config.later_training is not None:
         plans["later_training"] = training.round_config(config.later_training, "later_training")

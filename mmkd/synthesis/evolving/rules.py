@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmkd.synthesis.evolving.items import FORMS, Content, Direction, plain
+from mmkd.synthesis.evolving.items import FORMS, Content, Direction
 from mmkd.synthesis.evolving.outcomes import Rejection
+from mmkd.synthesis.same_answer import plain
 
 OFF, REPEATED = "not the evolution asked for", "a question that is there already"
 

@@ -24,6 +24,7 @@ from mmkd.synthesis.evolving.rounds import direction_of
 from mmkd.synthesis.evolving.rules import Questions
 from mmkd.synthesis.evolving.seeds import Known, check_unchanged, read_known, seeds_of
 from mmkd.synthesis.evolving.writing import Written, write_results
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.programs.tools import View
 from mmkd.synthesis.requests import digest
 from mmkd.synthesis.rows import open_rows, usable
@@ -41,6 +42,7 @@ def evolve(config: EvolveConfig) -> Written:
     Raises: ConfigError for models or tools that cannot be had, or a folder begun with other settings; BudgetSpent;
         DataError for rows that cannot be used, or more than 10 % of requests without a reply.
     """
+    require_keys(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "evolve.lock")

@@ -87,7 +87,7 @@ def test_a_round_of_asking_real_servers_ends_each_item_with_a_score_or_a_reason(
              "judge": {"model": teacher, "max_tokens": 32}, "reasks": 1, "sampling": {"max_tokens": 6},
              "check_teacher": False, "pool": [{"source": "scenes"}], "held_out": [{"source": "scenes"}],
              "augment": {"name": "grounded", "count": 6, "hard_share": [1.0], "rewrite": words},
-             "filters": {"similarity": 1.0, "blind": words}}
+             "filters": {"similarity": 1.0, "blind": {"model": words, "tries": 1}}}
         )  # fmt: skip
         log, sampling = RejectedLog(tmp_path / "log.jsonl"), Sampling(max_tokens=6)
         folder, reasks = tmp_path / "asked", config.reasks
