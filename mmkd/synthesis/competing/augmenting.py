@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field
 from mmkd.config.compete_schema import BlindFilterSection, CompeteConfig
 from mmkd.config.load import check_options
 from mmkd.config.synthesis_schema import ModelSection
+from mmkd.data.on_disk import ById, Made
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.blind import UNKNOWN, answered_blind
@@ -41,7 +43,7 @@ class Grown:
         worded: drafts that a model was asked to put in other words: how many are, and why the others are not.
     """
 
-    items: list[Item]
+    items: Sequence[Item]
     drafted: int
     gone: dict[str, int]
     worded: dict[str, int]
@@ -94,7 +96,7 @@ def grow(
     known = Known(config.filters.similarity)
     for item in pool:
         remember(known, item)
-    parents = drawn(config, round, {item.id: item for item in pool}, outcomes)
+    parents = drawn(config, round, ById(pool), outcomes)
     name, gone = config.augment.name, Gone(log)
     wanted = Wanted(parents, known, out / "asked", config.seed, round, config.reasks)
     drafts = list(augmentor(name)(wanted, **_options(config)))
@@ -136,7 +138,7 @@ def formed(drafts: Sequence[Draft], known: Known, round: int, engine: str, gone:
 
 def answered_well(
     config: CompeteConfig, out: Path, items: Sequence[Item], teacher: ModelSection, log: RejectedLog
-) -> list[Item]:
+) -> Sequence[Item]:
     """The items with the teacher's answers, those below the floor left out where the config has them checked."""
     sampling = Sampling(**config.sampling.model_dump())
     folder = out / "asked" / "teacher"
@@ -144,13 +146,14 @@ def answered_well(
     return good_enough(config, out, told, log) if config.check_teacher else told
 
 
-def drawn(config: CompeteConfig, round: int, items: dict[str, Item], outcomes: Sequence[Outcome]) -> list[Parent]:
+def drawn(config: CompeteConfig, round: int, items: Mapping[str, Item], outcomes: Sequence[Outcome]) -> list[Parent]:
     """Parents of a round's drafts: the difficult share of this round, then easy ones."""
     shares = config.augment.hard_share
     hard = int(config.augment.count * shares[min(round, len(shares)) - 1] + 0.5)
     parents = []
     for kind, count in ((Kind.HARD, hard), (Kind.EASY, config.augment.count - hard)):
-        found = [outcome for outcome in outcomes if outcome.kind is kind and outcome.id in items]
+        of_kind = (place for place, one in enumerate(outcomes) if one.kind is kind and one.id in items)
+        found = Made(array("q", of_kind), outcomes.__getitem__)
         rng = random.Random(f"{config.seed}/{round}/{kind}")
         number = 0
         while found and count > 0:
