@@ -2,7 +2,7 @@
 replies: whatever a real model says, each item ends as done or as rejected for a reason.
 
 `transformers serve` takes classes of its own only ("Unknown modality for: MmkdForConditionalGeneration", also with
---trust-remote-code), and the demo's release has a timm tower and compression tokens, for which LLaVA has no place: so it
+--trust-remote-code), and the demo's release has a timm tower and compression tokens, for which LLaVA has no place: it
 is served by `mmkd serve` here. A composed model's LLaVA export under `transformers serve`, asked about images by mmkd's
 client, is in tests/release/test_llava.py.
 """
