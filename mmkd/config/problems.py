@@ -38,7 +38,7 @@ def option_problems(key: str, value: Any, error: ValidationError, annotation: An
         elif detail["type"] == "missing":
             yield path, f"is missing; {_section(detail['loc'][:-1], section).__name__} needs it."
         elif detail["type"] == "value_error":
-            yield path, f"is {_text(detail['input'])}: {detail['ctx']['error']}."
+            yield path, f"is {_text(detail['input'])}: {detail.get('ctx', {}).get('error')}."
         else:
             yield path, f"is {_text(detail['input'])}; allowed: {allowed(detail)}."
 
