@@ -43,7 +43,7 @@ class Grown:
         worded: drafts that a model was asked to put in other words: how many are, and why the others are not.
     """
 
-    items: Sequence[Item]
+    items: list[Item]
     drafted: int
     gone: dict[str, int]
     worded: dict[str, int]
@@ -109,7 +109,7 @@ def grow(
     if config.filters.blind is not None:
         told = needing_pictures(config, config.filters.blind, out, told, gone)
     worded = Counter(draft.objection or IN_OTHER_WORDS for draft in drafts if draft.template)
-    return Grown(told, len(drafts), dict(sorted(gone.counts.items())), dict(worded.most_common()))
+    return Grown(list(told), len(drafts), dict(sorted(gone.counts.items())), dict(worded.most_common()))
 
 
 def remember(known: Known, item: Item) -> None:
