@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmkd.config.schema import OpenSection, Section, SourceSection
-from mmkd.config.synthesis_schema import ModelSection, SamplingSection
+from mmkd.config.synthesis_schema import BlindTriesSection, ModelSection, SamplingSection
 
 
 class TrainingRunSection(Section):
@@ -33,6 +33,12 @@ class JudgeSection(Section):
     )
     max_tokens: int = Field(400, ge=1, description="Of one verdict.")
 
+    @model_validator(mode="after")
+    def asks(self) -> JudgeSection:
+        if self.form == "digit" and self.model is None:
+            raise ValueError("has form digit and no model; labels judge without one: give model, or leave form out")
+        return self
+
 
 class AugmentSection(OpenSection):
     name: str = Field(description="grounded, llm, or one of a plug-in; its other keys are that augmentor's options.")
@@ -51,6 +57,10 @@ class AugmentSection(OpenSection):
         return self
 
 
+class BlindFilterSection(BlindTriesSection):
+    max_tokens: int | None = Field(None, ge=1, description="Of one answer; sampling.max_tokens by default.")
+
+
 class FilterSection(Section):
     """Which drafts go."""
 
@@ -60,8 +70,8 @@ class FilterSection(Section):
     grounding: ModelSection | None = Field(
         None, description="Asked, with the picture, whether a question fits it; drafts with a known answer need it not."
     )
-    blind: ModelSection | None = Field(
-        None, description="Asked without the picture; what it answers as the teacher does goes."
+    blind: BlindFilterSection | None = Field(
+        None, description="Asked without the picture; what it answers as the teacher does, in all tries, goes."
     )
 
 
@@ -76,7 +86,7 @@ class RefineSection(Section):
     @model_validator(mode="after")
     def drawn(self) -> RefineSection:
         if self.tries > 1 and self.temperature == 0:
-            raise ValueError("more than one try needs a temperature above 0: the same would be said again")
+            raise ValueError(f"has tries {self.tries} at temperature 0, which says the same each time; it needs more")
         return self
 
 
@@ -145,10 +155,15 @@ class CompeteConfig(Section):
         if (self.pretraining is None) == (self.start is None):
             raise ValueError("needs one of pretraining and start")
         refiner = self.refine.model if self.refine is not None else None
-        seeing = (("teacher", self.teacher), ("judge.model", self.judge.model), ("refine.model", refiner))
-        for name, model in seeing:
+        seeing = {"teacher": self.teacher, "judge.model": self.judge.model, "refine.model": refiner}
+        for name, model in (seeing | {"filters.grounding": self.filters.grounding}).items():
             if model is not None and model.language is not None:
                 raise ValueError(f"{name} has to see images, and a language model does not; use vlm or endpoint")
+        if not self.labels and self.judge.model is None:
+            raise ValueError(
+                "labels is false and judge.model is missing: the records' answers judge where no model does. Give "
+                "judge.model, or labels: true where the answers are right"
+            )
         if (self.feedback == "mutual") != (self.teacher_training is not None):
             raise ValueError("feedback mutual needs teacher_training, and frozen takes none")
         if self.feedback == "mutual" and self.teacher.vlm is None:

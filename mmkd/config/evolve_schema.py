@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmkd.config.schema import Section, SourceSection
-from mmkd.config.synthesis_schema import ModelSection, SamplingSection
+from mmkd.config.synthesis_schema import BlindTriesSection, ModelSection, SamplingSection
 
 
 class DirectionsSection(Section):
@@ -67,25 +67,20 @@ class JudgeSection(Section):
         return self
 
 
-class BlindSection(Section):
+class BlindSection(BlindTriesSection):
     """The test of visual independence: items answered without the image go."""
 
-    model: ModelSection = Field(description="Any model; it is shown no image.")
-    tries: int = Field(3, ge=1, description="Answers drawn; an item goes if all are right.")
-    temperature: float = Field(1.0, ge=0, le=2)
     max_tokens: int = Field(24, ge=1)
-
-    @model_validator(mode="after")
-    def drawn(self) -> BlindSection:
-        if self.tries > 1 and self.temperature == 0:
-            raise ValueError("more than one try needs a temperature above 0")
-        return self
 
 
 class ToolsSection(Section):
     """What the four functions of the visual chain are executed with."""
 
-    detector: str = Field("classical", description="classical (scenes), or a zero-shot detector: folder or hub id.")
+    detector: str = Field(
+        "classical",
+        description="classical (scenes; of no use on photographs), or a zero-shot detector: folder or hub id. To be "
+        "named where evolver.kind is llm.",
+    )
     names: list[str] = Field(
         default_factory=list, description="What a zero-shot detector looks for where a record brings no detections."
     )
@@ -106,9 +101,29 @@ class EvolveConfig(Section):
     evolver: EvolverSection = Field(default_factory=lambda: EvolverSection())
     tools: ToolsSection = Field(default_factory=lambda: ToolsSection())
     judge: JudgeSection = Field(default_factory=lambda: JudgeSection())
-    blind: BlindSection | None = Field(None, description="No test of visual independence by default.")
+    blind: BlindSection | None = Field(
+        description="the test of visual independence. blind: {model: ..} has that model answer without the image, and "
+        "what it answers goes; blind: null leaves the test out."
+    )
     reasks: int = Field(2, ge=0, description="How often a reply that is no answer is asked for again.")
     versions: Literal["newest", "all"] = Field(
         "newest", description="Records of each item's newest good version, or of all good versions, the seed included."
     )
     chain: bool = Field(False, description="Answers of cognitive versions tell their steps before the answer.")
+
+    @model_validator(mode="after")
+    def whole(self) -> EvolveConfig:
+        if self.evolver.kind != "llm":
+            return self
+        if self.judge.kind != "model":
+            raise ValueError(
+                "evolver.kind is llm and judge.kind tools: by executed steps alone only the templates of kind grounded "
+                "can be judged. Give judge: {kind: model, model: ..}, of a model that sees images"
+            )
+        if "detector" not in self.tools.model_fields_set:
+            raise ValueError(
+                "evolver.kind is llm and tools.detector is missing. Name a zero-shot detector, e.g. "
+                "google/owlv2-base-patch16-ensemble with tools.names; or classical, for scenes of coloured shapes: it "
+                "is of no use on photographs"
+            )
+        return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from mmkd.config.schema import SourceSection
@@ -35,6 +37,14 @@ class JudgeConfig(Section):
     most: int | None = Field(
         None, ge=1, description="Most held-out answers that calibrate has graded, drawn by the seed."
     )
-    model: ModelSection | None = Field(None, description="The trained judge, for calibrate.")
-    expected: bool = Field(True, description="Scores are expectations over the grade's tokens; else the grade as said.")
+    model: ModelSection | None = Field(None, description="The judge, for calibrate.")
+    form: Literal["digit", "words"] = Field(
+        "digit",
+        description="digit: a judge that learned from these records. words: one that gives reasons and compares two "
+        "answers in both orders, as mmkd compete asks it by default.",
+    )
+    expected: bool = Field(
+        True, description="Of form digit: scores are expectations over the grade's tokens; else the grade as said."
+    )
+    max_tokens: int = Field(400, ge=1, description="Of form words: of one verdict.")
     seed: int = Field(0, ge=0)

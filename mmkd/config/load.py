@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import PrivateAttr, TypeAdapter, ValidationError
 
-from mmkd.config.problems import allowed, either, explain, near, near_or_all
+from mmkd.config.problems import explain, near, near_or_all, option_problems
 from mmkd.config.schema import Config
 from mmkd.config.sections import Section
 from mmkd.config.vision_schema import VisionConfig
@@ -186,7 +186,8 @@ def check_options(
             try:
                 checked[key] = TypeAdapter(hints[key]).validate_python(value)
             except ValidationError as error:
-                problem(key, f"is {value!r}; allowed: {either(map(allowed, error.errors()))}.")
+                for place, text in option_problems(key, value, error, hints[key]):
+                    problem(place, text)
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
             problem(key, f"is missing; {name} needs it.")

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,25 @@ def explain(error: ValidationError, tree: Node, schema: type[BaseModel] = Config
     for detail in error.errors():
         places.setdefault(_data_path(detail, tree), []).append(detail)
     return [_line(path, details, tree, schema) for path, details in places.items()]
+
+
+def option_problems(key: str, value: Any, error: ValidationError, annotation: Any) -> Iterator[tuple[str, str]]:
+    """(key path, what is wrong) of an option that is not what its `annotation` says; of each field in a section."""
+    section = next(_models(annotation), None)
+    if section is None or not isinstance(value, Mapping):
+        yield key, f"is {value!r}; allowed: {either(map(allowed, error.errors()))}."
+        return
+    for detail in error.errors():
+        path = format_path((key, *detail["loc"]))
+        if detail["type"] == "extra_forbidden":
+            inner = _section(detail["loc"][:-1], section)
+            yield path, f"is not a field of {inner.__name__}.{near_or_all(detail['loc'][-1], inner.model_fields)}"
+        elif detail["type"] == "missing":
+            yield path, f"is missing; {_section(detail['loc'][:-1], section).__name__} needs it."
+        elif detail["type"] == "value_error":
+            yield path, f"is {_text(detail['input'])}: {detail.get('ctx', {}).get('error')}."
+        else:
+            yield path, f"is {_text(detail['input'])}; allowed: {allowed(detail)}."
 
 
 def _data_path(detail: ErrorDetails, tree: Node) -> tuple[Key, ...]:
@@ -88,7 +107,11 @@ def allowed(detail: ErrorDetails) -> str:
 
 
 def _short(node: Node) -> str:
-    text = repr(node.plain())
+    return _text(node.plain())
+
+
+def _text(value: Any) -> str:
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

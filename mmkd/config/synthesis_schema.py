@@ -61,6 +61,20 @@ class SamplingSection(Section):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+class BlindTriesSection(Section):
+    """Who is asked without the image, and how often."""
+
+    model: ModelSection = Field(description="Any model; it is shown no image.")
+    tries: int = Field(3, ge=1, description="Answers drawn; an item goes if all are right.")
+    temperature: float = Field(1.0, ge=0, le=2)
+
+    @model_validator(mode="after")
+    def drawn(self) -> BlindTriesSection:
+        if self.tries > 1 and self.temperature == 0:
+            raise ValueError("more than one try needs a temperature above 0")
+        return self
+
+
 class AnswerConfig(Section):
     """`mmkd answer`: the questions of records, answered by a model."""
 

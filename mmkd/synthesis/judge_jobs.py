@@ -11,23 +11,25 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 
 from mmkd.config.judge_schema import JudgeConfig
+from mmkd.data.on_disk import ById
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
+from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.judging.calibration import Calibration, calibrate
 from mmkd.synthesis.judging.graded import Graded, WrongAnswers, graded, held_out
 from mmkd.synthesis.judging.grades import HIGHEST, GradeJudge
-from mmkd.synthesis.judging.judge import Judge
+from mmkd.synthesis.judging.judge import Item, Judge, OrderBias, Verdict
 from mmkd.synthesis.judging.scales import CORRECTNESS
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import followed
@@ -44,12 +46,12 @@ def judge_records(config: JudgeConfig) -> str:
     """
     out = Path(config.out)
     log = _fresh_log(out)
-    answers = [one for one in _graded(config, log) if not held_out(one, config.hold_out)]
-    scores = _taught(config, answers, log)
+    rows = _Rows(config, log)
+    scores, graders = _taught(config, rows, log)
     kinds = dict.fromkeys(("right", "wrong", "model"), 0)
 
     def records() -> Iterator[Record]:
-        for one in answers:
+        for one in rows.answers(held=False):
             if one.kind == "model" and config.teacher is not None:
                 if one.item.id not in scores:
                     continue
@@ -62,6 +64,8 @@ def judge_records(config: JudgeConfig) -> str:
     if not count:
         raise DataError(f"no answer of {out} is left to learn from; the reasons are in {log.path}.")
     told = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
+    facts = {"answers": told, "graded by": graders, "kept for calibrate": f"{config.hold_out:g} of the pictures"}
+    write_card(out, "answers of known quality, each with its grade, for a judge to learn from", facts)
     return f"{out / 'records.jsonl'}: {count:,} graded answers ({told})"
 
 
@@ -72,11 +76,13 @@ class Trust:
     Attributes:
         pairs, preferred: a right and a wrong answer to one question, and how often the right one has the higher score
             (half for a draw).
+        bias: of form words, what the order of two answers does.
     """
 
     calibration: Calibration
     pairs: int
     preferred: float
+    bias: OrderBias | None = None
 
 
 def judge_calibration(config: JudgeConfig) -> Trust:
@@ -87,22 +93,77 @@ def judge_calibration(config: JudgeConfig) -> Trust:
     if config.model is None:
         raise ConfigError("config: model is missing; calibrate needs the judge, e.g. model.vlm.model=runs/judge/model.")
     out = Path(config.out)
-    held = [one for one in _graded(config, _fresh_log(out)) if held_out(one, config.hold_out)]
-    held = _drawn(held, config)
-    if not held:
-        raise DataError(f"hold_out {config.hold_out} holds out no picture of these rows; raise it.")
+    rows = _Rows(config, _fresh_log(out))
+    asked = _Asked(rows, config)
+    if not asked.known:
+        raise DataError(f"hold_out {config.hold_out} holds out nothing of these rows to grade; raise it, or wrong.")
     with open_asker(config.model, out / "judged") as asker:
-        judge = GradeJudge(asker, expected=config.expected)
-        judged = followed(judge.judge(one.item for one in held), "grading", len(held))
-        verdicts = {verdict.item.id: verdict for verdict in judged}
-    calibration = calibrate(verdicts.values(), {one.item.id: (one.grade,) for one in held}, CORRECTNESS)
-    scores = {name: verdict.scores[0] for name, verdict in verdicts.items() if verdict.scores is not None}
-    trust = Trust(calibration, *_preferred(held, scores))
+        if config.form == "digit":
+            judge = GradeJudge(asker, expected=config.expected)
+        else:
+            judge = Judge(asker, sampling=Sampling(max_tokens=config.max_tokens))
+        judged = followed(judge.judge(asked.items()), "grading", len(asked.known))
+        calibration = calibrate(asked.noted(judged), asked.known, CORRECTNESS)
+    trust = Trust(calibration, *asked.preferred(), judge.bias if config.form == "words" else None)
     write_whole(out / "calibration.json", [json.dumps(_plain(trust), indent=2) + "\n"])
     console = Console(stderr=True)
     console.print(calibration.shown())
     console.print(f"of {trust.pairs:,} pairs the right answer is preferred in {trust.preferred:.1%}")
+    if trust.bias is not None:
+        console.print(str(trust.bias))
     return trust
+
+
+class _Asked:
+    """What calibrate has graded: with form digit each answer alone, with words a right answer beside each other one, in
+    both orders. No judge is shown the right answer as such: it is of use where nobody knows it.
+
+    Attributes:
+        known: the labels' grades of what is asked, by its id. Memory holds these and the scores, no picture.
+    """
+
+    def __init__(self, rows: _Rows, config: JudgeConfig):
+        self.rows, self.pairs = rows, config.form == "words"
+        self._chosen = _drawn(rows, config)
+        self.known: dict[str, tuple[float, ...]] = {}
+        self._of: dict[str, tuple[str, str]] = {}  # question and kind of each
+        self._scores: dict[str, tuple[float, ...]] = {}
+        for item, grades, question, kind in self._all():
+            self.known[item.id], self._of[item.id] = grades, (question, kind)
+
+    def items(self) -> Iterator[Item]:
+        return (item for item, *_ in self._all())
+
+    def _all(self) -> Iterator[tuple[Item, tuple[float, ...], str, str]]:
+        right: Graded | None = None
+        for one in self.rows.answers(held=True):
+            if one.kind == "right":
+                right = one
+            if self._chosen is not None and one.item.id not in self._chosen:
+                continue
+            item = replace(one.item, reference=None)
+            if not self.pairs:
+                yield item, (one.grade,), one.question, one.kind
+            elif one.kind != "right" and right is not None:
+                answers = (right.item.answers[0], one.item.answers[0])
+                yield replace(item, answers=answers), (right.grade, one.grade), one.question, one.kind
+
+    def noted(self, verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
+        for verdict in verdicts:
+            if verdict.scores is not None:
+                self._scores[verdict.item.id] = verdict.scores
+            yield verdict
+
+    def preferred(self) -> tuple[int, float]:
+        """(pairs of a right and a wrong answer, share of them in which the right one has the higher score)."""
+        right = {self._of[name][0]: one[0] for name, one in self._scores.items() if self._of[name][1] == "right"}
+        wins = []
+        for name, scores in self._scores.items():
+            question, kind = self._of[name]
+            if kind == "wrong" and (self.pairs or question in right):
+                other = scores[0] if self.pairs else right[question]
+                wins.append((other > scores[-1]) + (other == scores[-1]) / 2)
+        return len(wins), sum(wins) / len(wins) if wins else math.nan
 
 
 def _fresh_log(out: Path) -> RejectedLog:
@@ -111,28 +172,37 @@ def _fresh_log(out: Path) -> RejectedLog:
     return RejectedLog(out / "rejected.jsonl")
 
 
-def _graded(config: JudgeConfig, log: RejectedLog) -> Iterator[Graded]:
-    records = open_rows(config.data)
-    good = usable(records, log, "data")
-    said = [{record.id: record for record in jsonl(path)} for path in config.answers]
-    wrong = WrongAnswers(records[index] for index in good)
-    return graded((records[index] for index in good), wrong, config.wrong, said, CORRECTNESS, config.seed)
+class _Rows:
+    """The graded answers of the config's rows, made anew each time they are gone through: no picture is kept."""
+
+    def __init__(self, config: JudgeConfig, log: RejectedLog):
+        self.config, self.records = config, open_rows(config.data)
+        self.good = usable(self.records, log, "data")
+        self.said = [ById(jsonl(path)) for path in config.answers]
+        self.wrong = WrongAnswers(self.records[index] for index in self.good)
+
+    def answers(self, held: bool) -> Iterator[Graded]:
+        """Those that are kept for calibrate, or the others."""
+        records = (self.records[index] for index in self.good)
+        found = graded(records, self.wrong, self.config.wrong, self.said, CORRECTNESS, self.config.seed)
+        return (one for one in found if held_out(one, self.config.hold_out) == held)
 
 
-def _taught(config: JudgeConfig, answers: list[Graded], log: RejectedLog) -> dict[str, float]:
-    """The teacher's scores of what models said, by item; those without one are written to the log."""
-    asked = [one.item for one in answers if one.kind == "model"]
-    if config.teacher is None or not asked:
-        return {}
+def _taught(config: JudgeConfig, rows: _Rows, log: RejectedLog) -> tuple[dict[str, float], str]:
+    """The teacher's scores of what models said, by item, and who graded; those without one are written to the log."""
     found: dict[str, float] = {}
+    total = sum(one.kind == "model" for one in rows.answers(held=False)) if config.teacher is not None else 0
+    if config.teacher is None or not total:
+        return found, "labels"
+    asked = (one.item for one in rows.answers(held=False) if one.kind == "model")
     with open_asker(config.teacher.model, Path(config.out) / "taught") as asker:
         judge = Judge(asker, sampling=Sampling(max_tokens=config.teacher.max_tokens))
-        for index, verdict in enumerate(followed(judge.judge(asked), "grading", len(asked))):
+        for index, verdict in enumerate(followed(judge.judge(asked), "grading", total)):
             if verdict.scores is None:
                 log.note("teacher", index, verdict.item.id, BadRow(verdict.error, "no verdict"))
             else:
                 found[verdict.item.id] = verdict.scores[0]
-    return found
+        return found, f"labels; of what models said also {asker.backend.model}, both averaged"
 
 
 def _record(one: Graded, grade: float, config: JudgeConfig) -> Record:
@@ -151,28 +221,20 @@ def _record(one: Graded, grade: float, config: JudgeConfig) -> Record:
     return Record(one.item.id, turns, list(one.item.images), f"grade {one.kind}", "judge", provenance)
 
 
-def _drawn(held: list[Graded], config: JudgeConfig) -> list[Graded]:
-    """At most `most` answers, whole questions at a time."""
-    if config.most is None or len(held) <= config.most:
-        return held
-    by_question: dict[str, list[Graded]] = {}
-    for one in held:
-        by_question.setdefault(one.question, []).append(one)
+def _drawn(rows: _Rows, config: JudgeConfig) -> set[str] | None:
+    """The ids of at most `most` held-out answers, whole questions at a time; None for all."""
+    if config.most is None:
+        return None
+    by_question: dict[str, list[str]] = {}
+    for one in rows.answers(held=True):
+        by_question.setdefault(one.question, []).append(one.item.id)
     questions = random.Random(config.seed).sample(list(by_question), len(by_question))
-    return list(chain.from_iterable(by_question[name] for name in questions))[: config.most]
-
-
-def _preferred(held: list[Graded], scores: dict[str, float]) -> tuple[int, float]:
-    right = {one.question: scores[one.item.id] for one in held if one.kind == "right" and one.item.id in scores}
-    wins = [
-        (right[one.question] > scores[one.item.id]) + (right[one.question] == scores[one.item.id]) / 2
-        for one in held
-        if one.kind == "wrong" and one.item.id in scores and one.question in right
-    ]
-    return len(wins), sum(wins) / len(wins) if wins else math.nan
+    return set(list(chain.from_iterable(by_question[name] for name in questions))[: config.most])
 
 
 def _plain(trust: Trust) -> dict:
     row = asdict(trust.calibration) | {"pairs": trust.pairs, "preferred": trust.preferred}
+    if trust.bias is not None:
+        row |= {"compared": trust.bias.compared, "disagreed": trust.bias.disagreed, "order": str(trust.bias)}
     row["table"] = {f"{known}/{given}": count for (known, given), count in trust.calibration.table.items()}
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}

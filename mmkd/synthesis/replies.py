@@ -11,6 +11,7 @@ from mmkd.data.records import Turn
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Completion, Request, Sampling
 
+EMPTY = "empty reply"
 MOST_QUOTED = 2000  # letters of a wrong reply that are shown to the model again
 
 
@@ -34,7 +35,7 @@ def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | Non
     if reply.finish == "refusal" or reply.finish == "content_filter":
         return Problem("refused by the model", reply.text[:300] or "filtered", final=True)
     if not reply.text.strip():
-        return Problem("empty reply", f"no text, finish reason {reply.finish}")
+        return Problem(EMPTY, f"no text, finish reason {reply.finish}")
     if reply.finish == "length" and not (request.may_be_cut and request.schema is None):
         limit = request.sampling.max_tokens
         return Problem("cut off", f"the reply ran into max_tokens {limit}; raise it, or allow it with may_be_cut")

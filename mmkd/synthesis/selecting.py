@@ -41,7 +41,8 @@ def select_records(config: SelectConfig) -> Path:
     for name, function, options in chosen:
         dropped = function(Rows(records, kept, config.seed, out), **options)
         for index, reason in sorted(dropped.items()):
-            log.note("data", index, records[index].id, BadRow(reason, name))
+            row = reason if isinstance(reason, BadRow) else BadRow(reason, name)
+            log.note("data", index, records[index].id, row)
         before, kept = len(kept), [index for index in kept if index not in dropped]
         table.add_row(name, f"{before:,}", f"{len(kept):,}")
         given = ", ".join(f"{key} {value}" for key, value in options.items() if key != "model")

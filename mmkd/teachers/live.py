@@ -80,7 +80,7 @@ class LiveTeacher:
         elif quantize is None:
             self.model.to(device)
         self.processor = composed.processor
-        self.vocabulary = vocabulary_size(composed.processor.tokenizer)
+        self.vocabulary: int | None = vocabulary_size(composed.processor.tokenizer)
 
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return self.model.config.text_config.num_hidden_layers

@@ -51,7 +51,7 @@ def programs_run(out: Path) -> Path:
 def evolve_run(out: Path) -> Path:
     """Two embedded rounds on three scenes."""
     data = [{"source": "scenes", "split": "train", "count": 3, "grid": 2}]
-    evolve(EvolveConfig.model_validate({"data": data, "out": str(out), "rounds": 2, "per_image": 2}))
+    evolve(EvolveConfig.model_validate({"data": data, "out": str(out), "rounds": 2, "per_image": 2, "blind": None}))
     return out
 
 

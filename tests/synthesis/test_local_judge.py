@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections import Counter, defaultdict
 
 import pytest
@@ -23,6 +24,7 @@ from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.client import Endpoint
 from mmkd.synthesis.judge_jobs import judge_calibration, judge_records
+from mmkd.synthesis.judging.graded import graded
 from mmkd.synthesis.judging.grades import GradeJudge, digit_of, expectation
 from mmkd.synthesis.judging.judge import Item
 from mmkd.synthesis.local_models import language_model
@@ -142,6 +144,42 @@ def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, en
     grades = {record.turns[2].text for record in records if record.task == "grade model"}
     # (1 + 6) / 2 and (10 + 6) / 2 on 1 to 10, as digits from 0 to 9
     assert grades == {"3", "7"}
+
+
+def test_a_judge_of_words_is_calibrated_on_pairs_in_both_orders(config, endpoint, tmp_path):
+    """This one gives whatever stands first more."""
+    with FaultProxy(None, content=lambda body: '{"reason": "r", "first": 9, "second": 3}') as proxy:
+        model = {"endpoint": endpoint(proxy.url).model_dump()}
+        trust = judge_calibration(config(form="words", model=model, hold_out=0.5, max_tokens=77))
+        assert {seen.body["max_tokens"] for seen in proxy.seen} == {77}
+        assert not any("known to be right" in str(seen.body) for seen in proxy.seen)
+        assert len(proxy.seen) == 2 * trust.pairs > 0
+    found = json.loads((tmp_path / "judge" / "calibration.json").read_text())
+    assert found["compared"] == found["disagreed"] == trust.pairs
+    assert "change their winner with the order" in found["order"]
+    assert found["items"] == 2 * trust.pairs
+    assert found["preferred"] == 0.5
+
+
+def test_records_of_a_judge_have_a_card_and_no_more_than_one_answer_is_held(config, tmp_path, monkeypatch):
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def watched(*args):
+        nonlocal most
+        for one in graded(*args):
+            alive.append(weakref.ref(one))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield one
+
+    monkeypatch.setattr("mmkd.synthesis.judge_jobs.graded", watched)
+    judge_records(config(answers=[str(tmp_path / "said.jsonl")]))
+    assert len(alive) > 50
+    assert most <= 3
+    card = (tmp_path / "judge" / "card.md").read_text()
+    assert "answers of known quality" in card
+    assert "| graded by | labels |" in card
+    assert "MIT" in card
 
 
 def test_a_missing_judge_is_told(config):

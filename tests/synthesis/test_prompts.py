@@ -16,7 +16,7 @@ VERSIONS = {
     "compete_grounding": (1, "5f499d42"),
     "compete_presence": (1, "e8e80917"),
     "compete_refine": (1, "d8bb4df4"),
-    "evolve": (1, "4ab2de87"),
+    "evolve": (2, "9c85b631"),
     "evolve_blind": (1, "a6ec523e"),
     "evolve_judge": (1, "16914350"),
     "json_answer": (1, "7cb750d3"),

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mmkd.config.synthesis_schema import ModelSection
+from mmkd.data.on_disk import ById, Made, Spool
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
-from mmkd.synthesis.requests import Answer, Sampling, Status
-
-EMPTY = "empty reply"
+from mmkd.synthesis.replies import EMPTY
+from mmkd.synthesis.requests import Request, Sampling, Status
 
 
 def open_role(model: ModelSection, asked: Path, role: str, reasks: int) -> Asker:
@@ -33,8 +34,9 @@ def answered(
     who: str,
     may_be_cut: bool = False,
     may_be_empty: bool = False,
-) -> list[Item]:
-    """The items, in their order, with the model's answers in them; those without one are written to the log.
+) -> Sequence[Item]:
+    """The items, in their order, with the model's answers in them; those without one are written to the log. Answers
+    are put on disk as they come, and read when they are asked for.
 
     Args:
         asked: folder of the stores that keep the answers, one for each role.
@@ -47,19 +49,50 @@ def answered(
     """
     if not items:
         return []
-    answers: dict[str, Answer] = {}
+    replies, begun = Spool(len(items)), dict[str, int]()  # begun: numbers of those on their way
+
+    def requests() -> Iterator[Request]:
+        for number, item in enumerate(items):
+            begun[item.id] = number
+            yield replace(item.request(sampling), may_be_cut=may_be_cut)
+
     with open_role(model, asked, who, reasks) as asker:
-        requests = [replace(item.request(sampling), may_be_cut=may_be_cut) for item in items]
-        for answer in shown(asker.answer(requests), asker.tally, f"{who} answers", len(items)):
-            answers[answer.request.id] = answer
+        for answer in shown(asker.answer(requests()), asker.tally, f"{who} answers", len(items)):
+            silent = may_be_empty and answer.status is Status.REJECTED and answer.kind == EMPTY
+            good = answer.done or silent
+            said = [answer.text.strip(), answer.model] if good else [answer.reason, answer.kind]
+            replies.put(begun.pop(answer.request.id), [good, *said])
         license = asker.backend.license
-    kept = []
+    kept = array("q")
     for index, item in enumerate(items):  # not as they came: what is written must not hang on that
-        answer = answers[item.id]
-        silent = may_be_empty and answer.status is Status.REJECTED and answer.kind == EMPTY
-        if not answer.done and not silent:
-            log.reject(who, index, item.id, BadRow(f"no answer of the {who}: {answer.reason}", answer.kind))
+        good, *said = replies.get(index)
+        if not good:
+            log.reject(who, index, item.id, BadRow(f"no answer of the {who}: {said[0]}", said[1]))
             continue
         log.good()
-        kept.append(replace(item, answer=answer.text.strip(), model=answer.model, answer_license=license))
-    return kept
+        kept.append(index)
+
+    def with_answer(index: int) -> Item:
+        _, text, name = replies.get(index)
+        return replace(items[index], answer=text, model=name, answer_license=license)
+
+    return Made(kept, with_answer)
+
+
+class Said(Mapping[str, str]):
+    """The answers of items, by id; read anew each time."""
+
+    def __init__(self, items: Sequence[Item]):
+        self._items = ById(items)
+
+    def __getitem__(self, name: str) -> str:
+        return self._items[name].answer
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmkd.config.compete_schema import CompeteConfig
+from mmkd.data.on_disk import Made, Spool
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.competing.asking import open_role
 from mmkd.synthesis.competing.items import Item
@@ -93,8 +95,8 @@ def kind_of(scores: tuple[float, float] | None, gap: float, floor: float) -> Kin
 
 
 def assess(
-    config: CompeteConfig, out: Path, items: Sequence[Item], said: dict[str, str], log: RejectedLog
-) -> tuple[list[Outcome], OrderBias]:
+    config: CompeteConfig, out: Path, items: Sequence[Item], said: Mapping[str, str], log: RejectedLog
+) -> tuple[Sequence[Outcome], OrderBias]:
     """Every item that has the answers of both, assessed, in their order.
 
     Args:
@@ -102,55 +104,69 @@ def assess(
 
     Raises: DataError once more than 10 % of at least 50 items got no verdict; what the judge raises.
     """
-    both = [item for item in items if item.id in said]
+    both = array("q", (number for number, item in enumerate(items) if item.id in said))
+    pairs = Made(both, lambda number: (items[number], said[items[number].id]))
     asked = (
-        judging.Item(
-            item.id, item.question, (item.answer, said[item.id]), tuple(item.images), item.reference, item.license
-        )
-        for item in both
+        judging.Item(item.id, item.question, (item.answer, answer), tuple(item.images), item.reference, item.license)
+        for item, answer in pairs
     )
+    bias, verdicts = _verdicts(config, out, asked, len(both))
+    for index, (item, _) in enumerate(pairs):
+        noted(log, "judge", index, item.id, verdicts.get(index))
+
+    def outcome(index: int) -> Outcome:
+        (item, answer), verdict = pairs[index], verdicts.get(index)
+        scores = (verdict["scores"][0], verdict["scores"][1]) if verdict["scores"] is not None else None
+        kind, reasons = kind_of(scores, config.gap, config.floor), tuple(verdict["reasons"])
+        return Outcome(item.id, kind, item.answer, answer, scores, verdict["agree"], reasons, verdict["error"])
+
+    return Made(range(len(both)), outcome), bias
+
+
+def _verdicts(config: CompeteConfig, out: Path, asked: Iterator[judging.Item], count: int) -> tuple[OrderBias, Spool]:
+    """The judge's verdicts by the place of what was asked, put on disk as they come."""
+    verdicts, begun = Spool(count), dict[str, int]()  # begun: places of those on their way
+
+    def counted() -> Iterator[judging.Item]:
+        for place, item in enumerate(asked):
+            begun[item.id] = place
+            yield item
+
     with open_judge(config, out) as (judge, bias):
-        verdicts = {verdict.item.id: verdict for verdict in followed(judge.judge(asked), "judging", len(both))}
-    found = []
-    for index, item in enumerate(both):
-        verdict = verdicts[item.id]
-        scores = (verdict.scores[0], verdict.scores[1]) if verdict.scores is not None else None
-        noted(log, "judge", index, item.id, verdict)
-        kind = kind_of(scores, config.gap, config.floor)
-        answers = (item.answer, said[item.id])
-        found.append(Outcome(item.id, kind, *answers, scores, verdict.agree, verdict.reasons, verdict.error))
-    return found, bias
+        for one in followed(judge.judge(counted()), "judging", count):
+            row = {"scores": one.scores, "agree": one.agree, "reasons": one.reasons, "error": one.error}
+            verdicts.put(begun.pop(one.item.id), row)
+    return bias, verdicts
 
 
-def good_enough(config: CompeteConfig, out: Path, items: Sequence[Item], log: RejectedLog) -> list[Item]:
+def good_enough(config: CompeteConfig, out: Path, items: Sequence[Item], log: RejectedLog) -> Sequence[Item]:
     """The items whose teacher answer, judged alone, reaches the floor. Raises as `assess` does."""
     asked = (
         judging.Item(item.id, item.question, (item.answer,), tuple(item.images), item.reference, item.license)
         for item in items
     )
-    with open_judge(config, out) as (judge, _):
-        verdicts = {verdict.item.id: verdict for verdict in followed(judge.judge(asked), "judging", len(items))}
-    kept = []
+    _, verdicts = _verdicts(config, out, asked, len(items))
+    kept = array("q")
     for index, item in enumerate(items):
-        verdict = verdicts[item.id]
+        verdict = verdicts.get(index)
         noted(log, "judge", index, item.id, verdict)
-        if verdict.scores is None:
+        if verdict["scores"] is None:
             continue
-        score = verdict.scores[0]
+        score = verdict["scores"][0]
         if score < config.floor:
             reason = f"the teacher's answer {item.answer[:80]!r} gets {score:g}, the floor is {config.floor:g}"
             log.note("teacher", index, item.id, BadRow(reason, "teacher below the floor"))
             continue
-        kept.append(item)
-    return kept
+        kept.append(index)
+    return Made(kept, items.__getitem__)
 
 
-def noted(log: RejectedLog, who: str, index: int, name: str, verdict: Verdict) -> None:
+def noted(log: RejectedLog, who: str, index: int, name: str, verdict: dict[str, Any]) -> None:
     """A verdict that is missing is written down and counts as a bad row."""
-    if verdict.scores is not None:
+    if verdict["scores"] is not None:
         log.good()
     else:
-        log.reject(who, index, name, BadRow(verdict.error, "no verdict"))
+        log.reject(who, index, name, BadRow(verdict["error"], "no verdict"))
 
 
 @dataclass(frozen=True)
@@ -177,19 +193,25 @@ class Standing:
 
 def standing(outcomes: Sequence[Outcome]) -> Standing:
     """With NaN-free zeros where nothing was scored."""
-    scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
-    signs = Counter((student > teacher) - (student < teacher) for teacher, student in scores)
-    most = max(len(scores), 1)
+    signs, sums, hard = Counter[int](), [0.0, 0.0], 0
+    for outcome in outcomes:
+        if outcome.scores is not None:
+            teacher, student = outcome.scores
+            signs[(student > teacher) - (student < teacher)] += 1
+            sums = [sums[0] + teacher, sums[1] + student]
+            hard += outcome.kind is Kind.HARD
+    scored = signs.total()
+    most = max(scored, 1)
     return Standing(
-        len(scores),
-        len(outcomes) - len(scores),
-        round(sum(teacher for teacher, _ in scores) / most, 4),
-        round(sum(student for _, student in scores) / most, 4),
+        scored,
+        len(outcomes) - scored,
+        round(sums[0] / most, 4),
+        round(sums[1] / most, 4),
         signs[1],
         signs[0],
         signs[-1],
         round((signs[1] + signs[0] / 2) / most, 4),
-        round(sum(outcome.kind is Kind.HARD for outcome in outcomes) / most, 4),
+        round(hard / most, 4),
     )
 
 
@@ -199,17 +221,16 @@ def against_labels(outcomes: Sequence[Outcome], items: Mapping[str, Item]) -> di
 
     Returns: answers, tau (None where either gives all answers one score), agreement; None where nothing has a label.
     """
-    labelled = [
-        Verdict(
-            judging.Item(one.id, item.question, (one.teacher, one.student), reference=item.reference),
-            one.scores,
-        )
-        for one in outcomes
-        if one.scores is not None and (item := items[one.id]).reference is not None
-    ]
-    if not labelled:
+
+    def labelled() -> Iterator[Verdict]:
+        for one in outcomes:
+            if one.scores is not None and (item := items[one.id]).reference is not None:
+                told = judging.Item(one.id, item.question, (one.teacher, one.student), reference=item.reference)
+                yield Verdict(told, one.scores)
+
+    known = {one.item.id: one.scores or () for one in LabelScorer().judge(verdict.item for verdict in labelled())}
+    if not known:
         return None
-    known = {verdict.item.id: verdict.scores or () for verdict in LabelScorer().judge(one.item for one in labelled)}
-    found = calibrate(labelled, known, CORRECTNESS)
+    found = calibrate(labelled(), known, CORRECTNESS)
     tau = None if math.isnan(found.tau) else round(found.tau, 4)
     return {"answers": found.items, "tau": tau, "agreement": round(found.agreement, 4)}

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from mmkd.config.compete_schema import CompeteConfig
+from mmkd.config.compete_schema import BlindFilterSection, CompeteConfig
 from mmkd.config.load import check_options
 from mmkd.config.synthesis_schema import ModelSection
+from mmkd.data.on_disk import ById, Made
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.answering import both
+from mmkd.synthesis.blind import UNKNOWN, answered_blind
 from mmkd.synthesis.competing.asking import answered, open_role
 from mmkd.synthesis.competing.assessing import Kind, Outcome, good_enough
 from mmkd.synthesis.competing.augmentors import Draft, Parent, Wanted
-from mmkd.synthesis.competing.augmentors.registry import augmentor
+from mmkd.synthesis.competing.augmentors.registry import CHECKS, augmentor
 from mmkd.synthesis.competing.filters import Known, badly_formed
 from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Request, Sampling
-from mmkd.synthesis.selection.image_need import image_need
-from mmkd.synthesis.selection.registry import Rows
 
 IN_OTHER_WORDS = "in other words"
 
@@ -51,9 +54,17 @@ class Fit(BaseModel):
 
 
 def check_augmentor(config: CompeteConfig) -> None:
-    """Raises ConfigError for an unknown augmentor or option, before anything is asked."""
+    """Raises ConfigError for an unknown augmentor or option, for options that cannot run with this config, or an
+    endpoint among them whose key is not set; before anything is asked."""
+    options = _options(config)
+    if (check := CHECKS.get(augmentor(config.augment.name))) is not None:
+        check(config, options)
+    require_keys(options, at="augment")
+
+
+def _options(config: CompeteConfig) -> dict[str, Any]:
     name = config.augment.name
-    check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
+    return check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
 
 
 class Gone:
@@ -84,11 +95,10 @@ def grow(
     known = Known(config.filters.similarity)
     for item in pool:
         remember(known, item)
-    parents = drawn(config, round, {item.id: item for item in pool}, outcomes)
+    parents = drawn(config, round, ById(pool), outcomes)
     name, gone = config.augment.name, Gone(log)
-    options = check_options(name, config.augment.options(), augmentor(name), at="augment", given=("wanted",))
     wanted = Wanted(parents, known, out / "asked", config.seed, round, config.reasks)
-    drafts = list(augmentor(name)(wanted, **options))
+    drafts = list(augmentor(name)(wanted, **_options(config)))
     items = formed(drafts, known, round, name, gone)
     if config.filters.grounding is not None:
         items = fitting(config, config.filters.grounding, out, items, gone)
@@ -98,7 +108,7 @@ def grow(
     if config.filters.blind is not None:
         told = needing_pictures(config, config.filters.blind, out, told, gone)
     worded = Counter(draft.objection or IN_OTHER_WORDS for draft in drafts if draft.template)
-    return Grown(told, len(drafts), dict(sorted(gone.counts.items())), dict(worded.most_common()))
+    return Grown(list(told), len(drafts), dict(sorted(gone.counts.items())), dict(worded.most_common()))
 
 
 def remember(known: Known, item: Item) -> None:
@@ -127,20 +137,21 @@ def formed(drafts: Sequence[Draft], known: Known, round: int, engine: str, gone:
 
 def answered_well(
     config: CompeteConfig, out: Path, items: Sequence[Item], teacher: ModelSection, log: RejectedLog
-) -> list[Item]:
+) -> Sequence[Item]:
     """The items with the teacher's answers, those below the floor left out where the config has them checked."""
     sampling = Sampling(**config.sampling.model_dump())
     told = answered(teacher, out / "asked", items, sampling, log, config.reasks, "teacher", config.may_be_cut)
     return good_enough(config, out, told, log) if config.check_teacher else told
 
 
-def drawn(config: CompeteConfig, round: int, items: dict[str, Item], outcomes: Sequence[Outcome]) -> list[Parent]:
+def drawn(config: CompeteConfig, round: int, items: Mapping[str, Item], outcomes: Sequence[Outcome]) -> list[Parent]:
     """Parents of a round's drafts: the difficult share of this round, then easy ones."""
     shares = config.augment.hard_share
     hard = int(config.augment.count * shares[min(round, len(shares)) - 1] + 0.5)
     parents = []
     for kind, count in ((Kind.HARD, hard), (Kind.EASY, config.augment.count - hard)):
-        found = [outcome for outcome in outcomes if outcome.kind is kind and outcome.id in items]
+        of_kind = (place for place, one in enumerate(outcomes) if one.kind is kind and one.id in items)
+        found = Made(array("q", of_kind), outcomes.__getitem__)
         rng = random.Random(f"{config.seed}/{round}/{kind}")
         number = 0
         while found and count > 0:
@@ -179,16 +190,24 @@ def fitting(config: CompeteConfig, model: ModelSection, out: Path, items: Sequen
 
 
 def needing_pictures(
-    config: CompeteConfig, model: ModelSection, out: Path, items: Sequence[Item], gone: Gone
+    config: CompeteConfig, section: BlindFilterSection, out: Path, items: Sequence[Item], gone: Gone
 ) -> list[Item]:
     """The items that a model without the picture does not answer as the teacher does with it."""
-    if not items:
+    requests = []
+    for item in items:
+        for number in range(section.tries):
+            seed = random.Random(f"{config.seed}/blind/{item.id}/{number}").randrange(2**31)
+            sampling = Sampling(section.temperature, 1.0, section.max_tokens or config.sampling.max_tokens, seed)
+            request = replace(item.request(sampling), id=f"{item.id}#{number}", images=(), may_be_cut=True)
+            requests.append(request)
+    if not requests:
         return []
-    rows = Rows([item.record(config.seed) for item in items], range(len(items)), config.seed, out / "asked")
-    blind = image_need(rows, model=model.model_dump(), max_tokens=config.sampling.max_tokens)
-    for place, reason in sorted(blind.items()):
-        gone.add(items[place], "needs no picture", reason)
-    return [item for place, item in enumerate(items) if place not in blind]
+    with open_role(section.model, out / "asked", "blind", config.reasks) as asker:
+        found = answered_blind(asker, requests, {item.id: item.answer for item in items}, section.tries)
+    for item in items:
+        if blind := found.get(item.id):
+            gone.add(item, UNKNOWN if blind.unknown else "needs no picture", blind.reason)
+    return [item for item in items if item.id not in found]
 
 
 def _item(draft: Draft, name: str, round: int, engine: str) -> Item:

@@ -13,7 +13,7 @@ from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import summary
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.cards import MOST_NAMED, most, rendered
-from mmkd.synthesis.competing.items import Item, read_items, read_rows
+from mmkd.synthesis.competing.items import Item, open_items, read_rows
 from mmkd.synthesis.competing.pairs import FILE
 from mmkd.synthesis.competing.summary import COLUMNS, cells
 
@@ -24,9 +24,9 @@ GIVEN = "as given"
 def card(config: CompeteConfig, out: Path, rounds: Sequence[dict[str, Any]]) -> str:
     """Markdown, from the files of a competition and the rows of its rounds so far."""
     file = max((out / "pool").glob("*.jsonl"), key=lambda one: int(one.stem))
-    items = read_items(file)
+    items = open_items(file)
     models = {"teacher": config.teacher, "judge": config.judge.model, "grounding": config.filters.grounding}
-    models["without the image"] = config.filters.blind
+    models["without the image"] = config.filters.blind.model if config.filters.blind is not None else None
     if config.refine is not None:
         models["refiner"] = config.refine.model or config.teacher
     names = {role: named(model) for role, model in models.items() if model is not None}

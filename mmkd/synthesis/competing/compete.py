@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,23 @@ from mmkd.config.compete_schema import CompeteConfig, RefineSection
 from mmkd.config.load import load_config
 from mmkd.config.schema import Config
 from mmkd.config.synthesis_schema import ModelSection, VlmSection
+from mmkd.data.on_disk import ById, Made
 from mmkd.data.rejected import RejectedLog
 from mmkd.launch import launch as launch_training
 from mmkd.steps import Steps
 from mmkd.synthesis.competing import prepare, training
-from mmkd.synthesis.competing.asking import answered
+from mmkd.synthesis.competing.asking import Said, answered
 from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, standing
 from mmkd.synthesis.competing.augmenting import answered_well, check_augmentor, grow
 from mmkd.synthesis.competing.card import card
 from mmkd.synthesis.competing.folder import alone, require_same
-from mmkd.synthesis.competing.items import Item, read_items, read_rows, write_items, write_rows
+from mmkd.synthesis.competing.items import Item, open_items, open_rows, write_items, write_rows
 from mmkd.synthesis.competing.pairs import FILE as PAIRS
 from mmkd.synthesis.competing.pairs import gathered, preferences
 from mmkd.synthesis.competing.refining import refine
 from mmkd.synthesis.competing.summary import stopped_moving, table
 from mmkd.synthesis.competing.training import Launch
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.requests import Sampling
 from mmkd.whole_files import write_whole
 
@@ -49,6 +53,7 @@ def compete(config: CompeteConfig, launch: Launch | None = None) -> Path:
     """
     out = Path(config.out)
     check_augmentor(config)
+    require_keys(config)
     plans = {"training": training.round_config(config.training, "training")}
     if config.later_training is not None:
         plans["later_training"] = training.round_config(config.later_training, "later_training")
@@ -139,7 +144,7 @@ class Competition:
         return training.trained(plan.model_copy(update={"run": settings}), self.launch)
 
     def _ask_teacher(self) -> dict[str, int]:
-        given = read_items(self.out / "given" / "pool.jsonl")
+        given = open_items(self.out / "given" / "pool.jsonl")
         pool = answered_well(self.config, self.out, given, self.teacher, self._log("teacher"))
         return {"pool": write_items(self._pool(0), pool), "given": len(given)}
 
@@ -148,7 +153,7 @@ class Competition:
     def _train(self, number: int, student: str) -> dict[str, Any]:
         config, folder = self.config, self._folder(number)
         history = [self._outcomes(earlier) for earlier in range(1, number)]
-        items = training.rows_of(read_items(self._pool(number - 1)), history, number, config.replay, config.seed)
+        items = training.rows_of(open_items(self._pool(number - 1)), history, number, config.replay, config.seed)
         count = training.write_rows(folder / "training.jsonl", items, config.seed)
         later = number > 1 and "later_training" in self.plans
         plan, teacher = self.plans["later_training" if later else "training"], self.teacher.vlm
@@ -172,12 +177,12 @@ class Competition:
 
     def _assess(self, number: int, student: str) -> dict[str, Any]:
         """Both on the pool: verdicts.jsonl, and preferences.jsonl with the student's wins."""
-        pool = read_items(self._pool(number - 1))
+        pool = open_items(self._pool(number - 1))
         most = min(self.config.assess or len(pool), len(pool))
         chosen = set(random.Random(f"{self.config.seed}/assess/{number}").sample(range(len(pool)), most))
-        items = [item for place, item in enumerate(pool) if place in chosen]
+        items = Made(array("q", sorted(chosen)), pool.__getitem__)
         outcomes, found = self._both(items, student, f"assess-{number}")
-        folder, by_id = self._folder(number), {item.id: item for item in items}
+        folder, by_id = self._folder(number), ById(items)
         write_rows(folder / "verdicts.jsonl", (outcome.row() for outcome in outcomes))
         write_rows(folder / PAIRS, preferences(outcomes, by_id, self.config.floor, folder))
         return found
@@ -186,7 +191,7 @@ class Competition:
         """Mended answers: refined.jsonl, and preferences.jsonl anew, with them in the teacher's place."""
         config, folder = self.config, self._folder(number)
         outcomes, log = self._outcomes(number), self._log(f"refine-{number}")
-        items = {item.id: item for item in read_items(self._pool(number - 1))}
+        items = ById(open_items(self._pool(number - 1)))
         result = refine(config, section, self.out, number, outcomes, items, self.teacher, log)
         write_rows(folder / "refined.jsonl", (one.row() for one in result.found.values()))
         write_rows(folder / PAIRS, preferences(outcomes, items, config.floor, folder, result.found))
@@ -195,7 +200,7 @@ class Competition:
     def _held_out(self, number: int, student: str) -> dict[str, Any]:
         """Both on the held-out split. The teacher is asked anew where it has learned; else its answers are kept."""
         name = f"held-out-{number}"
-        given = read_items(self.out / "given" / "held_out.jsonl")
+        given = open_items(self.out / "given" / "held_out.jsonl")
         asked, config = self.out / "asked", self.config
         log = self._log(f"{name}-teacher")
         told = answered(self.teacher, asked, given, self.sampling, log, config.reasks, "teacher", config.may_be_cut)
@@ -212,7 +217,7 @@ class Competition:
         ]
         if not wins or self.teacher.vlm is None:
             return None
-        folder, items = self._folder(number), {item.id: item for item in read_items(self._pool(number - 1))}
+        folder, items = self._folder(number), ById(open_items(self._pool(number - 1)))
         rows = [asdict(items[win.id]) | {"answer": win.student, "model": f"student of round {number}"} for win in wins]
         training.write_rows(folder / "teaching.jsonl", (Item(**row) for row in rows), self.config.seed)
         plan, seed = self.plans["teacher_training"], self.config.seed + number
@@ -227,31 +232,31 @@ class Competition:
             self.teacher = self.teacher.model_copy(update={"vlm": vlm})
 
     def _augment(self, number: int) -> dict[str, Any]:
-        log, pool = self._log(f"augment-{number}"), read_items(self._pool(number - 1))
+        log, pool = self._log(f"augment-{number}"), open_items(self._pool(number - 1))
         if self.teacher != self.config.teacher:  # it has learned: its old answers are another model's
             pool = answered_well(self.config, self.out, pool, self.teacher, log)
         grown = grow(self.config, self.out, number, pool, self._outcomes(number), self.teacher, log)
-        size = write_items(self._pool(number), [*pool, *grown.items])
+        size = write_items(self._pool(number), chain(pool, grown.items))
         share = len(grown.items) / max(grown.drafted, 1)
         return {"drafted": grown.drafted, "kept": len(grown.items), "yield": round(share, 4), "gone": grown.gone,
                 "worded": grown.worded, "pool": size}  # fmt: skip
 
     # --- what they share ---------------------------------------------------------------------------------------------
 
-    def _both(self, items: Sequence[Item], student: str, name: str) -> tuple[list[Outcome], dict[str, Any]]:
+    def _both(self, items: Sequence[Item], student: str, name: str) -> tuple[Sequence[Outcome], dict[str, Any]]:
         config, reading = self.config, self.config.student
         model = ModelSection(vlm=VlmSection(model=student, tokens=reading.tokens, batch_size=reading.batch_size))
         log, asked = self._log(name), self.out / "asked"
         said = answered(model, asked, items, self.sampling, log, config.reasks, "student", True, True)
-        outcomes, bias = assess(config, self.out, items, {item.id: item.answer for item in said}, log)
+        outcomes, bias = assess(config, self.out, items, Said(said), log)
         found = asdict(standing(outcomes)) | {"compared": bias.compared, "disagreed": bias.disagreed}
-        if config.judge.model is not None and (trust := against_labels(outcomes, {item.id: item for item in items})):
+        if config.judge.model is not None and (trust := against_labels(outcomes, ById(items))):
             found["judge_against_labels"] = trust
         return outcomes, found
 
     def _row(self, number: int, trained: int, pool: Any, held: Any, new: Any) -> dict[str, Any]:
         judged = [part for part in (pool, held) if part]
-        size = new["pool"] if new else len(read_items(self._pool(max(number - 1, 0))))
+        size = new["pool"] if new else len(open_items(self._pool(max(number - 1, 0))))
         return {
             "round": number,
             "trained": trained,
@@ -263,8 +268,8 @@ class Competition:
             "pool": size,
         }
 
-    def _outcomes(self, number: int) -> list[Outcome]:
-        return [Outcome.of(row) for row in read_rows(self._folder(number) / "verdicts.jsonl")]
+    def _outcomes(self, number: int) -> Sequence[Outcome]:
+        return open_rows(self._folder(number) / "verdicts.jsonl", lambda row, *_: Outcome.of(row))
 
     def _folder(self, number: int) -> Path:
         return self.out / f"round-{number}"

@@ -55,19 +55,19 @@ class Known:
 
     def __init__(self, similarity: float):
         self.similarity = similarity
-        self._asked: dict[Sequence[str], list[tuple[str, list[str]]]] = {}
+        self._asked: dict[Sequence[str], list[str]] = {}
 
     def add(self, images: Sequence[str], question: str) -> None:
-        self._asked.setdefault(images, []).append((question, words(question)))
+        self._asked.setdefault(images, []).append(question)
 
     def near(self, images: Sequence[str], question: str) -> str:
         """The question on these pictures that this one says again, or nothing."""
         new = words(question)
-        found = (old for old, said in self._asked.get(images, ()) if self._again(new, said))
+        found = (old for old in self._asked.get(images, ()) if self._again(new, words(old)))
         return next(found, "")
 
     def questions(self, images: Sequence[str]) -> Iterable[str]:
-        return (question for question, _ in self._asked.get(images, ()))
+        return self._asked.get(images, ())
 
     def _again(self, new: list[str], old: list[str]) -> bool:
         # The score is at most 2 min / (n + m): most pairs are told apart by their lengths.

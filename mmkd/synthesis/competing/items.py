@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from mmkd.data.on_disk import Made
+from mmkd.data.record_files import JsonLines
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import relative_to
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.requests import Request, Sampling, digest
 from mmkd.whole_files import write_whole
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,22 @@ def write_items(path: Path, items: Iterable[Item]) -> int:
 
 
 def read_items(path: Path) -> list[Item]:
-    rows = read_rows(path)
-    return [Item(**row | {"images": tuple(str(path.parent / image) for image in row["images"])}) for row in rows]
+    return list(open_items(path))
+
+
+def open_items(path: Path) -> Sequence[Item]:
+    """As `read_items`, each read when it is asked for."""
+
+    def item(row: dict[str, Any], _: str, folder: Path) -> Item:
+        return Item(**row | {"images": tuple(str(folder / image) for image in row["images"])})
+
+    return open_rows(path, item)
+
+
+def open_rows(path: Path, read: Callable[[dict[str, Any], str, Path], T]) -> Sequence[T]:
+    """What `read` makes of each line of a JSONL file, its place in words and its folder, when it is asked for."""
+    lines: Any = JsonLines(path, read)  # pyright: ignore[reportArgumentType]: not of records only
+    return lines
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -96,7 +115,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def by_image(items: Iterable[Item]) -> list[Item]:
-    """Items of one picture next to each other, so that a row may hold several questions about it."""
+def by_image(items: Sequence[Item], numbers: Iterable[int]) -> Sequence[Item]:
+    """The items of these numbers, those of one picture next to each other, so that a row may hold several questions
+    about it."""
     places: dict[Sequence[str], int] = {}
-    return sorted(items, key=lambda item: places.setdefault(item.images, len(places)))
+    pairs = [(places.setdefault(items[number].images, len(places)), number) for number in numbers]
+    return Made(array("q", (number for _, number in sorted(pairs))), items.__getitem__)

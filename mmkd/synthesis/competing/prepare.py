@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from mmkd.config.schema import SourceSection
 from mmkd.data.images import open_image
+from mmkd.data.on_disk import Made, Spool
 from mmkd.data.records import Record
 from mmkd.data.rejected import RejectedLog
 from mmkd.errors import ConfigError
@@ -20,8 +22,8 @@ Pixels = dict[str, str]  # hash of a picture's pixels -> name of a record that s
 
 def items_of(
     sections: Sequence[SourceSection], name: str, images: Path, log: RejectedLog, labels: bool, independent: bool
-) -> tuple[list[Item], Pixels]:
-    """The questions of all rows that can be used, and their pictures.
+) -> tuple[Sequence[Item], Pixels]:
+    """The questions of all rows that can be used, and their pictures. Items are read from disk when asked for.
 
     Args:
         name: pool or held_out; its first letter begins the items' ids.
@@ -30,7 +32,7 @@ def items_of(
 
     Raises: ConfigError, DataError as `open_rows` and `usable` do.
     """
-    records, items, pixels, known = open_rows(sections), list[Item](), Pixels(), set[str]()
+    records, items, pixels, known = open_rows(sections), Spool(), Pixels(), set[str]()
     for index in usable(records, log, name):
         record = records[index]
         for image in record.images:
@@ -40,18 +42,22 @@ def items_of(
         files = tuple(_file(image, images) for image in record.images)
         for number, (question, answer) in enumerate(asked(record)):
             if number == 0 or independent:
-                items.append(
-                    Item(
-                        f"{name[0]}{index}.{number}",
-                        question,
-                        files,
-                        record.task,
-                        answer if labels else None,
-                        parent=record.id,
-                        license=record.provenance.license,
-                    )
+                item = Item(
+                    f"{name[0]}{index}.{number}",
+                    question,
+                    files,
+                    record.task,
+                    answer if labels else None,
+                    parent=record.id,
+                    license=record.provenance.license,
                 )
-    return items, pixels
+                items.append(asdict(item))
+
+    def item_of(number: int) -> Item:
+        row = items.get(number)
+        return Item(**row | {"images": tuple(row["images"])})
+
+    return Made(range(len(items)), item_of), pixels
 
 
 def pixels_of(sections: Sequence[SourceSection], log: RejectedLog) -> Pixels:

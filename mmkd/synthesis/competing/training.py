@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -111,8 +112,8 @@ def trained(config: Config, launch: Launch) -> str:
 
 
 def rows_of(
-    pool: Sequence[Item], history: Iterable[Sequence[Outcome]], round: int, replay: float, seed: int
-) -> list[Item]:
+    pool: Sequence[Item], history: Iterable[Iterable[Outcome]], round: int, replay: float, seed: int
+) -> Sequence[Item]:
     """What the student learns in a round: all that is new, and a share of the older pool.
 
     Left out is what the last assessment of an item found the teacher to be worse at, or not good enough at.
@@ -121,10 +122,12 @@ def rows_of(
         history: outcomes of the rounds before, oldest first.
     """
     last = {outcome.id: outcome.kind for outcomes in history for outcome in outcomes}
-    useful = [item for item in pool if last.get(item.id) not in (Kind.WIN, Kind.WEAK)]
-    old = [item for item in useful if item.round < round - 1]
-    again = {item.id for item in random.Random(f"{seed}/replay/{round}").sample(old, int(replay * len(old)))}
-    return by_image(item for item in useful if item.round == round - 1 or item.id in again)
+    old, new = array("q"), array("q")  # numbers of useful items
+    for number, item in enumerate(pool):
+        if last.get(item.id) not in (Kind.WIN, Kind.WEAK) and item.round < round:
+            (new if item.round == round - 1 else old).append(number)
+    again = random.Random(f"{seed}/replay/{round}").sample(old, int(replay * len(old)))
+    return by_image(pool, sorted([*new, *again]))
 
 
 def write_rows(path: Path, items: Iterable[Item], seed: int) -> int:

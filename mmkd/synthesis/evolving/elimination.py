@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
@@ -11,11 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.evolving.items import OPEN, Content, Direction
 from mmkd.synthesis.evolving.outcomes import Rejection, Task
+from mmkd.synthesis.programs.counting import NUMBER_WORDS
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Answer, Request, Sampling
+from mmkd.synthesis.same_answer import plain
 
 Points = Annotated[int, Field(ge=1, le=10, strict=True)]
+
+
+ARTICLES = frozenset(("a", "an", "the"))
+NO_WORDS = frozenset(("yes", "no", "none", *NUMBER_WORDS))  # what a last step may come to without a word of it
 
 
 class Comparison(BaseModel):
@@ -124,7 +131,7 @@ def ruling_of(parent_first: Answer, child_first: Answer) -> Ruling:
 class ToolsJudge:
     """Judges by what was executed, without a model: for scenes, where the tools see all there is.
 
-    A version with at least one executed step, none of which its tool contradicted, is right; difficulty is
+    A version whose steps bear its answer (`bears_answer`), none of which its tool contradicted, is right; difficulty is
     `difficulty_of`; better is harder, or as hard in another task form.
     """
 
@@ -133,9 +140,38 @@ class ToolsJudge:
 
     def _ruling(self, parent: Content, child: Content) -> Ruling:
         was, now = difficulty_of(parent), difficulty_of(child)
-        executed = sum(step.function != "none" for step in child.steps)
+        missing = bears_answer(child)
         better = now > was or (now == was and parent.form != child.form)
-        return Ruling(now, was, executed > 0, better, False, f"{executed} of its steps were executed")
+        executed = sum(step.function != "none" for step in child.steps)
+        return Ruling(now, was, not missing, better, False, missing or f"{executed} of its steps were executed")
+
+
+def bears_answer(content: Content) -> str:
+    """Why the executed steps do not bear the answer; empty where they do.
+
+    A step hangs on the image where it looks at it, or calculates from steps that do. Where the last executed step hangs
+    on it, the answer to an open question is yes, no, a number, or in words that such steps hold; what other forms make
+    of it (a letter, a list, another language) is the evolver's. Where it does not, e.g. a sum of numbers that stand in
+    no step, the answer has to be in words of steps that do, in every form.
+    """
+    seen: set[int] = set()  # places of steps that hang on the image, from 1
+    last = 0
+    for place, step in enumerate(content.steps, start=1):
+        if step.function == "none":
+            continue
+        last = place
+        from_steps = map(int, re.findall(r"#(\d+)", step.argument)) if step.function == "calculate" else ()
+        if step.function != "calculate" or seen.intersection(from_steps):
+            seen.add(place)
+    if not seen:
+        return "none of its executed steps looks at the image"
+    if last in seen and content.form != OPEN:
+        return ""
+    texts = " ".join(f"{step.argument} {step.result}" for place, step in enumerate(content.steps, 1) if place in seen)
+    new = {*plain(content.answer).split()} - {*plain(texts).split()} - ARTICLES
+    if last in seen:
+        new = {word for word in new - NO_WORDS if not word.lstrip("-").isdigit()}
+    return f"its answer holds what no step that looks found: {', '.join(sorted(new))}" if new else ""
 
 
 def difficulty_of(content: Content) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from mmkd.evaluate.matching import numeric
-from mmkd.synthesis.evolving.items import Box, Content, Step, plain
+from mmkd.synthesis.evolving.items import Box, Content, Step
 from mmkd.synthesis.evolving.outcomes import Rejection
 from mmkd.synthesis.programs import parts
 from mmkd.synthesis.programs.answers import as_text
@@ -19,6 +19,7 @@ from mmkd.synthesis.programs.reasons import Stop
 from mmkd.synthesis.programs.server import ToolServer
 from mmkd.synthesis.programs.tools import Toolset, View
 from mmkd.synthesis.programs.tools.view import WHOLE
+from mmkd.synthesis.same_answer import plain
 
 SAME = 0.5  # IoU from which two boxes are of one thing
 LIMITS = Limits(tool_calls=64)
@@ -35,8 +36,9 @@ def offered(tools: Toolset) -> list[str]:
 def execute(content: Content, view: View, tools: Toolset) -> Content:
     """The content with each step's boxes and results as the tools have them.
 
-    Raises: Rejection where a step says otherwise than its tool, cannot be executed, or the answer holds a number,
-        colour or quotation that neither the steps nor the question hold, or differs from the last step's number.
+    Raises: Rejection where a step says otherwise than its tool, cannot be executed, or none is executed at all; or the
+        answer holds a number, colour or quotation that neither the steps nor the question hold, or differs from the
+        last step's number.
     """
     run = _Run(view, tools)
     steps = []
@@ -46,8 +48,9 @@ def execute(content: Content, view: View, tools: Toolset) -> Content:
         except Stop as stop:
             raise Rejection(NOT_EXECUTED, f"step {number}, {step.function}: {stop.message}") from None
     executed = [number for number, step in enumerate(steps, start=1) if step.function != "none"]
-    if executed:
-        _check_answer(content, run, executed[-1])
+    if not executed:  # words alone: nothing of it is checked
+        raise Rejection(NOT_EXECUTED, f"none of its {len(steps)} steps is one of {', '.join(offered(tools))}")
+    _check_answer(content, run, executed[-1])
     return content.model_copy(update={"steps": steps})
 
 

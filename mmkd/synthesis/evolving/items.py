@@ -91,8 +91,3 @@ class Version(Closed):
 def draw(*of: object) -> random.Random:
     """A generator for this one purpose: the same on every machine, whatever else was drawn before."""
     return random.Random(hashlib.sha256("/".join(map(str, of)).encode()).digest())
-
-
-def plain(text: str) -> str:
-    """Lower case, single spaces, no punctuation: by which questions and answers are the same."""
-    return " ".join("".join(c if c.isalnum() or c in "#-+" else " " for c in text.lower()).split())

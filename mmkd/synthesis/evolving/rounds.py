@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmkd.config.evolve_schema import DirectionsSection
+from mmkd.synthesis.blind import UNKNOWN
 from mmkd.synthesis.evolving.blind import BlindTest
 from mmkd.synthesis.evolving.elimination import ParentJudge, eliminate
 from mmkd.synthesis.evolving.executing import execute
@@ -79,9 +80,8 @@ class Round:
             (name, one.content) for name, one in now.items() if isinstance(one, Proposal)
         ]
         contents = dict(left)
-        for name in self.blind.answered(left):
-            reason = f"{self.blind.section.tries} of {self.blind.section.tries} answers without the image are right"
-            now[name] = Rejection(BLIND, reason, contents[name])
+        for name, found in self.blind.answered(left).items():
+            now[name] = Rejection(UNKNOWN if found.unknown else BLIND, found.reason, contents[name])
 
 
 def direction_of(item: str, round: int, weights: DirectionsSection, seed: int) -> Direction:

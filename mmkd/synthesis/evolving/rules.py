@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from mmkd.synthesis.evolving.items import FORMS, Content, Direction, plain
+import hashlib
+
+from mmkd.synthesis.evolving.items import FORMS, Content, Direction
 from mmkd.synthesis.evolving.outcomes import Rejection
+from mmkd.synthesis.same_answer import plain
 
 OFF, REPEATED = "not the evolution asked for", "a question that is there already"
 
@@ -47,12 +50,16 @@ class Questions:
     """All questions that were ever kept, by image; a new one may not repeat them."""
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[bytes] = set()  # digests, since there may be many
 
     def add(self, image: str, question: str) -> None:
-        self._seen.add((image[:16], plain(question)))
+        self._seen.add(_digest(image, question))
 
     def check(self, image: str, question: str) -> None:
         """Raises Rejection where it was asked of this image before."""
-        if (image[:16], plain(question)) in self._seen:
+        if _digest(image, question) in self._seen:
             raise Rejection(REPEATED, "it is asked of this image already")
+
+
+def _digest(image: str, question: str) -> bytes:
+    return hashlib.blake2b(f"{image} {plain(question)}".encode(), digest_size=16).digest()

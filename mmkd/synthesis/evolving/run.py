@@ -22,8 +22,9 @@ from mmkd.synthesis.evolving.opening import Parts
 from mmkd.synthesis.evolving.outcomes import Outcome, Rejection, Task
 from mmkd.synthesis.evolving.rounds import direction_of
 from mmkd.synthesis.evolving.rules import Questions
-from mmkd.synthesis.evolving.seeds import Known, check_unchanged, read_known, seeds_of
+from mmkd.synthesis.evolving.seeds import check_unchanged, read_known, seeds_of
 from mmkd.synthesis.evolving.writing import Written, write_results
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.programs.tools import View
 from mmkd.synthesis.rows import open_rows, usable
 from mmkd.synthesis.same_settings import changed
@@ -41,6 +42,7 @@ def evolve(config: EvolveConfig) -> Written:
     Raises: ConfigError for models or tools that cannot be had, or a folder begun with other settings; BudgetSpent;
         DataError for rows that cannot be used, or more than 10 % of requests without a reply.
     """
+    require_keys(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "evolve.lock")
@@ -135,7 +137,7 @@ class _Run:
         record = self.records[last.index]
         check_unchanged(last.image, record.images, last.item, self.out)
         image = record.images[0]
-        known = self.known.get(record.id, Known(id=record.id))
+        known = self.known.of(record.id)
 
         def look() -> View:
             return self.parts.view(open_image(image))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,24 +72,42 @@ class Known(BaseModel):
         box: Box
 
 
-def read_known(path: str | None) -> dict[str, Known]:
-    """The annotations file, by record id. Raises DataError with the line that cannot be read."""
-    if path is None:
-        return {}
-    if not Path(path).is_file():
-        raise DataError(f"annotations: there is no file {path}.")
-    found: dict[str, Known] = {}
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                one = Known.model_validate(json.loads(line))
-            except (ValueError, ValidationError) as error:
-                raise DataError(
-                    f"{path}:{number} is no annotation ({str(error).splitlines()[0]}). A line is "
-                    '{"id": .., "caption": .., "objects": [{"label": .., "box": [left, top, right, bottom]}]}, 0 to 1.'
-                ) from error
-            found[one.id] = one
-    return found
+def read_known(path: str | None) -> Annotations:
+    """The annotations file. Raises DataError with the line that cannot be read."""
+    return Annotations(path)
+
+
+class Annotations:
+    """What is known of records, by id: each line is checked once, and read when asked for. Memory holds places."""
+
+    def __init__(self, path: str | None):
+        self._places: dict[str, int] = {}
+        if path is None:
+            return
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise DataError(f"annotations: there is no file {path}.")
+        place = 0
+        with self._path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    one = Known.model_validate_json(line)
+                except ValidationError as error:
+                    raise DataError(
+                        f"{path}:{number} is no annotation ({str(error).splitlines()[0]}). A line is "
+                        '{"id": .., "caption": .., "objects": [{"label": .., "box": [left, top, right, bottom]}]}, '
+                        "0 to 1."
+                    ) from error
+                self._places[one.id] = place
+                place += len(line)
+
+    def of(self, record: str) -> Known:
+        """Of a record without a line, nothing is known."""
+        if record not in self._places:
+            return Known(id=record)
+        with self._path.open("rb") as lines:
+            lines.seek(self._places[record])
+            return Known.model_validate_json(lines.readline())
 
 
 def check_unchanged(image: str, record: Sequence[str | bytes], item: str, out: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from mmkd.synthesis.evolving.items import plain
 from mmkd.synthesis.evolving.journal import Journal
+from mmkd.synthesis.same_answer import plain
 
 
 def summarise(journal: Journal, rounds: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +10,13 @@ from pydantic import ValidationError
 
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.records import Record, Turn
+from mmkd.data.rejected import BadRow
 from mmkd.errors import ConfigError
 from mmkd.evaluate.matching import exact
+from mmkd.synthesis.blind import UNKNOWN
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
+from mmkd.synthesis.replies import EMPTY
 from mmkd.synthesis.requests import Request, Sampling
 from mmkd.synthesis.selection.registry import Rows, register
 
@@ -27,11 +30,12 @@ def image_need(
     temperature: float = 0.0,
     max_tokens: int = 32,
     system: str = "",
-) -> dict[int, str]:
-    """Drops rows that a model answers rightly without the pictures.
+) -> dict[int, str | BadRow]:
+    """Drops rows that a model answers rightly without the pictures, and those of which that is not known.
 
     A question is answered blind where at least half of the tries give the record's own answer (but for case and
-    punctuation); a row goes where at least `share` of its questions are.
+    punctuation); a row goes where at least `share` of its questions are. An empty reply is a wrong one. Where replies
+    are missing or refused, and a row would go if they were right, it goes as unknown.
 
     Args:
         model: who is asked, as `model` of `mmkd answer`.
@@ -61,17 +65,25 @@ def image_need(
                     yield Request(f"{index}/{place}/{seed}", turns, (), sampling, may_be_cut=True)
 
     right: defaultdict[int, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
+    missing: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    why: dict[int, str] = {}
     with open_asker(section, rows.folder / "image_need", all_replied=True, shared_budget=True) as asker:
         total = tries * sum(len(list(blind_questions(record, system))) for _, record in rows)
         for answer in shown(asker.answer(requests()), asker.tally, "asking blind", total):
             index, place, _ = map(int, answer.request.id.split("/"))
             truth = answers_of(rows.records[index])[place]
             right[index][place] += bool(answer.done and exact(answer.text, truth))
-    dropped = {}
+            if not answer.done and answer.kind != EMPTY:
+                missing[index][place] += 1
+                why[index] = f"{answer.kind}: {answer.reason}"
+    dropped: dict[int, str | BadRow] = {}
     for index, places in right.items():
         blind = sum(2 * count >= tries for count in places.values())
+        perhaps = sum(2 * (count + missing[index][place]) >= tries for place, count in places.items())
         if blind >= share * len(places):
             dropped[index] = f"{blind} of {len(places)} questions are answered without the pictures"
+        elif perhaps >= share * len(places):
+            dropped[index] = BadRow(f"a reply without the pictures is missing: {why[index]}", UNKNOWN)
     return dropped
 
 

@@ -10,14 +10,13 @@ In a package of its own, an entry point of the group `mmkd.selectors` makes it k
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from mmkd.data.records import Record
-from mmkd.errors import ConfigError
+from mmkd.data.rejected import BadRow
+from mmkd.synthesis.plugins import by_name
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Rows:
         return len(self.kept)
 
 
-# Rows and the options of the YAML -> the reason of each row that goes, by index.
-Selector = Callable[..., dict[int, str]]
+# Rows and the options of the YAML -> the reason of each row that goes, by index: a BadRow where it has its own kind.
+Selector = Callable[..., Mapping[int, str | BadRow]]
 
 GROUP = "mmkd.selectors"
 SELECTORS: dict[str, Selector] = {}
@@ -60,12 +59,4 @@ def register(name: str) -> Callable[[Selector], Selector]:
 
 def selector(name: str) -> Selector:
     """The packaged, registered or installed selector of that name. Raises ConfigError with the nearest name."""
-    if name in SELECTORS:
-        return SELECTORS[name]
-    installed = {point.name: point for point in entry_points(group=GROUP)}
-    if name in installed:
-        return installed[name].load()
-    known = {*SELECTORS, *installed}
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"selector {name!r} is not one of {', '.join(sorted(known))}.{hint}")
+    return by_name(name, "selector", SELECTORS, GROUP)

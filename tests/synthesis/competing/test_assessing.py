@@ -80,7 +80,7 @@ def test_ten_per_cent_without_a_verdict_stop_the_round(config, tmp_path):
 
 def test_a_wrong_teacher_is_not_learned_from(config, tmp_path):
     items = [item(0, "red", "red"), item(1, "blue", "red")]
-    assert good_enough(config, tmp_path, items, RejectedLog(tmp_path / "log.jsonl")) == items[:1]
+    assert list(good_enough(config, tmp_path, items, RejectedLog(tmp_path / "log.jsonl"))) == items[:1]
     assert summary(tmp_path / "log.jsonl") == {"teacher below the floor": 1}
 
 

@@ -52,7 +52,7 @@ def test_two_rounds_leave_pools_verdicts_pairs_and_a_row_each(competition, start
 def test_a_model_may_judge_write_check_and_be_blind(competition, start, tmp_path, oracle):
     model = {"endpoint": {"url": oracle, "model": "oracle", "license": "Apache-2.0"}}
     augment = {"name": "llm", "count": 24, "hard_share": [1.0], "model": model}
-    filters = {"similarity": 1.0, "grounding": model, "blind": model}
+    filters = {"similarity": 1.0, "grounding": model, "blind": {"model": model}}
     refining = {"refine": {"model": model}, "preference_training": {"config": str(tmp_path / "preferring.yaml")}}
     config = competition(judge={"model": model}, augment=augment, filters=filters, labels=False, **refining)
     finish(start(config))

@@ -42,7 +42,7 @@ def test_every_item_ends_with_a_true_score_or_a_reason_and_is_paid_once(failed, 
             section = RefineSection(tries=2)
             mended = refine(config, section, tmp_path, 1, outcomes, items, config.teacher, log)
             aside = [json.loads(line) for line in log.path.read_text().splitlines()] if log.path.exists() else []
-            return outcomes, mended, aside
+            return list(outcomes), mended, aside
 
         outcomes, mended, aside = step()
         assert len({seen.fault for seen in proxy.seen}) > 4

@@ -13,14 +13,16 @@ from pydantic import ValidationError
 
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.schema import SourceSection
+from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import RejectedLog
 from mmkd.data.scene_questions import COLORS, SHAPES
 from mmkd.data.scenes import scene
 from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.assessing import Kind, Outcome
-from mmkd.synthesis.competing.augmenting import check_augmentor, drawn
+from mmkd.synthesis.competing.augmenting import check_augmentor, drawn, grow
 from mmkd.synthesis.competing.augmentors import Parent, Wanted
 from mmkd.synthesis.competing.augmentors.registry import augmentor
+from mmkd.synthesis.competing.compete import compete
 from mmkd.synthesis.competing.filters import Known
 from mmkd.synthesis.competing.folder import require_same
 from mmkd.synthesis.competing.items import Item
@@ -89,7 +91,7 @@ def test_what_is_absent_is_asked_for_as_often_as_what_is_there(parents, tmp_path
 
 
 def test_a_model_is_asked_for_what_is_absent_as_often_as_for_what_is_there(parents, oracle, tmp_path):
-    model = {"endpoint": {"url": oracle, "model": "oracle"}}
+    model = ModelSection.model_validate({"endpoint": {"url": oracle, "model": "oracle"}})
     wanted = Wanted(parents[:20], Known(1.0), tmp_path, 0, 1, 0)
     prompts = [draft.prompt.split()[0] for draft in augmentor("llm")(wanted, model=model, absent=0.2) if draft.prompt]
     assert prompts.count("compete_presence") > 0
@@ -98,8 +100,9 @@ def test_a_model_is_asked_for_what_is_absent_as_often_as_for_what_is_there(paren
     assert sum("easily taken to be there" in one for one in asked) == 4
     assert sum("easily overlooked" in one for one in asked) == 4
     assert len(asked) == 20
+    blind = ModelSection.model_validate({"language": {"source": "gguf:x"}})
     with pytest.raises(ConfigError, match="does not see what is absent"):
-        list(augmentor("llm")(wanted, model={"language": {"source": "gguf:x"}}, absent=0.2))
+        list(augmentor("llm")(wanted, model=blind, absent=0.2))
 
 
 def test_more_than_half_absent_cannot_be_balanced(parents, tmp_path):
@@ -182,6 +185,10 @@ def test_only_the_first_question_of_a_dialogue_is_taken_where_they_hang_together
         ({"refine": {"tries": 2, "temperature": 0}}, "more than one try needs a temperature above 0"),
         ({"teacher": {"language": {"source": "gguf:x"}}}, "has to see images"),
         ({"augment": {"name": "grounded", "hard_share": [1.5]}}, "0 to 1"),
+        ({"labels": False}, "labels is false and judge.model is missing"),
+        ({"judge": {"form": "digit"}}, "form digit and no model"),
+        ({"filters": {"grounding": {"language": {"source": "gguf:x"}}}}, r"filters\.grounding has to see images"),
+        ({"refine": {"tries": 2, "temperature": 0}}, "tries 2 at temperature 0"),
     ],
 )
 def test_configs_that_cannot_run_are_refused(changes, message):
@@ -194,6 +201,67 @@ def test_an_unknown_augmentor_or_option_is_refused_with_the_nearest_name():
         check_augmentor(config(augment={"name": "groundet"}))
     with pytest.raises(ConfigError, match=r"augment\.modell is not a field of llm"):
         check_augmentor(config(augment={"name": "llm", "modell": {}}))
+
+
+SEES = {"endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m"}}
+KEYLESS = {"endpoint": SEES["endpoint"] | {"api_key_env": "NOT_SET_HERE"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": {"name": "grounded", "absent": 0.9}}, r"augment\.absent is 0\.9; allowed: 0 to 0\.5"),
+        ({"augment": {"name": "llm", "model": {"endpont": {}}}}, r"model\.endpont is .* Did you mean endpoint"),
+        ({"augment": {"name": "llm", "model": {}}}, r"augment\.model is \{\}: needs exactly one of endpoint"),
+        ({"augment": {"name": "llm", "model": SEES}}, r"augment\.name is llm, .* judge\.model is missing"),
+        (
+            {"augment": {"name": "llm", "model": {"language": {"source": "gguf:x"}}, "absent": 0.2},
+             "judge": {"model": SEES}},
+            r"augment\.absent is 0\.2 and augment\.model a language model",
+        ),
+        (
+            {"judge": {"model": KEYLESS}},
+            r"judge\.model\.endpoint\.api_key_env names NOT_SET_HERE, which is not set; export",
+        ),
+        (
+            {"augment": {"name": "grounded", "rewrite": KEYLESS}},
+            r"augment\.rewrite\.endpoint\.api_key_env names NOT_SET_HERE",
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_round_could_end_with_is_refused_before_anything_is_written(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        compete(config(out=str(tmp_path / "out"), **changes), launch=lambda *_: pytest.fail("a training began"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_augmentor_of_another_package_is_known_by_its_entry_point(tmp_path, monkeypatch):
+    package = tmp_path / "site"
+    (package / "ours-1.0.dist-info").mkdir(parents=True)
+    (package / "ours-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ours\nVersion: 1.0\n")
+    (package / "ours-1.0.dist-info" / "entry_points.txt").write_text(
+        "[mmkd.augmentors]\nagain = our_augmentors:again\nnone = our_augmentors:NUMBER\n"
+    )
+    (package / "our_augmentors.py").write_text(
+        "from mmkd.synthesis.competing.augmentors import Draft\n"
+        "NUMBER = 3\n"
+        "def again(wanted, suffix: str = 'Say why.'):\n"
+        "    return (Draft(one, f'{one.item.question} {suffix}', one.item.reference) for one in wanted.parents)\n"
+    )
+    monkeypatch.syspath_prepend(str(package))
+    own = config(augment={"name": "again", "count": 2, "suffix": "And why?"}, filters={"similarity": 1.0})
+    check_augmentor(own)
+    items = {"a": Item("a", "what colour is it?", ("a.png",), reference="red", answer="red")}
+    log, told = RejectedLog(tmp_path / "log.jsonl"), "mmkd.synthesis.competing.augmenting.answered_well"
+    monkeypatch.setattr(told, lambda config, out, items, teacher, log: list(items))
+    grown = grow(own, tmp_path, 1, list(items.values()), [outcome("a", Kind.HARD)], own.teacher, log)
+    assert [item.question for item in grown.items] == ["what colour is it? And why?"]
+    with pytest.raises(ConfigError, match=r"augment\.sufix is not a field of again\. Did you mean suffix"):
+        check_augmentor(config(augment={"name": "again", "sufix": "x"}))
+    with pytest.raises(ConfigError, match="Did you mean again"):
+        check_augmentor(config(augment={"name": "agian"}))
+    with pytest.raises(ConfigError, match=r"our_augmentors:NUMBER.* is a int; allowed: a function"):
+        check_augmentor(config(augment={"name": "none"}))
 
 
 def test_a_folder_takes_a_longer_competition_and_no_other(tmp_path):

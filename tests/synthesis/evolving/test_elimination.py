@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mmkd.synthesis.evolving.blind import same_answer
-from mmkd.synthesis.evolving.elimination import Comparison, Ruling, eliminate, ruling_of
-from mmkd.synthesis.evolving.items import Content, Step
-from mmkd.synthesis.evolving.outcomes import Rejection
+from mmkd.synthesis.evolving.elimination import Comparison, Ruling, ToolsJudge, eliminate, ruling_of
+from mmkd.synthesis.evolving.items import OPEN, Content, Step, Version
+from mmkd.synthesis.evolving.outcomes import Rejection, Task
 from mmkd.synthesis.evolving.rules import Questions, check_rules
 from mmkd.synthesis.requests import Answer, Request, Status
+from mmkd.synthesis.same_answer import same_answer
 
 
 def ruling(child: float, parent: float, **fields) -> Ruling:
@@ -40,6 +40,41 @@ def test_each_evolution_has_its_rule(direction, given, kind):
     with pytest.raises(Rejection) as caught:
         eliminate(direction, given, 1.0)
     assert caught.value.kind == kind
+
+
+GROUNDED = ("grounding", "dog", "")
+
+
+@pytest.mark.parametrize(
+    ("steps", "answer", "form", "borne"),
+    [
+        ([GROUNDED], "a dog", OPEN, True),
+        ([GROUNDED, ("none", "", "")], "yes", OPEN, True),
+        ([GROUNDED, ("calculate", "#1 * 2", "4")], "four", OPEN, True),
+        ([("referring", "", "brown dog")], "brown", OPEN, True),
+        ([GROUNDED], '{"answer": "ein Hund"}', "translation", True),
+        ([GROUNDED, ("calculate", "1 + 1", "2")], "a dog", "relative distance", True),  # in words of a look
+        ([("calculate", "1 + 1", "2")], "2", OPEN, False),
+        ([("calculate", "1 + 1", "2"), ("none", "", "")], "a dog with a hat", OPEN, False),
+        ([("calculate", "1 + 1", "2"), ("calculate", "#1 + 1", "3")], "3", "multiple choice", False),
+        ([GROUNDED, ("calculate", "1 + 1", "2")], "2", OPEN, False),
+        ([GROUNDED, ("calculate", "1 + 1", "2")], "B", "multiple choice", False),
+        ([GROUNDED], "a dog with a hat", OPEN, False),
+    ],
+)  # fmt: skip
+def test_a_step_that_looks_has_to_bear_the_answer(steps, answer, form, borne):
+    made = [
+        Step(function=name, argument=argument, boxes=[], result=result, description="")
+        for name, argument, result in steps
+    ]
+    child = Content(objects=["dog"], skills=[], steps=made, form=form, question="who is it?", answer=answer)
+    parent = Version(id="i/v0", content=child)
+    task = Task("i", 1, "cognitive", parent, b"", None)  # type: ignore[arg-type]
+    [found] = ToolsJudge().compare([(task, child)])
+    assert found.right == borne
+    if not borne:
+        with pytest.raises(Rejection, match=r"judged wrong: (none of its executed|its answer holds what)"):
+            eliminate("cognitive", found, 1.0)
 
 
 def reply(better: str, first: int, second: int, right=(True, True)) -> Answer:

@@ -98,6 +98,13 @@ def test_an_answer_with_a_number_or_colour_that_nothing_found_is_contradicted(se
     execute(content(*steps, answer=f"a {label}"), view, tools)
 
 
+@pytest.mark.parametrize("steps", [[], [step("none", result="7 red dogs")]])
+def test_words_that_nothing_executes_are_not_believed(tools, steps):
+    blank = View(Image.new("RGB", (64, 64), "white"), classical())
+    for answer in ("7 red dogs at the left", "a dog"):
+        rejected(NOT_EXECUTED, f"none of its {len(steps)} steps", content(*steps, answer=answer), blank, tools)
+
+
 def test_what_cannot_be_executed_is_rejected_and_not_believed(seen, tools):
     view, found = seen
     assert "ocr" not in offered(tools)

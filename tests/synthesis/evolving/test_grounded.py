@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mmkd.data.scene_questions import HELD_OUT
-from mmkd.synthesis.evolving.elimination import difficulty_of
+from mmkd.synthesis.evolving.elimination import bears_answer, difficulty_of
 from mmkd.synthesis.evolving.executing import execute
 from mmkd.synthesis.evolving.grounded.evolver import Grounded
 from mmkd.synthesis.evolving.grounded.forms import FORMS
@@ -51,6 +51,7 @@ def test_every_plan_in_every_form_passes_the_tools(make_scene, view_of, tools):
                     seen.add((plan.kind, form))
                     done = execute(content, view, tools)
                     assert len(done.steps) >= plan.steps == steps
+                    assert not bears_answer(done)
                     assert form != OPEN or content.answer == said
     assert {form for _, form in seen} == {OPEN, *FORMS}
     assert {kind for kind, _ in seen} >= {"walk", "exists", "count", "compare", "sum", "sum of three"}

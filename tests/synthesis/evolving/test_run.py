@@ -30,10 +30,14 @@ KILLS = 20
 RESULTS = ("records.jsonl", "rejected.jsonl", "summary.json", "rounds/1.jsonl", "rounds/2.jsonl")
 
 
+SEES = {"endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m"}}
+
+
 def config(tmp_path, out: str = "out", scenes: int = 4, **fields) -> Path:
     path = tmp_path / f"{out}.yaml"
     data = [{"source": "scenes", "split": "train", "count": scenes, "grid": 2}]
-    path.write_text(yaml.safe_dump({"data": data, "out": str(tmp_path / out), "rounds": 2, "per_image": 2} | fields))
+    section = {"data": data, "out": str(tmp_path / out), "rounds": 2, "per_image": 2}
+    path.write_text(yaml.safe_dump(section | {"blind": None} | fields))
     return path
 
 
@@ -45,6 +49,7 @@ def served_by(url: str, **endpoint) -> dict:
         "evolver": {"kind": "llm", "model": model, "sampling": sampling | {"temperature": 1.0}},
         "judge": {"kind": "model", "model": model, "sampling": sampling, "tolerance": 9},
         "blind": {"model": model, "tries": 2},
+        "tools": {"detector": "classical"},
     }
 
 
@@ -141,11 +146,27 @@ def test_records_that_cannot_evolve_are_set_aside(make_scene, picture, tmp_path)
         ({"directions": {"perceptual": 0, "cognitive": 0, "interaction": 0}}, "at least one of the three"),
         ({"blind": {"model": {"language": {"source": "gguf:x"}}, "temperature": 0}}, "more than one try"),
         ({"round": 3}, "rounds"),
+        ({"evolver": {"kind": "llm", "model": SEES}}, "evolver.kind is llm and judge.kind tools"),
+        (
+            {
+                "evolver": {"kind": "llm", "model": SEES},
+                "judge": {"kind": "model", "model": SEES},
+                "tools": {"ocr": True},
+            },
+            r"tools\.detector is missing\. Name a zero-shot detector",
+        ),
     ],
 )
 def test_configs_that_cannot_run_say_so(tmp_path, fields, words):
     with pytest.raises(ConfigError, match=words):
         run(config(tmp_path, **fields))
+
+
+def test_whether_items_are_tried_without_the_image_has_to_be_said(tmp_path):
+    path = config(tmp_path)
+    path.write_text(path.read_text().replace("blind: null\n", ""))
+    with pytest.raises(ConfigError, match=r"blind is missing; .* blind: \{model: \.\.\} .* blind: null leaves"):
+        load_as(path, [], EvolveConfig)
 
 
 def test_a_real_server_behind_faults_loses_no_item_and_scores_no_garbage(make_scene, served, tmp_path):

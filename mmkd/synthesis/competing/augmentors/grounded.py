@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
+from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.images import open_image
 from mmkd.data.scene_questions import DESCRIPTIONS, Question, Thing, offers
@@ -19,7 +21,11 @@ NOTHING = ("no", "0")
 ABOUT_PRESENCE = [(name, form) for name in ("existence", "count") for form in DESCRIPTIONS]
 
 
-@register("grounded")
+def check(_: CompeteConfig, options: dict[str, Any]) -> None:
+    checked_share(options.get("absent", 0.0))
+
+
+@register("grounded", check)
 def grounded(wanted: Wanted, absent: float = 0.0, rewrite: ModelSection | None = None) -> Iterator[Draft]:
     """From a difficult item a question of its form (of its type, where that has no more) that was not asked on this
     picture yet; from an easy one a question of another type. The answer is drawn before the question, as in the scenes

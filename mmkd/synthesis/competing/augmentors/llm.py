@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
+from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.asking import open_role
@@ -25,26 +26,42 @@ class NewQuestion(BaseModel):
     question: str = Field(min_length=1, max_length=2000)
 
 
-@register("llm")
+def check(config: CompeteConfig, options: dict[str, Any]) -> None:
+    """Raises ConfigError where what it would write could not be judged, or not be asked for."""
+    if config.judge.model is None:
+        raise ConfigError(
+            "config: augment.name is llm, whose questions have no known answer, and judge.model is missing: without it "
+            "labels judge. Give judge.model, or take an augmentor that knows its answers, as grounded does."
+        )
+    _check_absent(options["model"], options.get("absent", 0.0))
+
+
+def _check_absent(model: ModelSection, absent: float) -> None:
+    if checked_share(absent) and model.language is not None:
+        raise ConfigError(
+            f"config: augment.absent is {absent} and augment.model a language model, which does not see what "
+            "is absent; give augment.model as vlm or endpoint, or leave absent out."
+        )
+
+
+@register("llm", check)
 def llm(
-    wanted: Wanted, model: dict[str, Any], temperature: float = 1.0, max_tokens: int = 256, absent: float = 0.0
+    wanted: Wanted, model: ModelSection, temperature: float = 1.0, max_tokens: int = 256, absent: float = 0.0
 ) -> Iterator[Draft]:
     """One question for each parent, by the prompt compete_augment: from a difficult item a variant of the task, one
     with more steps, with another constraint or in another form; from an easy one a rarer one.
 
     Args:
-        model: as `model` of `mmkd answer`; a language model gets the words without the picture.
+        model: who writes; a language model gets the words without the picture.
         absent: share of the drafts that ask, by the prompt compete_presence, for something that the picture does not
             hold (UniversalNER, arXiv 2308.03279); for each of them one more asks for something that it does.
 
-    Raises: ConfigError for a model section that is none, a share above a half, or one above 0 for a model that sees no
-        picture; what `Asker.answer` raises.
+    Raises: ConfigError for a share above a half, or one above 0 for a model that sees no picture; what `Asker.answer`
+        raises.
     """
-    section = section_of(model, "llm")
-    template, sees = prompt("compete_augment"), section.language is None
-    presence, about = prompt("compete_presence"), asked_for_presence(wanted, checked_share(absent))
-    if absent and not sees:
-        raise ConfigError("augment.absent: a language model does not see what is absent; give a model that sees.")
+    _check_absent(model, absent)
+    template, sees = prompt("compete_augment"), model.language is None
+    presence, about = prompt("compete_presence"), asked_for_presence(wanted, absent)
     parents = {str(place): parent for place, parent in enumerate(wanted.parents)}
 
     def request(name: str, parent: Parent) -> Request:
@@ -58,7 +75,7 @@ def llm(
         images = item.images if sees else ()
         return Request(name, turns, images, sampling, NewQuestion, prompt=str(used), license=item.license)
 
-    with open_role(section, wanted.folder, "augment", wanted.reasks) as asker:
+    with open_role(model, wanted.folder, "augment", wanted.reasks) as asker:
         requests = (request(name, parent) for name, parent in parents.items())
         answers = {
             answer.request.id: answer
@@ -72,12 +89,3 @@ def llm(
             yield Draft(parent, text, None, parent.item.task, answer.request.prompt, license)
         else:
             yield Draft(parent, problem=answer.reason, kind=answer.kind)
-
-
-def section_of(model: dict[str, Any], name: str) -> ModelSection:
-    try:
-        return ModelSection.model_validate(model)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(("model", *map(str, first["loc"])))
-        raise ConfigError(f"{name}: {place}: {first['msg']}.") from error

@@ -12,7 +12,9 @@ from mmkd.synthesis.competing.augmentors.registry import Wanted
 def checked_share(absent: float) -> float:
     """Raises ConfigError for a share that cannot be balanced."""
     if not 0 <= absent <= 0.5:
-        raise ConfigError(f"augment.absent is {absent}; 0 to 0.5 are possible: as many drafts ask for what is there.")
+        raise ConfigError(
+            f"config: augment.absent is {absent}; allowed: 0 to 0.5, since as many drafts ask for what is there."
+        )
     return absent
 
 

@@ -4,18 +4,21 @@
 def again(wanted: Wanted, suffix: str = "Say why.") -> Iterator[Draft]:
     for parent in wanted.parents:
         yield Draft(parent, f"{parent.item.question} {suffix}")
+
+In a package of its own, an entry point of the group `mmkd.augmentors` makes it known to the command line.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mmkd.errors import ConfigError
+from mmkd.config.compete_schema import CompeteConfig
 from mmkd.synthesis.competing.filters import Known
 from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.plugins import by_name
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Draft:
     """A new question on the parent's pictures, or why there is none.
 
     Attributes:
-        reference: its answer where it is known to be right; it then fits the picture too.
+        reference: its answer where it is known to be right; it then fits the picture too. Without one, no label can
+            score the answers to it: the config needs a judge model.
         prompt: the template that it was asked for with.
         license: of the words, where a model wrote them.
         template: the augmentor's own words, where a model was asked for others; said: what it said; writer: who it is.
@@ -79,24 +83,30 @@ class Draft:
 
 
 Augmentor = Callable[..., Iterator[Draft]]
+# The config and the augmentor's own options, as keyword arguments have them; raises ConfigError for what cannot run.
+Check = Callable[[CompeteConfig, dict[str, Any]], None]
 
+GROUP = "mmkd.augmentors"
 AUGMENTORS: dict[str, Augmentor] = {}
+CHECKS: dict[Augmentor, Check] = {}
 
 
-def register(name: str) -> Callable[[Augmentor], Augmentor]:
-    """Makes a function the augmentor `name`; its keyword arguments are the options of the YAML."""
+def register(name: str, check: Check | None = None) -> Callable[[Augmentor], Augmentor]:
+    """Makes a function the augmentor `name`; its keyword arguments are the options of the YAML.
+
+    Args:
+        check: called before anything is trained or asked, for what the types of the options do not say.
+    """
 
     def add(function: Augmentor) -> Augmentor:
         AUGMENTORS[name] = function
+        if check is not None:
+            CHECKS[function] = check
         return function
 
     return add
 
 
 def augmentor(name: str) -> Augmentor:
-    """Raises ConfigError with the nearest name."""
-    if name not in AUGMENTORS:
-        near = difflib.get_close_matches(name, AUGMENTORS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"augmentor {name!r} is not one of {', '.join(sorted(AUGMENTORS))}.{hint}")
-    return AUGMENTORS[name]
+    """The packaged, registered or installed augmentor of that name. Raises ConfigError with the nearest name."""
+    return by_name(name, "augmentor", AUGMENTORS, GROUP)

@@ -12,10 +12,11 @@ from mmkd.synthesis.evolving.grounded.plans import Plan, plans, understood
 from mmkd.synthesis.evolving.grounded.reword import Rewording
 from mmkd.synthesis.evolving.grounded.sight import Sight
 from mmkd.synthesis.evolving.grounded.telling import told
-from mmkd.synthesis.evolving.items import OPEN, Content, draw, plain
+from mmkd.synthesis.evolving.items import OPEN, Content, draw
 from mmkd.synthesis.evolving.outcomes import Proposal, Rejection, Task
 from mmkd.synthesis.evolving.rules import check_rules
 from mmkd.synthesis.programs.tools import View
+from mmkd.synthesis.same_answer import plain
 
 NO_PLAN = "no such question here"
 NAME = "grounded v2"

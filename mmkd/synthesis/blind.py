@@ -1,0 +1,59 @@
+"""The test of visual independence: who answers without the image has no use for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.progress import shown
+from mmkd.synthesis.replies import EMPTY
+from mmkd.synthesis.requests import Answer, Request
+from mmkd.synthesis.same_answer import same_answer
+
+UNKNOWN = "blind test unknown"  # a kind, for reports
+
+
+@dataclass(frozen=True)
+class Blind:
+    """Why a question does not stay: it is answered without the image, or nobody knows, since replies are missing."""
+
+    unknown: bool
+    reason: str
+
+
+def answered_blind(
+    asker: Asker, requests: Sequence[Request], answers: Mapping[str, str], tries: int
+) -> dict[str, Blind]:
+    """The questions that do not stay, by name, in the order of `answers`.
+
+    A question is answered blind where all of its tries are right. With one try a guess would do: half of all questions
+    for yes or no would go. A model that always says yes still takes those whose answer is yes, so look at the answers'
+    balance in the data card. An empty reply is a wrong one. Where a reply is missing or refused, and none of the others
+    is wrong, nothing is known.
+
+    Args:
+        requests: without images, each called NAME#NUMBER; answers: the right one of each question, by name.
+
+    Raises: what `Asker.answer` raises.
+    """
+    right = dict.fromkeys(answers, 0)
+    missing: dict[str, Answer] = {}
+    for answer in shown(asker.answer(requests), asker.tally, "asking blind", len(requests)):
+        name, _, _ = answer.request.id.rpartition("#")
+        if answer.done:
+            right[name] += same_answer(answer.text, answers[name])
+        elif answer.kind != EMPTY:
+            missing[name] = answer
+            right[name] += 1  # it may have been
+    found = {}
+    for name, count in right.items():
+        if count == tries and name in missing:
+            found[name] = Blind(True, f"a reply without the image is missing: {_why(missing[name])}")
+        elif count == tries:
+            found[name] = Blind(False, f"{tries} of {tries} answers without the image are right")
+    return found
+
+
+def _why(answer: Answer) -> str:
+    return f"{answer.kind}: {answer.reason}"
