@@ -176,7 +176,7 @@ class Asker:
             except (Refused, BadRow) as error:
                 entry = replace(blank, status=Status.REFUSED, kind=error.kind, reason=str(error))
                 return self._keep(entry, request, spent)
-            value = self._seen_before(key, reply) or read_reply(request, reply)
+            value = self._seen_before(key, reply) or self._unread(request, reply) or read_reply(request, reply)
             spent += reply.usage
             entry = replace(
                 blank, text=reply.text, finish=reply.finish, usage=reply.usage, served_by=reply.served_by,
@@ -194,9 +194,11 @@ class Asker:
     def _keep(self, entry: Entry, request: Request, spent: Usage) -> Answer:
         self.store.append(replace(entry, time=time.time()))
         self.tally.kept(entry)
-        if self.check is not None:
-            self.check.check(request, entry.usage)
         return replace(answer_of(entry, request), usage=spent)
+
+    def _unread(self, request: Request, reply: Completion) -> Problem | None:
+        reason = self.check.unread(request, reply.usage) if self.check is not None else None
+        return Problem("pictures not read", reason) if reason else None
 
     def _seen_before(self, key: str, reply: Completion) -> Problem | None:
         """A server or proxy that mixes up its replies gives one twice, under one id."""

@@ -156,8 +156,6 @@ class Fleet(Asker):
             self.tally.kept(entry)
         for answer in done.answers:
             misses.count(answer)
-            if self.check is not None:
-                self.check.check(answer.request, answer.usage)
             yield answer
 
     def _look(self, request: Request) -> None:

@@ -13,6 +13,7 @@ from mmkd.config.synthesis_schema import ModelSection
 from mmkd.errors import DataError, MmkdError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
+from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.in_process import open_local
 from mmkd.synthesis.requests import Answer, Request, Usage
 from mmkd.synthesis.shards import shard_of
@@ -100,7 +101,7 @@ class Worker:
         store = Store(shard_of(self.orders.folder, batch.name))
         answers: list[Answer] = []
         trouble: MmkdError | None = None
-        with Asker(self._backend(store, batch), store, self.orders.reasks) as asker:
+        with Asker(self._backend(store, batch), store, self.orders.reasks, check=self._check()) as asker:
             try:
                 for answer in asker.answer(batch.requests):
                     answers.append(answer)
@@ -109,6 +110,12 @@ class Worker:
         ended = {id(answer.request) for answer in answers}
         left = tuple(request for request in batch.requests if id(request) not in ended)
         return Done(batch.name, tuple(answers), left, trouble)
+
+    def _check(self) -> ImageCheck | None:
+        """By what the process that starts the workers found out; None where its probe told nothing."""
+        endpoint = self.orders.section.endpoint
+        check = ImageCheck(endpoint, self.orders.folder) if endpoint is not None and endpoint.check_images else None
+        return check if check is not None and check.passed else None
 
     def _begin(self, batch: Batch) -> DataError | None:
         """Note that the batch was begun; what is wrong where too many workers ended at the same place of it. Ray

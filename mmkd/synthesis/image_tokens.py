@@ -40,7 +40,8 @@ class ImageCheck:
     """By the prompt tokens that a server counts. An Asker has one, and so sees to it for whoever asks with pictures.
 
     The first request with pictures is asked with and without them; what that told is written down in the folder of the
-    store, for this server and model. Every reply is held against it.
+    store, for this server and model. Every reply is held against it: one to a prompt too short for its pictures is no
+    answer.
     """
 
     def __init__(self, section: EndpointSection, folder: Path):
@@ -79,17 +80,15 @@ class ImageCheck:
         self.probe = Probe(*self._who(), more // pictures, pixels, blind.prompt_tokens, max(_text_bytes(request), 1))
         write_whole(self.file, [json.dumps(asdict(self.probe)), "\n"])
 
-    def check(self, request: Request, usage: Usage) -> None:
-        """Of one reply. Raises ConfigError where its prompt has fewer than `least` tokens."""
-        if not usage.prompt_tokens or usage.estimated:
-            return
+    def unread(self, request: Request, usage: Usage) -> str | None:
+        """Why its pictures cannot have been read for this reply: the prompt had fewer than `least` tokens."""
         least = self.least(request)
-        if usage.prompt_tokens < least:
-            raise ConfigError(
-                f"{self.section.url} counted {usage.prompt_tokens} tokens for a prompt with {len(request.images)} "
-                f"images (request {request.id}), {least} are the least that the first one and its text let expect: not "
-                f"all were read. {OFF}"
-            )
+        if not usage.prompt_tokens or usage.estimated or usage.prompt_tokens >= least:
+            return None
+        return (
+            f"{self.section.url} counted {usage.prompt_tokens} tokens for a prompt with {len(request.images)} images, "
+            f"{least} are the least that the first one and its text let expect: not all were read. {OFF}"
+        )
 
     def least(self, request: Request) -> int:
         """Fewest prompt tokens of a request whose pictures are all read: one for each and one for the text, and half of

@@ -68,9 +68,12 @@ def test_one_lucky_guess_of_three_drops_nothing_and_one_try_may(kept):
 
 
 def test_where_no_reply_comes_nothing_is_known_and_an_empty_one_is_wrong(kept, tmp_path):
-    with FaultProxy(None, fault=lambda number, body: "400") as proxy:
-        assert kept(proxy, LONG) == ([], {"blind test unknown": 6})
-    assert summary(tmp_path / "log.jsonl") == {"blind test unknown": 6}
+    def fault(number, body) -> str:
+        return "400" if any(f"thing {n}?" in str(body["messages"]) for n in (0, 1)) else ""
+
+    with FaultProxy(None, fault=fault, content=lambda body: "blue") as proxy:
+        assert kept(proxy, LONG) == (["r1.2", "r1.3", "r1.4", "r1.5"], {"blind test unknown": 2})
+    assert summary(tmp_path / "log.jsonl") == {"blind test unknown": 2}
     assert "a reply without the image is missing: " in (tmp_path / "log.jsonl").read_text()
     with FaultProxy(None, content=lambda body: " ") as proxy:
         assert len(kept(proxy, LONG, temperature=0.5)[0]) == 6

@@ -137,7 +137,7 @@ def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, en
         return '{"reason": "nearly", "score": 6}'
 
     with FaultProxy(None, content=content) as proxy:
-        teacher = {"model": {"endpoint": endpoint(proxy.url).model_dump()}}
+        teacher = {"model": {"endpoint": endpoint(proxy.url).model_dump() | {"check_images": False}}}
         judge_records(config(answers=[str(tmp_path / "said.jsonl")], teacher=teacher))
         assert 0 < len(proxy.seen) <= 12
     records = jsonl(str(tmp_path / "judge" / "records.jsonl"))
@@ -149,7 +149,7 @@ def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, en
 def test_a_judge_of_words_is_calibrated_on_pairs_in_both_orders(config, endpoint, tmp_path):
     """This one gives whatever stands first more."""
     with FaultProxy(None, content=lambda body: '{"reason": "r", "first": 9, "second": 3}') as proxy:
-        model = {"endpoint": endpoint(proxy.url).model_dump()}
+        model = {"endpoint": endpoint(proxy.url).model_dump() | {"check_images": False}}
         trust = judge_calibration(config(form="words", model=model, hold_out=0.5, max_tokens=77))
         assert {seen.body["max_tokens"] for seen in proxy.seen} == {77}
         assert not any("known to be right" in str(seen.body) for seen in proxy.seen)

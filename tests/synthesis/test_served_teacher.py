@@ -191,7 +191,8 @@ def test_its_rows_are_those_of_the_same_model_asked_live_about_its_own_answers(m
             assert np.exp(got) == pytest.approx(np.exp(wanted[name]), rel=1e-4, abs=1e-5), name
         assert (found["best"][~ends] == expected["best"][~ends]).all()
     check_teacher(config)  # the same config reads it
-    assert all(part["type"] != "text" for body in server.asked[:1] for part in body["messages"][0]["content"][:1])
+    first = [body["messages"][0]["content"] for body in server.asked[:2]]  # one of them without its picture
+    assert [part["type"] for content in first if not isinstance(content, str) for part in content[:1]] == ["image_url"]
     before = len(server.asked)
     cache_served(config, 4, said.append)
     assert len(server.asked) == before  # every reply is kept
@@ -203,7 +204,7 @@ def test_a_server_that_gives_none_or_refuses_is_named_before_the_rest_is_asked(m
     server.spoil = lambda reply: reply["choices"][0].pop("logprobs")
     with pytest.raises(ConfigError, match=r"gives no log-probs of 'tiny': the reply has none, though they were asked"):
         cache_served(make(), 4, print)
-    assert len(server.asked) == 1
+    assert len(server.asked) == 2  # with the picture and without
 
 
 def test_ranks_of_a_launcher_are_refused_before_anything_is_written(make, server, monkeypatch):

@@ -59,7 +59,7 @@ class Even:
 @pytest.fixture
 def stubs(monkeypatch):
     @contextmanager
-    def opened(*_):
+    def opened(*_, **__):
         yield Talker()
 
     @contextmanager

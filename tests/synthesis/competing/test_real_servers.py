@@ -86,11 +86,16 @@ def test_a_round_of_asking_real_servers_ends_each_item_with_a_score_or_a_reason(
     smollm, served, tiny_student, failed, tmp_path
 ):
     items, url, name = list(failed[0].values())[:10], *smollm
-    with FaultProxy(served, fault=every_third) as seeing, FaultProxy(url, fault=every_third) as reading:
+    graded = lambda body: '{"reason": "r", "first": 9, "second": 3}'  # noqa: E731
+    with (
+        FaultProxy(served, fault=every_third) as seeing,
+        FaultProxy(served, fault=every_third, content=graded) as grading,
+        FaultProxy(url, fault=every_third) as reading,
+    ):
         teacher, words = model(seeing, "tiny"), model(reading, name)
         config = CompeteConfig.model_validate(
             {"out": str(tmp_path), "start": "s", "training": {"config": "t"}, "teacher": teacher, "may_be_cut": True,
-             "judge": {"model": teacher, "max_tokens": 32}, "reasks": 1, "sampling": {"max_tokens": 6},
+             "judge": {"model": model(grading, "tiny"), "max_tokens": 32}, "reasks": 1, "sampling": {"max_tokens": 6},
              "check_teacher": False, "pool": [{"source": "scenes"}], "held_out": [{"source": "scenes"}],
              "augment": {"name": "grounded", "count": 6, "hard_share": [1.0], "rewrite": words},
              "filters": {"similarity": 1.0, "blind": {"model": words, "tries": 1}}}
@@ -103,8 +108,8 @@ def test_a_round_of_asking_real_servers_ends_each_item_with_a_score_or_a_reason(
         outcomes, _ = assess(config, tmp_path, told, {item.id: item.answer for item in said}, log)
         hard = [Outcome(one.id, Kind.HARD, one.teacher, one.student, (9.0, 1.0)) for one in outcomes]
         grown = grow(config, tmp_path, 1, told, hard, config.teacher, log)
-        assert all({seen.fault for seen in proxy.seen} > {""} for proxy in (seeing, reading))
-    aside = [json.loads(line) for line in log.path.read_text().splitlines()]
+        assert all({seen.fault for seen in proxy.seen} > {""} for proxy in (seeing, grading, reading))
+    aside = [json.loads(line) for line in log.path.read_text().splitlines()] if log.path.exists() else []
     assert {item.id for item in told} | {row["id"] for row in aside if row["source"] == "teacher"} == {
         item.id for item in items
     }

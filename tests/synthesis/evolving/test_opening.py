@@ -14,6 +14,7 @@ def config(tmp_path, **models: dict) -> EvolveConfig:
             "evolver": {"kind": "llm", "model": models["evolver"]},
             "judge": {"kind": "model", "model": models["judge"]},
             "blind": {"model": models["blind"]},
+            "tools": {"detector": "classical"},
         }
     )
 

@@ -177,7 +177,8 @@ def test_a_real_server_behind_faults_loses_no_item_and_scores_no_garbage(make_sc
         return draw.choice(faults) if draw.random() < 0.15 else ""
 
     with FaultProxy(served, fault=fault, content=said) as proxy:
-        written = run(config(tmp_path, **served_by(proxy.url)))
+        # The proxy shortens prompts for a tiny model, so what it counts says nothing of them.
+        written = run(config(tmp_path, **served_by(proxy.url, check_images=False)))
         assert {seen.fault for seen in proxy.seen} > {""}
         images = [str(seen.body["messages"]).count("image_url'") for seen in proxy.seen]
         assert {"Found in the image" in str(seen.body) for seen, count in zip(proxy.seen, images) if count} == {
