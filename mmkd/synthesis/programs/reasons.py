@@ -31,6 +31,7 @@ class Reason(StrEnum):
     OUTPUT = "output too large"
     BAD_ARGUMENT = "bad argument"
     TOOL_ERROR = "tool error"
+    UNCLEAR = "unclear answer of a model"
     RAISED = "raised"
     OUTSIDE = "asked for something outside"
     WORKER_DIED = "worker died"

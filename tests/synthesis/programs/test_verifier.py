@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from mmkd.synthesis.programs.answers import as_text, score
+from mmkd.synthesis.programs.backends.base import Backends
+from mmkd.synthesis.programs.backends.classical import ClassicalDetector
+from mmkd.synthesis.programs.monty import MontyExecutor
 from mmkd.synthesis.programs.reasons import Reason, Verdict
-from mmkd.synthesis.programs.runner import Outcome
+from mmkd.synthesis.programs.runner import Outcome, Runner
 from mmkd.synthesis.programs.verifier import blank, verify
 from mmkd.synthesis.programs.wording import Unjudged, may_say_the_same
 
@@ -249,3 +252,12 @@ def test_a_blank_picture_has_one_colour_and_the_same_size(scene):
     assert image.size == scene.image().size
     assert len(image.getcolors()) == 1
     assert isinstance(image, Image.Image)
+
+
+def test_a_model_that_cannot_tell_without_the_picture_has_looked(scene):
+    def ask(image: Image.Image, question: str) -> str:
+        return "yes" if len(image.getcolors(1 << 24) or ()) > 1 else "there is nothing to be seen"
+
+    sources = [program("return verify_property(image, 'drawn')"), program("return query(image, 'is it drawn?')")]
+    with Runner(Backends(detect=ClassicalDetector(), ask=ask), executor=MontyExecutor(workers=1)) as asking:
+        assert verdicts(asking, sources, scene.image(), "yes") == [None, None]

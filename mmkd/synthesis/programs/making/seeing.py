@@ -50,7 +50,7 @@ class ModelTool:
         except Exception as error:
             self.troubles.append(error)
             raise
-        if answer.status in (Status.UNANSWERED, Status.REFUSED):  # may come the next time; nothing is told of it
+        if answer.status is Status.UNANSWERED:  # may come the next time; nothing is told of it
             trouble = DataError(
                 f"{self.asker.backend.model}, which tools ask, gave no reply: {answer.reason}. All so far is kept; run "
                 "again to go on."

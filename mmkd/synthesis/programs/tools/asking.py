@@ -25,7 +25,7 @@ def verify_property(view: View, thing: Region, property: str) -> bool:
     answer = cleaned(view.backends.ask(view.pixels(thing), question), "verify_property")
     word = answer.lower().strip(" .!\"'").split(" ")[0].strip(",.")
     if word not in ("yes", "no"):
-        raise Stop(Reason.TOOL_ERROR, f"verify_property: the model answered {answer[:40]!r}, neither yes nor no.")
+        raise Stop(Reason.UNCLEAR, f"verify_property: the model answered {answer[:40]!r}, neither yes nor no.")
     return word == "yes"
 
 
