@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mmkd.config.schema import DataSection, SourceSection
+from mmkd.data.rejected import MOST_BAD
 from mmkd.errors import ConfigError, DataError
 from mmkd.teachers.identity import Manifest, data_identity
 from mmkd.teachers.logit_store import LogitStore, read_manifest, shard_path
@@ -86,12 +87,13 @@ def choose(log_probs: Tensor, hits: Tensor) -> tuple[float, float, float]:
 
 
 def calibrate(folder: Path) -> Calibration:
-    """Choose c from the validation rows kept in `folder`/validation, and keep it beside the store.
+    """Choose c from the validation rows kept in `folder`/validation, and keep it beside the store. Rows that the store
+    holds too, by images and text, do not choose.
 
-    Raises: DataError where there is no answer token among them; ConfigError where some are the store's own rows.
+    Raises: DataError where there is no answer token among them; ConfigError where more than 10 % are the store's own.
     """
-    store = LogitStore(folder / FOLDER)
-    if both := len(store.keys & LogitStore(folder).keys):
+    store, trained = LogitStore(folder / FOLDER), LogitStore(folder).keys
+    if (both := len(store.keys & trained)) > MOST_BAD * len(store):
         raise ConfigError(
             f"teacher.validation: {both:,} of its {len(store):,} rows, by images and text, stand in data.mixture too. "
             "How sure a teacher is of what it was trained on does not say how sure it should be; name rows it has not "
@@ -100,9 +102,11 @@ def calibrate(folder: Path) -> Calibration:
     log_probs, hits = [], []
     for number in range(store.manifest.shards):
         with safe_open(shard_path(store.folder, number), framework="numpy") as file:
-            if len(file.get_tensor("keys")):
-                log_probs.append(file.get_tensor("log_probs").reshape(-1, store.manifest.k))
-                hits.append(file.get_tensor("hits"))
+            new = [key.tobytes() not in trained for key in file.get_tensor("keys")]
+            if any(new):
+                chosen = np.repeat(new, file.get_tensor("tokens"))
+                log_probs.append(file.get_tensor("log_probs").reshape(-1, store.manifest.k)[chosen])
+                hits.append(file.get_tensor("hits")[chosen])
     if not log_probs:
         raise DataError(f"{store.folder} has no usable row; see {store.folder / 'rejected.jsonl'}.")
     found = torch.from_numpy(np.concatenate(hits)).bool()

@@ -98,10 +98,7 @@ def validated(tmp_path, tokens=400, row=9, **changes):
     wanted = manifest(**({"k": K, "data": there, "rows": 1, "dtype": "float32", "hits": True} | changes))
     open_for_filling(folder / FOLDER, wanted)
     log_p, hits = sure_teacher(0.6)
-    rows = answers(0, tokens, K) | {
-        "log_probs": log_p[:tokens].flatten().numpy(),
-        "hits": hits[:tokens].numpy().astype(np.uint8),
-    }
+    rows = piece(log_p[:tokens].flatten().numpy(), hits[:tokens].numpy())
     write_shard(folder / FOLDER, 0, [(key(row), rows)] if tokens else [])
     return folder
 
@@ -136,6 +133,24 @@ def test_validation_rows_that_the_store_holds_too_are_refused_whatever_their_sou
     with pytest.raises(ConfigError, match=r"1 of its 1 rows, by images and text, stand in data\.mixture too"):
         calibrate(validated(tmp_path, row=1))
     assert not (tmp_path / "s" / "calibration.json").exists()
+
+
+def test_a_row_of_many_that_the_store_holds_too_does_not_choose(tmp_path):
+    expected = calibrate(validated(tmp_path / "alone"))
+    folder = validated(tmp_path / "beside", rows=11, shard_rows=11)
+    log_p, hits = sure_teacher(0.6)
+    samples = [
+        (key(10 + n), piece(log_p[40 * n : 40 * n + 40].flatten().numpy(), hits[40 * n : 40 * n + 40].numpy()))
+        for n in range(10)
+    ]
+    never_right = piece(log_p[:400].flatten().numpy(), np.zeros(400))
+    write_shard(folder / FOLDER, 0, [(key(1), never_right), *samples])
+    found = calibrate(folder)
+    assert (found.c, found.ece_after, found.tokens) == (expected.c, expected.ece_after, 400)
+
+
+def piece(log_probs: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
+    return answers(0, len(hits), K) | {"log_probs": log_probs, "hits": hits.astype(np.uint8)}
 
 
 def test_validation_rows_of_which_none_is_usable_are_an_error(tmp_path):
