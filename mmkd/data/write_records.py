@@ -32,9 +32,11 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
 def relative_to(folder: Path, image: str | Path) -> str:
     """The path of an image as a file in `folder` says it.
 
-    Links are followed first: where `folder` is behind one, `..` from it leads to another place than its name tells.
+    Links to folders are followed first: where `folder` is behind one, `..` from it leads to another place than its name
+    tells. An image that is a link itself keeps its name.
     """
-    return os.path.relpath(os.path.realpath(image), os.path.realpath(folder))
+    place, name = os.path.split(image)
+    return os.path.relpath(os.path.join(os.path.realpath(place), name), os.path.realpath(folder))
 
 
 def _image(image: str | bytes, folder: Path) -> str:

@@ -176,7 +176,7 @@ class Asker:
             except (Refused, BadRow) as error:
                 entry = replace(blank, status=Status.REFUSED, kind=error.kind, reason=str(error))
                 return self._keep(entry, request, spent)
-            value = self._seen_before(key, reply) or self._unread(request, reply) or read_reply(request, reply)
+            value = self._seen_before(key, reply) or await self._unread(request, reply) or read_reply(request, reply)
             spent += reply.usage
             entry = replace(
                 blank, text=reply.text, finish=reply.finish, usage=reply.usage, served_by=reply.served_by,
@@ -196,8 +196,10 @@ class Asker:
         self.tally.kept(entry)
         return replace(answer_of(entry, request), usage=spent)
 
-    def _unread(self, request: Request, reply: Completion) -> Problem | None:
-        reason = self.check.unread(request, reply.usage) if self.check is not None else None
+    async def _unread(self, request: Request, reply: Completion) -> Problem | None:
+        if self.check is None or not request.images:
+            return None
+        reason = await asyncio.to_thread(self.check.unread, request, reply.usage)  # which looks at files
         return Problem("pictures not read", reason) if reason else None
 
     def _seen_before(self, key: str, reply: Completion) -> Problem | None:

@@ -107,10 +107,11 @@ class ImageCheck:
         return self.section.url, self.section.model
 
     def _kept(self) -> Probe | None:
-        """Of an earlier run; another server or model tells nothing of this one."""
-        if not self.file.exists():
+        """Of an earlier run; another server or model tells nothing of this one, nor does a file that cannot be read."""
+        try:
+            probe = Probe(**json.loads(self.file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
             return None
-        probe = Probe(**json.loads(self.file.read_text()))
         return probe if (probe.url, probe.model) == self._who() else None
 
 

@@ -32,6 +32,13 @@ def test_images_are_found_from_a_folder_behind_a_link(linked):
     assert Path(jsonl(str(file))[0].images[0]).read_bytes() == b"a picture"
 
 
+def test_an_image_that_is_a_link_keeps_its_name(linked):
+    (linked / "data" / "link.png").symlink_to("x.png")
+    file = Path("data/records.jsonl")
+    write_jsonl(file, [Record("a", [Turn("user", "q"), Turn("assistant", "a")], ["data/link.png"])])
+    assert json.loads(file.read_text())["images"] == ["link.png"]
+
+
 def test_images_of_a_competition_are_found_from_a_folder_behind_a_link(linked):
     file = Path("runs/compete/given/pool.jsonl")
     write_items(file, [Item("a", "what?", ("data/x.png",))])

@@ -72,3 +72,9 @@ def test_without_a_probe_a_prompt_has_a_token_for_each_picture_and_one_for_the_t
 def test_a_later_run_knows_what_the_probe_told_of_this_server_and_of_no_other(check, tmp_path):
     assert ImageCheck(SERVER, tmp_path).probe == check.probe
     assert not ImageCheck(SERVER.model_copy(update={"model": "other"}), tmp_path).passed
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[]", '{"url": "http://x/v1", "model": "m"}'])
+def test_what_cannot_be_read_of_a_probe_is_found_out_again(tmp_path, text):
+    (tmp_path / "reads_images.json").write_text(text)
+    assert not ImageCheck(SERVER, tmp_path).passed
