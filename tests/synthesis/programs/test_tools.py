@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,3 +249,20 @@ def test_an_installation_older_than_its_tools_says_so(monkeypatch):
     monkeypatch.setattr("mmkd.synthesis.programs.tools.registry.entry_points", lambda group: [])
     with pytest.raises(ConfigError, match=r"install it again"):
         installed()
+
+
+@pytest.mark.parametrize(("status", "ends"), [(Status.REFUSED, False), (Status.UNANSWERED, True)])
+def test_a_question_that_is_refused_costs_a_program_and_no_reply_ends_the_run(picture, status, ends):
+    class Silent:
+        backend = SimpleNamespace(model="m")
+
+        def answer(self, requests):
+            for request in requests:
+                yield Answer(request, "key", status, "m", reason="not now")
+
+    troubles: list[Exception] = []
+    tool = ModelTool(Silent(), troubles)  # type: ignore[arg-type]
+    with Runner(Backends(detect=classical().detect, ask=tool.ask), executor=MontyExecutor(workers=1)) as runner:
+        outcome = runner.run("def answer(image):\n    return query(image, 'what is it?')", picture)
+    assert outcome.reason is Reason.TOOL_ERROR
+    assert [str(one).startswith("m, which tools ask, gave no reply: not now") for one in troubles] == [True] * ends
