@@ -94,12 +94,13 @@ def of_rounds(bench: str, case: str, seed: int, config: EvolveConfig, command: s
 
 def compared(asked: argparse.Namespace) -> None:
     """Evolve, train, score, and append what has no row yet. All rows are there before anything is trained."""
-    bench = f"{BENCH}_simple" if asked.simple else BENCH
+    bench = asked.bench or (f"{BENCH}_simple" if asked.simple else BENCH)
     types = ", types: [count, existence]" * asked.simple
     data = f"data=[{{source: scenes, split: train, count: {asked.scenes}, grid: 2, seed: 1{types}}}]"
     settings = [data, "per_image=4", *([] if asked.blind else ["blind=null"]), *asked.evolve]
     command = f"python -m bench.evolved {asked.out} --start {asked.start}"
     command += " --blind" * asked.blind + " --simple" * asked.simple
+    command += f" --bench {asked.bench}" if asked.bench else ""
     command = with_overrides(command, training=asked.training, evolve=asked.evolve)
     training = [f"student.init={asked.start}", *asked.training]
     count, cases = count_of(load_config("scenes/read", training)), []
@@ -122,5 +123,8 @@ if __name__ == "__main__":
     parser.add_argument("--scenes", type=int, default=1500, help="scenes whose questions evolve")
     parser.add_argument("--blind", action="store_true", help="drop what SmolLM2 answers without the image")
     parser.add_argument("--simple", action="store_true", help="seeds that count things or ask whether there are any")
+    parser.add_argument(
+        "--bench", help="name of the rows (evolved, or evolved_simple): another for what is measured in another way"
+    )
     parser.add_argument("--evolve", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of evolve/scenes")
     compared(parser.parse_args())
