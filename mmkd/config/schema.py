@@ -215,7 +215,7 @@ class StageSection(Section):
     reads: int = Field(1, ge=1, description="Different counts read in one step, sharing the encode pass.")
     progressive: bool = Field(
         False,
-        description="Start with the first entry of `read` alone; the others join in their order, evenly over the steps.",
+        description="Start with the first entry of `read` alone; the others join in their order, evenly spread.",
     )
     on_policy: OnPolicySection | None = Field(
         None,
