@@ -33,7 +33,7 @@ def distill(config: ConfigPath, overrides: Overrides = None, resume: Resume = Fa
     loaded = _load_run(config, overrides)
     if loaded.teacher is None:
         raise ConfigError(
-            f"config: teacher is missing; distill needs one. Add e.g. teacher: {{kind: live, model: runs/teacher}}, "
+            "config: teacher is missing; distill needs one. Add e.g. teacher: {kind: live, model: runs/teacher/model}, "
             f"or use mmkd train. ({config})"
         )
     _train(loaded, resume)

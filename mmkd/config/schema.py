@@ -214,7 +214,8 @@ class StageSection(Section):
     read_weights: list[float] | None = Field(None, description="Chance of each entry of `read`; equal by default.")
     reads: int = Field(1, ge=1, description="Different counts read in one step, sharing the encode pass.")
     progressive: bool = Field(
-        False, description="Start with the largest entries of `read` and add the smaller ones in turn."
+        False,
+        description="Start with the first entry of `read` alone; the others join in their order, evenly spread.",
     )
     on_policy: OnPolicySection | None = Field(
         None,

@@ -29,7 +29,7 @@ try:
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.utils import GenerationState
 except ImportError as error:
-    raise ConfigError(f"mmkd serve needs {error.name}: pip install 'mmkd[serve]' openai.") from error
+    raise ConfigError(f"mmkd serve needs {error.name}: pip install 'mmkd[serve]'.") from error
 
 MOST_BODY = 64 * 2**20  # bytes of one request
 MOST_REQUESTS = 64  # at once; further ones get a 503

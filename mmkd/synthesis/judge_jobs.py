@@ -179,6 +179,12 @@ class _Rows:
         self.config, self.records = config, open_rows(config.data)
         self.good = usable(self.records, log, "data")
         self.said = [ById(jsonl(path)) for path in config.answers]
+        for path, by_id in zip(config.answers, self.said, strict=True):
+            if not any(self.records[index].id in by_id for index in self.good):
+                raise DataError(
+                    f"answers: {path} has no record of the ids that data has, so nothing in it would be graded. Give "
+                    "mmkd answer the same data, turns included, which join records under other ids."
+                )
         self.wrong = WrongAnswers(self.records[index] for index in self.good)
 
     def answers(self, held: bool) -> Iterator[Graded]:

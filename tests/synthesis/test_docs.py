@@ -37,7 +37,9 @@ def test_the_configs_of_the_page_are_configs(page, root, tmp_path):
     assert found == 4
     assert load_as("demo/judge", [], JudgeConfig).out in load_config("demo/judge-train").run.dir
     kinds = page.split("model:\n", 1)[1].split("```")[0]
-    for line in re.findall(r"^  (\w+: \{.*?\})", kinds, re.MULTILINE):
+    lines = re.findall(r"^  (?:# )?(\w+: \{.*?\})", kinds, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
         ModelSection.model_validate(yaml.safe_load(line))
 
 

@@ -19,7 +19,7 @@ from mmkd.config.synthesis_schema import LanguageModelSection
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import write_jsonl
-from mmkd.errors import ConfigError
+from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.client import Endpoint
@@ -129,6 +129,14 @@ def test_right_wrong_and_a_models_answers_become_records_by_their_labels(config,
     assert kinds["grade right"] < 48  # some pictures are held out
     assert f"{len(records):,} graded answers ({kinds['grade right']} right" in said
     assert records[0].provenance.license == "MIT"
+
+
+def test_answers_to_other_records_are_refused(config, tmp_path):
+    """Records that `turns` has joined have other ids: none of their answers would be graded, with no word."""
+    row = Record("r0+1", [Turn("user", "What color is it?"), Turn("assistant", "Green.")], [], "t", "s")
+    write_jsonl(tmp_path / "joined.jsonl", [row])
+    with pytest.raises(DataError, match=r"answers: .*joined\.jsonl has no record of the ids"):
+        judge_records(config(answers=[str(tmp_path / "said.jsonl"), str(tmp_path / "joined.jsonl")]))
 
 
 def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, endpoint, tmp_path):
