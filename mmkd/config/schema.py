@@ -196,7 +196,8 @@ class StageSection(Section):
     )
     learning_rate: float = Field(1e-4, gt=0)
     learning_rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Rates of parts that differ, e.g. {voco: 5.0e-3}."
+        default_factory=dict,
+        description="Rates of parts that differ, e.g. {voco: 5.0e-3}; language is that of `lora` where it is given.",
     )
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps.")
@@ -225,7 +226,7 @@ class StageSection(Section):
     objectives: list[ObjectiveSection] | None = Field(None, description="Overrides the run's objectives in this stage.")
 
     @model_validator(mode="after")
-    def drawable(self) -> StageSection:
+    def consistent(self) -> StageSection:
         if len(set(self.read)) != len(self.read):
             raise ValueError(
                 f"has read {self.read}, which names a count twice; use read_weights to draw one more often"
@@ -235,6 +236,12 @@ class StageSection(Section):
             raise ValueError(
                 f"has read_weights {weights}; allowed: a number from 0 for each of the {len(self.read)} entries of "
                 "read, not all 0"
+            )
+        learns = {*self.trainable, *(["language"] if self.lora else [])}
+        if frozen := [part for part in self.learning_rates if part not in learns]:
+            raise ValueError(
+                f"has learning_rates of {', '.join(frozen)}, which it does not train; name it in trainable or leave "
+                "its rate out"
             )
         if self.reads > len(self.read):
             raise ValueError(f"has reads {self.reads}, and read has {len(self.read)} entries to draw from")

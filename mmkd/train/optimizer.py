@@ -17,11 +17,15 @@ def build_optimizer(task: Any, stage: StageSection) -> torch.optim.Optimizer:
 
 
 def parameter_groups(task: Any, stage: StageSection) -> list[dict[str, Any]]:
-    """Trained parameters by learning rate and weight decay (none on vectors: norms and biases)."""
+    """Trained parameters by learning rate and weight decay (none on vectors: norms and biases).
+
+    Adapters learn at the rate of the language model, in whose place they are.
+    """
+    of_parts = {**stage.learning_rates, "adapters": stage.learning_rates.get("language", stage.learning_rate)}
     rates = {
-        id(parameter): stage.learning_rates[name]
+        id(parameter): of_parts[name]
         for name, parameters in parts(task.student).items()
-        if name in stage.learning_rates
+        if name in of_parts
         for parameter in parameters
     }
     groups: dict[tuple[float, float], list[Any]] = {}

@@ -11,11 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from mmkd.compose import load
-from mmkd.config.schema import Config, LoraSection, TeacherSection
+from mmkd.config.schema import Config, LoraSection, StageSection, TeacherSection
 from mmkd.errors import ConfigError
 from mmkd.lora import adapter_parameters, adapters_off, add_adapters, check_lora, merged
 from mmkd.objectives import AnswerBatch, ForwardKL, Needs
 from mmkd.teachers.live import build_teacher
+from mmkd.train.optimizer import parameter_groups
 from mmkd.train.task import DistillTask
 
 SIZES = {
@@ -99,6 +100,20 @@ def batch() -> tuple[dict, AnswerBatch]:
         "image_segments": torch.tensor([0]),
     }
     return inputs, AnswerBatch(text[0, 2:], rows, positions, torch.ones(1, 4).bool(), zeros, 2.0, None)
+
+
+def test_adapters_learn_at_the_rate_of_the_language_model(student):
+    model = load(student).model.requires_grad_(False)
+    add_adapters(model.language_model, LoraSection(rank=2))
+    adapters = adapter_parameters(model.language_model)
+    for parameter in adapters:
+        parameter.requires_grad_(True)
+    stage = {"name": "s", "steps": 1, "lora": {"rank": 2}, "trainable": [], "learning_rate": 1e-4}
+    for rates, rate in (({}, 1e-4), ({"language": 3e-4}, 3e-4)):
+        [group] = parameter_groups(
+            DistillTask(model, [], None), StageSection.model_validate({**stage, "learning_rates": rates})
+        )
+        assert (len(group["params"]), group["lr"]) == (len(adapters), rate)
 
 
 def test_a_shared_teacher_answers_without_the_students_adapters(student):
