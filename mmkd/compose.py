@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from mmkd.config.schema import Keep, StudentSection
+from mmkd.config.schema import Keep, StudentSection, VocoSection
 from mmkd.contracts import Spec, adapter
 from mmkd.decoders import kept_layers
 from mmkd.errors import ConfigError
@@ -123,17 +123,27 @@ def _from_folder(student: StudentSection) -> Composed:
         language = config.parts["language"]
         config.parts["language"] = language | {"cut": [*language.get("cut", []), cut]}
     config.text_config = base.model.language_model.config
-    voco = None
+    voco = base.model.voco
     if student.voco is not None:
         config.voco = student.voco.model_dump()
-        same = base.model.voco is not None and base.model.voco.tokens == student.voco.tokens
-        voco = base.model.voco if same else None
-    elif config.voco:
-        voco = base.model.voco
+        voco = _kept_voco(voco, student.voco)
     model = _assemble(config, base.model.vision_tower, base.model.projector, base.model.language_model, voco)
     model.generation_config = base.model.generation_config  # may say more than its decoder's own
     base.processor.voco_tokens = config.voco_tokens or None
     return Composed(model, _with_template(base.processor, student))
+
+
+def _kept_voco(voco: CompressionTokens | None, wanted: VocoSection) -> CompressionTokens | None:
+    """The C tokens that a model has learned, where as many of the same kind are `wanted`, else None. A score bias that
+    they lack begins at 0; one that is not wanted is dropped."""
+    rows = wanted.tokens if wanted.embeddings == "separate" else 1
+    if voco is None or (voco.tokens, voco.embedding.num_embeddings) != (wanted.tokens, rows):
+        return None
+    if not wanted.mass_bias:
+        voco.bias = None
+    elif voco.bias is None:
+        voco.bias = nn.Embedding(wanted.tokens, 1, _weight=torch.zeros(wanted.tokens, 1))
+    return voco
 
 
 def compose_tokenizer(student: StudentSection) -> Any:

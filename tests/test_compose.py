@@ -273,6 +273,29 @@ def test_the_table_names_each_part_with_its_source_size_and_dtype(decoder):
     assert all("float" in row for row in rows.values() if "part" not in row)
 
 
+@pytest.mark.parametrize(
+    "change", [{"mass_bias": True}, {"embeddings": "shared"}, {"tokens": 3}, {"preset": "faithful"}]
+)
+@torch.no_grad()
+def test_compression_tokens_begun_from_a_folder_are_what_the_config_says(decoder, tmp_path, change):
+    """Its own where they are of the kind asked for; the model is saved as its config describes it."""
+    compose(section(decoder, voco={"tokens": 2})).model.save_pretrained(tmp_path / "first")
+    compose(section(decoder)).processor.save_pretrained(tmp_path / "first")
+    learned = load(tmp_path / "first").model.voco.embedding.weight
+    begun = compose(StudentSection.model_validate({"init": str(tmp_path / "first"), "voco": {"tokens": 2} | change}))
+    voco = begun.model.voco
+    kept = change.keys() <= {"mass_bias", "preset"}
+    assert (voco.embedding.weight.shape == learned.shape and torch.equal(voco.embedding.weight, learned)) == kept
+    if "mass_bias" in change:
+        assert torch.equal(voco.mass_bias(2), torch.zeros(2))
+    begun.model.save_pretrained(tmp_path / "second")
+    begun.processor.save_pretrained(tmp_path / "second")
+    again = load(tmp_path / "second").model.voco
+    assert {name: tuple(t.shape) for name, t in again.state_dict().items()} == {
+        name: tuple(t.shape) for name, t in voco.state_dict().items()
+    }
+
+
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
