@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import nn
 
 from mmkd.config.schema import Keep, StudentSection, VocoSection
@@ -23,6 +25,10 @@ from mmkd.models.vision_tower import Standardize
 from mmkd.models.voco import CompressionTokens
 from mmkd.templates import chat_template
 
+# What loading a folder ends in that is half copied, or whose JSON is not that of a model.
+BROKEN_FOLDER = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 # What a decoder's config lists layer by layer.
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
@@ -163,7 +169,7 @@ def compose_processor(student: StudentSection) -> MmkdProcessor:
         return compose(student).processor
     try:
         return _with_template(MmkdProcessor.from_pretrained(student.init), student)
-    except (OSError, ValueError) as error:
+    except BROKEN_FOLDER as error:
         raise ConfigError(f"student.init {student.init} is not a folder that mmkd can load ({error}).") from error
 
 
@@ -175,13 +181,14 @@ def _with_template(processor: MmkdProcessor, student: StudentSection) -> MmkdPro
 
 def load(
     folder: str | Path,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     quantization: Any = None,
     device: torch.device | None = None,
 ) -> Composed:
     """A composed model from its folder (or hub id).
 
     Args:
+        dtype: to which weights are cast as they are read; "auto" is that of the file.
         quantization: a quantization config of transformers, applied as weights are read onto `device`.
 
     Raises: ConfigError where there is none, or its weights are not those of the model that its config describes.
@@ -193,8 +200,11 @@ def load(
             folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **how
         )
         processor = MmkdProcessor.from_pretrained(folder)
-    except OSError as error:
-        raise ConfigError(f"{folder} is not a folder that mmkd can load ({error}).") from error
+    except BROKEN_FOLDER as error:
+        raise ConfigError(
+            f"{folder} is not a folder that mmkd can load ({type(error).__name__}: {error}). Copy it again, or export "
+            "the model again."
+        ) from error
     model, info = loaded
     # transformers would fill in random weights for what is missing and drop what is left over.
     wrong = {

@@ -30,6 +30,7 @@ from transformers import (
 from mmkd.compose import Composed, compose, cut_layers, load, parameter_table
 from mmkd.config.schema import StudentSection
 from mmkd.errors import ConfigError
+from mmkd.evaluate.loading import load as to_be_asked
 from mmkd.train.features import tower_hash
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -241,6 +242,11 @@ def test_layers_that_are_not_there_are_refused(decoder, keep):
         compose(section(decoder, {"keep_layers": keep}))
 
 
+def test_a_layer_that_is_kept_twice_is_refused(decoder):
+    with pytest.raises(ConfigError, match=r"keep_layers \[0, 2, 2\] names a layer twice"):
+        compose(section(decoder, {"keep_layers": [0, 2, 2]}))
+
+
 def test_a_student_cut_from_a_teacher_keeps_the_record_of_both_cuts(decoder, tmp_path):
     teacher = compose(section(decoder, {"keep_layers": 4}))
     teacher.model.save_pretrained(tmp_path)
@@ -363,6 +369,40 @@ def test_a_tensor_of_another_shape_is_named(saved):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a folder that mmkd can load"):
         load(tmp_path)
+
+
+def half(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_text_config(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings.pop("text_config")
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        half,
+        without_text_config,
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    ],
+    ids=["half the weights", "no decoder", "a list", "no tokenizer"],
+)
+def test_a_folder_that_is_half_copied_or_no_model_is_refused_by_name_wherever_it_is_read(saved, change):
+    change(saved)
+    for read in (lambda: load(saved), lambda: to_be_asked(str(saved), None, torch.device("cpu"), False)):
+        with pytest.raises(ConfigError, match=rf"{saved}"):
+            read()
+
+
+def test_a_model_that_lacks_a_tensor_is_not_asked_with_a_random_one(saved):
+    rewrite(saved, lambda weights: weights.pop(NAME))
+    with pytest.raises(ConfigError, match=rf"lacks: 1 tensors, {NAME}"):
+        to_be_asked(str(saved), None, torch.device("cpu"), False)
 
 
 def test_attention_that_a_decoder_cannot_use_is_refused(tmp_path):
