@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import nn
 
-from mmkd.config.schema import Keep, StudentSection
+from mmkd.config.schema import Keep, StudentSection, VocoSection
 from mmkd.contracts import Spec, adapter
 from mmkd.decoders import kept_layers
 from mmkd.errors import ConfigError
@@ -23,6 +25,10 @@ from mmkd.models.vision_tower import Standardize
 from mmkd.models.voco import CompressionTokens
 from mmkd.templates import chat_template
 
+# What loading a folder ends in that is half copied, or whose JSON is not that of a model.
+BROKEN_FOLDER = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 # What a decoder's config lists layer by layer.
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
@@ -123,17 +129,27 @@ def _from_folder(student: StudentSection) -> Composed:
         language = config.parts["language"]
         config.parts["language"] = language | {"cut": [*language.get("cut", []), cut]}
     config.text_config = base.model.language_model.config
-    voco = None
+    voco = base.model.voco
     if student.voco is not None:
         config.voco = student.voco.model_dump()
-        same = base.model.voco is not None and base.model.voco.tokens == student.voco.tokens
-        voco = base.model.voco if same else None
-    elif config.voco:
-        voco = base.model.voco
+        voco = _kept_voco(voco, student.voco)
     model = _assemble(config, base.model.vision_tower, base.model.projector, base.model.language_model, voco)
     model.generation_config = base.model.generation_config  # may say more than its decoder's own
     base.processor.voco_tokens = config.voco_tokens or None
     return Composed(model, _with_template(base.processor, student))
+
+
+def _kept_voco(voco: CompressionTokens | None, wanted: VocoSection) -> CompressionTokens | None:
+    """The C tokens that a model has learned, where as many of the same kind are `wanted`, else None. A score bias that
+    they lack begins at 0; one that is not wanted is dropped."""
+    rows = wanted.tokens if wanted.embeddings == "separate" else 1
+    if voco is None or (voco.tokens, voco.embedding.num_embeddings) != (wanted.tokens, rows):
+        return None
+    if not wanted.mass_bias:
+        voco.bias = None
+    elif voco.bias is None:
+        voco.bias = nn.Embedding(wanted.tokens, 1, _weight=torch.zeros(wanted.tokens, 1))
+    return voco
 
 
 def compose_tokenizer(student: StudentSection) -> Any:
@@ -153,7 +169,7 @@ def compose_processor(student: StudentSection) -> MmkdProcessor:
         return compose(student).processor
     try:
         return _with_template(MmkdProcessor.from_pretrained(student.init), student)
-    except (OSError, ValueError) as error:
+    except BROKEN_FOLDER as error:
         raise ConfigError(f"student.init {student.init} is not a folder that mmkd can load ({error}).") from error
 
 
@@ -165,13 +181,14 @@ def _with_template(processor: MmkdProcessor, student: StudentSection) -> MmkdPro
 
 def load(
     folder: str | Path,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     quantization: Any = None,
     device: torch.device | None = None,
 ) -> Composed:
     """A composed model from its folder (or hub id).
 
     Args:
+        dtype: to which weights are cast as they are read; "auto" is that of the file.
         quantization: a quantization config of transformers, applied as weights are read onto `device`.
 
     Raises: ConfigError where there is none, or its weights are not those of the model that its config describes.
@@ -183,8 +200,11 @@ def load(
             folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **how
         )
         processor = MmkdProcessor.from_pretrained(folder)
-    except OSError as error:
-        raise ConfigError(f"{folder} is not a folder that mmkd can load ({error}).") from error
+    except BROKEN_FOLDER as error:
+        raise ConfigError(
+            f"{folder} is not a folder that mmkd can load ({type(error).__name__}: {error}). Copy it again, or export "
+            "the model again."
+        ) from error
     model, info = loaded
     # transformers would fill in random weights for what is missing and drop what is left over.
     wrong = {

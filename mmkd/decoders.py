@@ -28,7 +28,7 @@ def text_config(model: str | Path | None) -> Any | None:
 def kept_layers(keep: Keep | None, total: int) -> list[int]:
     """Which of `total` layers a cut keeps: the first n, every n-th (0, n, 2n ..), those listed, or all.
 
-    Raises: ConfigError where one is missing.
+    Raises: ConfigError where one is missing or named twice.
     """
     if keep is None:
         return list(range(total))
@@ -38,6 +38,8 @@ def kept_layers(keep: Keep | None, total: int) -> list[int]:
         kept = list(range(keep)) if isinstance(keep, int) else list(keep)
     if not kept or min(kept) < 0 or max(kept) >= total:
         raise ConfigError(f"keep_layers {keep}: this decoder has layers 0..{total - 1}.")
+    if len(set(kept)) < len(kept):
+        raise ConfigError(f"keep_layers {keep} names a layer twice, and both would be one; name each once.")
     return kept
 
 

@@ -80,6 +80,11 @@ def adapters_off(decoder: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def without_adapter(module: nn.Module) -> Any:
+    """The layer that an adapter stands beside, or `module` itself where none does."""
+    return module.base_layer if hasattr(module, "lora_A") else module
+
+
 def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole weights of `model`, its adapters added into the layers they stand beside: W + alpha/r * B A.
 

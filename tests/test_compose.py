@@ -30,6 +30,7 @@ from transformers import (
 from mmkd.compose import Composed, compose, cut_layers, load, parameter_table
 from mmkd.config.schema import StudentSection
 from mmkd.errors import ConfigError
+from mmkd.evaluate.loading import load as to_be_asked
 from mmkd.train.features import tower_hash
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -241,6 +242,11 @@ def test_layers_that_are_not_there_are_refused(decoder, keep):
         compose(section(decoder, {"keep_layers": keep}))
 
 
+def test_a_layer_that_is_kept_twice_is_refused(decoder):
+    with pytest.raises(ConfigError, match=r"keep_layers \[0, 2, 2\] names a layer twice"):
+        compose(section(decoder, {"keep_layers": [0, 2, 2]}))
+
+
 def test_a_student_cut_from_a_teacher_keeps_the_record_of_both_cuts(decoder, tmp_path):
     teacher = compose(section(decoder, {"keep_layers": 4}))
     teacher.model.save_pretrained(tmp_path)
@@ -271,6 +277,29 @@ def test_the_table_names_each_part_with_its_source_size_and_dtype(decoder):
     assert f"{(2 * layer + 32) / 1e6:.2f} M" in rows["language"]
     assert "bfloat16" in rows["projector"]
     assert all("float" in row for row in rows.values() if "part" not in row)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mass_bias": True}, {"embeddings": "shared"}, {"tokens": 3}, {"preset": "faithful"}]
+)
+@torch.no_grad()
+def test_compression_tokens_begun_from_a_folder_are_what_the_config_says(decoder, tmp_path, change):
+    """Its own where they are of the kind asked for; the model is saved as its config describes it."""
+    compose(section(decoder, voco={"tokens": 2})).model.save_pretrained(tmp_path / "first")
+    compose(section(decoder)).processor.save_pretrained(tmp_path / "first")
+    learned = load(tmp_path / "first").model.voco.embedding.weight
+    begun = compose(StudentSection.model_validate({"init": str(tmp_path / "first"), "voco": {"tokens": 2} | change}))
+    voco = begun.model.voco
+    kept = change.keys() <= {"mass_bias", "preset"}
+    assert (voco.embedding.weight.shape == learned.shape and torch.equal(voco.embedding.weight, learned)) == kept
+    if "mass_bias" in change:
+        assert torch.equal(voco.mass_bias(2), torch.zeros(2))
+    begun.model.save_pretrained(tmp_path / "second")
+    begun.processor.save_pretrained(tmp_path / "second")
+    again = load(tmp_path / "second").model.voco
+    assert {name: tuple(t.shape) for name, t in again.state_dict().items()} == {
+        name: tuple(t.shape) for name, t in voco.state_dict().items()
+    }
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -340,6 +369,40 @@ def test_a_tensor_of_another_shape_is_named(saved):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a folder that mmkd can load"):
         load(tmp_path)
+
+
+def half(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_text_config(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings.pop("text_config")
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        half,
+        without_text_config,
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    ],
+    ids=["half the weights", "no decoder", "a list", "no tokenizer"],
+)
+def test_a_folder_that_is_half_copied_or_no_model_is_refused_by_name_wherever_it_is_read(saved, change):
+    change(saved)
+    for read in (lambda: load(saved), lambda: to_be_asked(str(saved), None, torch.device("cpu"), False)):
+        with pytest.raises(ConfigError, match=rf"{saved}"):
+            read()
+
+
+def test_a_model_that_lacks_a_tensor_is_not_asked_with_a_random_one(saved):
+    rewrite(saved, lambda weights: weights.pop(NAME))
+    with pytest.raises(ConfigError, match=rf"lacks: 1 tensors, {NAME}"):
+        to_be_asked(str(saved), None, torch.device("cpu"), False)
 
 
 def test_attention_that_a_decoder_cannot_use_is_refused(tmp_path):

@@ -7,11 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, hf_hub_download
+from safetensors import SafetensorError
 
 from mmkd.contracts import Spec
 from mmkd.errors import AssetError, ConfigError
 
+# What reading a model ends in that is not there, half copied, or not of the library's.
+UNREADABLE = (OSError, ValueError, SafetensorError)
 # The hub writes licences in lower case; SPDX does not.
 SPDX = {
     name.lower(): name
@@ -61,6 +65,6 @@ def card_license(name: str, revision: str | None) -> str:
         else:
             card = Path(hf_hub_download(name, "README.md", revision=revision))
         found = ModelCard.load(card).data.license
-    except (OSError, ValueError):  # no card, no network, or one that cannot be read
+    except (OSError, ValueError, yaml.YAMLError):  # no card, no network, or one that cannot be read
         return "unknown"
     return spdx(found if isinstance(found, str) else None)

@@ -243,8 +243,13 @@ class StageSection(Section):
                 f"has learning_rates of {', '.join(frozen)}, which it does not train; name it in trainable or leave "
                 "its rate out"
             )
-        if self.reads > len(self.read):
-            raise ValueError(f"has reads {self.reads}, and read has {len(self.read)} entries to draw from")
+        entries = len(self.read) if weights is None else sum(weight > 0 for weight in weights)
+        if self.reads > entries:
+            raise ValueError(f"has reads {self.reads}, and read has {entries} entries to draw from")
+        if self.progressive and weights is not None and not weights[0]:
+            raise ValueError(
+                f"is progressive, and read_weights {weights} never draw {self.read[0]}, which it starts with"
+            )
         return self
 
 

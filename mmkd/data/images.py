@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from mmkd.data.rejected import BadRow
 
 MOST_PIXELS = 64_000_000
+MOST_SHOWN = 300  # characters of a path in a message
 # What photographs and drawings come in. The rest of what Pillow opens is rare and less tested; EPS would run a program.
 # A Pillow without some codec lacks that format. (Phones' MPO files are opened as JPEG.)
 Image.init()
@@ -21,7 +22,8 @@ FORMATS = tuple(
     name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if name in Image.OPEN
 )
 UNREADABLE = "image unreadable"
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# RuntimeError is libavif's word for a broken file.
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error)
 
 
 def open_image(source: str | bytes) -> Image.Image:
@@ -67,13 +69,16 @@ def read_image(source: str | bytes) -> bytes:
     if isinstance(source, bytes):
         data = source
     else:
-        if not Path(source).is_file():  # a folder, or a pipe that would wait for ever
-            found = "is no file" if Path(source).exists() else "does not exist"
-            raise BadRow(f"image {source} {found}. Check the path and the image folder of the source.", "image missing")
-        try:
+        try:  # paths that no file can have, such as the text of a whole image, are errors from the first question on
+            if not Path(source).is_file():  # a folder, or a pipe that would wait for ever
+                found = "is no file" if Path(source).exists() else "does not exist"
+                raise BadRow(
+                    f"image {_name(source)} {found}. Check the path and the image folder of the source.",
+                    "image missing",
+                )
             data = Path(source).read_bytes()
         except OSError as error:
-            raise BadRow(f"image {source} cannot be read ({error.strerror}).", UNREADABLE) from error
+            raise BadRow(f"image {_name(source)} cannot be read ({error.strerror}).", UNREADABLE) from error
     if not data:
         raise BadRow(f"image {_name(source)} is empty. Fetch it again, or remove the row.", UNREADABLE)
     return data
@@ -97,4 +102,6 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _name(source: str | bytes) -> str:
-    return source if isinstance(source, str) else f"of {len(source):,} bytes inside its record"
+    if isinstance(source, bytes):
+        return f"of {len(source):,} bytes inside its record"
+    return source if len(source) <= MOST_SHOWN else f"{source[:MOST_SHOWN]}.. ({len(source):,} characters)"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmkd.data.record_files import JsonLines, existing, image_of
+from mmkd.data.record_files import JsonLines, existing, images_of
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
 
@@ -36,8 +36,9 @@ def pair_of(row: Any, place: str, folder: Path) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         raise BadRow(f"{place}: not a preference pair ({error!r}); {FORM}, and one answer each.") from error
     last = Turn("assistant", chosen.text, rejected=rejected.text)
-    images = [image_of(image, place, folder) for image in row.get("images") or []]
-    return Record(str(row.get("id", place)), [*turns, last], images, row.get("task") or "", "preferences")
+    return Record(
+        str(row.get("id", place)), [*turns, last], images_of(row, place, folder), row.get("task") or "", "preferences"
+    )
 
 
 def _turns(said: Any, role: Any) -> list[Turn]:

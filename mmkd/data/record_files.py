@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from array import array
@@ -86,7 +85,7 @@ class JsonLines(Sequence[Record]):
         place = f"{self.file}, line {self.lines[index]}"
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow(f"{place}: not JSON ({error}).") from error
         return self.read(row, place, self.file.parent)
 
@@ -145,7 +144,7 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
         return Record(
             id=str(row["id"]),
             turns=[turn_of(turn, turn["role"], turn["text"], place) for turn in row["turns"]],
-            images=[image_of(image, place, folder) for image in row.get("images") or []],
+            images=images_of(row, place, folder),
             task=row.get("task") or "",
             source=row.get("source") or "",
             provenance=Provenance(**(row.get("provenance") or {})),
@@ -163,7 +162,16 @@ def turn_of(row: Mapping[str, Any], role: Any, text: str, place: str) -> Turn:
     return Turn(role, text, row.get("rationale"), row.get("rejected"), answers, choices)
 
 
-def image_of(image: Any, place: str, folder: Path) -> str | bytes:
+def images_of(row: Mapping[str, Any], place: str, folder: Path) -> list[str | bytes]:
+    """The images of a row. Raises BadRow where they are no list of paths, data: URIs or bytes."""
+    images = row.get("images")
+    images = [] if images is None else images
+    if not isinstance(images, list):
+        raise BadRow(f"{place}: images is a {type(images).__name__}; allowed: a list of paths, data: URIs, or bytes.")
+    return [_image_of(image, place, folder) for image in images]
+
+
+def _image_of(image: Any, place: str, folder: Path) -> str | bytes:
     if isinstance(image, bytes):
         return image
     if not isinstance(image, str):
@@ -172,7 +180,7 @@ def image_of(image: Any, place: str, folder: Path) -> str | bytes:
         return str(folder / image)
     try:
         return base64.b64decode(image.partition("base64,")[2], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or letters that are not ASCII
         raise BadRow(f"{place}: a data: URI that is no base64 ({error}).") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
-import mmkd.models  # noqa: F401  registers mmkd with the Auto classes
+from mmkd import compose
 from mmkd.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -51,13 +51,12 @@ def load(pretrained: str, dtype: str | None, device: torch.device, trust_remote_
         raise ConfigError(f"pretrained={pretrained}: no config.json there; give the folder of a model.")
     ours = settings.get("model_type") == "mmkd"
     # An mmkd folder carries its own code, but the installed mmkd reads it as well: nothing remote is run.
-    remote = trust_remote_code and not ours
     chosen = dtype or ("float32" if device.type == "cpu" else "auto")
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=chosen, trust_remote_code=remote)
-        processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=remote)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"pretrained={pretrained}: not a whole image-text-to-text model: {error}") from error
+    if ours:
+        composed = compose.load(pretrained, chosen)
+        model, processor = composed.model, composed.processor
+    else:
+        model, processor = _of_another_library(pretrained, chosen, trust_remote_code)
     model.to(device).eval()
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
@@ -75,3 +74,14 @@ def load(pretrained: str, dtype: str | None, device: torch.device, trust_remote_
         ends=frozenset(ends),
         generation={"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends},
     )
+
+
+def _of_another_library(pretrained: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Model and processor by transformers' Auto classes."""
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            pretrained, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        return model, AutoProcessor.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
+    except compose.BROKEN_FOLDER as error:
+        raise ConfigError(f"pretrained={pretrained}: not a whole image-text-to-text model: {error}") from error

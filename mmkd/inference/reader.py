@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
 import torch
 from PIL import Image
 from transformers.utils import logging
@@ -103,10 +104,14 @@ class Reader:
             messages: role and content, a content part {"type": "image"} for each image.
             images: their encoded bytes, in the order of the parts.
 
-        Raises: DataError for an image that is broken or too large.
+        Raises: DataError for an image that is broken or too large, or a chat that the template does not take.
         """
         processor, model = self.loaded.processor, self.loaded.model
-        text = processor.apply_chat_template(_unmarked(messages, processor), add_generation_prompt=True, tokenize=False)
+        try:
+            clean = _unmarked(messages, processor)
+            text = processor.apply_chat_template(clean, add_generation_prompt=True, tokenize=False)
+        except jinja2.TemplateError as error:  # it refuses these roles, or their order
+            raise DataError(f"the model's chat template does not take this chat: {error}.") from error
         cache, options = None, {}
         if images and self.tokens is not None:
             cache = VocoCache.join([self.compressed(data) for data in images])

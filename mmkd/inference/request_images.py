@@ -7,11 +7,11 @@ whoever can reach it. So files and hosts are listed when it starts, and nothing 
 from __future__ import annotations
 
 import base64
-import binascii
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -83,14 +83,18 @@ class ImageSources:
                         raise self._too_large("more")
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"not finished after {FETCH_SECONDS} s")
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
             raise RequestError(f"image_url {_short(url)} could not be fetched ({error}).") from error
         return bytes(data)
 
     def _from_file(self, url: str) -> bytes:
-        path = Path(unquote(urlsplit(url).path))
+        try:
+            path = Path(unquote(urlsplit(url).path))
+            place = path.resolve()
+        except (OSError, ValueError) as error:  # a null byte, say, or a loop of links
+            raise RequestError(f"image_url {_short(url)} is not a URL ({error}).") from error
         # The same words whether a file exists or not: a refusal must not tell.
-        allowed = path.is_absolute() and any(path.resolve().is_relative_to(folder.resolve()) for folder in self.folders)
+        allowed = path.is_absolute() and any(place.is_relative_to(folder.resolve()) for folder in self.folders)
         if not allowed:
             raise RequestError(
                 f"image_url {_short(url)}: this server does not read files there. Send the image as a data: URL, or "
@@ -116,7 +120,7 @@ def _decoded(url: str) -> bytes:
         raise RequestError(f"image_url {_short(url)} is not of the form data:image/png;base64,....")
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or letters that are not ASCII
         raise RequestError(f"image_url {_short(url)} is not base64 ({error}).") from error
 
 

@@ -68,11 +68,9 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         text_positions = (prompt.text_mask.long().cumsum(1) - 1).clamp_min(0) + prefix.starts
         positions = torch.cat([torch.zeros_like(slot_ids), text_positions], dim=1)
 
-        settings = kwargs.get("generation_config") or self.generation_config
-        copies = max(
-            kwargs.get("num_beams") or settings.num_beams or 1,
-            kwargs.get("num_return_sequences") or settings.num_return_sequences or 1,
-        )
+        # What is not given with the call is taken from the settings given, then from the model's own.
+        given = [kwargs, *(s.to_dict() for s in (kwargs.get("generation_config"), self.generation_config) if s)]
+        copies = max(next((g[n] for g in given if g.get(n)), 1) for n in ("num_beams", "num_return_sequences"))
         past = prefix.cache()
         if copies > 1:
             past.batch_repeat_interleave(copies)

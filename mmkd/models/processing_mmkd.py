@@ -96,10 +96,11 @@ class MmkdProcessor(ProcessorMixin):
 
     def encode_turns(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
         """Token ids of a chat without its images and without the first token (the sink), and a mask of what the
-        assistant says: its text and its end token.
+        assistant says: its text and its end token. An image marker in the text stands for no image and is left out.
 
         Raises: ValueError where the template renders a turn differently once others follow it.
         """
+        messages = [{**message, "content": message["content"].replace(self.image_token, "")} for message in messages]
         text = self._render(messages)
         spans = []
         for i, message in enumerate(messages):

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+FORMAT = "mmkd.voco/1"
+
 
 @dataclass
 class VocoCache:
@@ -75,9 +77,7 @@ class VocoCache:
             tensors[f"layers.{i}.keys"], tensors[f"layers.{i}.values"] = k.contiguous(), v.contiguous()
         if self.bias is not None:
             tensors["bias"] = self.bias.contiguous()
-        save_file(
-            tensors, path, metadata={"format": "mmkd.voco/1", "identity": json.dumps(self.identity, sort_keys=True)}
-        )
+        save_file(tensors, path, metadata={"format": FORMAT, "identity": json.dumps(self.identity, sort_keys=True)})
 
     @classmethod
     def load(cls, path: str, device: str = "cpu") -> VocoCache:
@@ -86,22 +86,20 @@ class VocoCache:
         Raises: ValueError if it is no such file.
         """
         try:
-            opened = safe_open(path, framework="pt", device=device)
-        except SafetensorError as error:
+            with safe_open(path, framework="pt", device=device) as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") == FORMAT:
+                    names = set(file.keys())
+                    count = max(1, sum(name.endswith(".keys") for name in names))
+                    layers = [
+                        (file.get_tensor(f"layers.{i}.keys"), file.get_tensor(f"layers.{i}.values"))
+                        for i in range(count)
+                    ]
+                    bias = file.get_tensor("bias") if "bias" in names else None
+                    return cls(layers, file.get_tensor("image_tokens"), bias, dict(json.loads(metadata["identity"])))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a VoCo cache, nor any whole safetensors file ({error}).") from error
-        with opened as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != "mmkd.voco/1":
-                raise ValueError(
-                    f"{path} is not a VoCo cache (format {metadata.get('format')!r}, expected 'mmkd.voco/1')."
-                )
-            names = set(file.keys())
-            count = sum(name.endswith(".keys") for name in names)
-            layers = [
-                (file.get_tensor(f"layers.{i}.keys"), file.get_tensor(f"layers.{i}.values")) for i in range(count)
-            ]
-            bias = file.get_tensor("bias") if "bias" in names else None
-            return cls(layers, file.get_tensor("image_tokens"), bias, json.loads(metadata["identity"]))
+        raise ValueError(f"{path} is not a VoCo cache (format {metadata.get('format')!r}, expected {FORMAT!r}).")
 
     def require(self, identity: dict[str, str]) -> None:
         """Raise ValueError naming every field in which this cache and the reading model differ (k may be smaller)."""

@@ -93,6 +93,7 @@ def token_losses(
         raise ValueError(f"{', '.join(o.name for o, _ in terms if o.teacher)}: the teacher's outputs are missing.")
     other = teacher if reads_teacher else None
     dense = other if isinstance(other, Outputs) else None
+    known = [side.vocabulary for side in (student, other) if side is not None and side.vocabulary is not None]
 
     def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
         losses = [objective.token_loss(logits) for objective, _ in terms]
@@ -113,7 +114,7 @@ def token_losses(
         sparse_teacher=other if isinstance(other, SparseTargets) else None,
         chunk=smallest_chunk([objective for objective, _ in terms]),
         calls=batch.head_calls,
-        vocabulary=_narrowest(student.vocabulary, other.vocabulary if other else None),
+        vocabulary=min(known, default=None),
         weights=batch.weights,
         head_weight=student.head_weight,
     )
@@ -162,8 +163,3 @@ def _report(terms: Sequence[tuple[TokenLoss, float]], sums: Tensor, numbers: Ten
         report[label] = Ratio(total, count)
         report |= {f"{label}_{name}": ratio for name, ratio in objective.summed(total, tokens).items()}
     return report
-
-
-def _narrowest(first: int | None, second: int | None) -> int | None:
-    known = [width for width in (first, second) if width is not None]
-    return min(known) if known else None

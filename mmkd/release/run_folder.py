@@ -49,14 +49,14 @@ class RunFolder:
                 f"Finish the training: mmkd train {path} --resume."
             )
         config = yaml.safe_load((path / "config.yaml").read_text())
-        teacher = Path((config.get("teacher") or {}).get("model") or "") / "config.json"
+        teacher = (config.get("teacher") or {}).get("model")
         return cls(
             path=path,
             config=config,
             environment=_json(path / "environment.json"),
             metrics=_last_of_each_stage(path / "metrics.jsonl"),
             scores=_scores(path / "eval"),
-            teacher=_json(teacher),
+            teacher=_json(Path(teacher) / "config.json") if teacher else {},
         )
 
 

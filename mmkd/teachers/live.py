@@ -12,7 +12,7 @@ import torch
 from mmkd.compose import load
 from mmkd.config.schema import TeacherSection
 from mmkd.errors import ConfigError
-from mmkd.lora import adapters_off
+from mmkd.lora import adapters_off, without_adapter
 from mmkd.models.attention_capture import capture_name
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.objectives import AnswerBatch, Needs, Outputs, SparseTargets
@@ -141,7 +141,10 @@ class SharedTeacher:
         self, student: MmkdForConditionalGeneration, batch: dict[str, Any], answers: AnswerBatch, needs: Needs
     ) -> Outputs:
         with evaluating(student), adapters_off(student.language_model):
-            return _full_vision(student, batch, answers, needs)
+            outputs = _full_vision(student, batch, answers, needs)
+        head = without_adapter(student.get_output_embeddings())  # it is called later, when adapters are on again
+        outputs.head = lambda hidden: student.scaled(head(hidden))
+        return outputs
 
 
 def _full_vision(

@@ -46,6 +46,8 @@ def check_objectives(config: Config) -> None:
     """Raises ConfigError for an unknown objective or option, or one whose teacher is not there or cannot serve it."""
     for stage in config.stages:
         built = [build(section) for section in stage.objectives or config.objectives]
+        if not built:
+            raise ConfigError(f"stage {stage.name} has no objective, and so nothing to learn; name one in objectives.")
         require_one_of_each(stage.name, built)
         asking = [
             objective.name

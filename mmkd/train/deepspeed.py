@@ -86,11 +86,8 @@ def keep_freed_memory() -> None:
 
 
 def make_safe(model: Any) -> None:
-    """Make parameters fit for broadcasting: 0-dim ones get one dimension, transposed ones are laid out."""
-    import torch
-
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.dim() == 0 or not parameter.is_contiguous():
-                data = parameter.data.reshape(1) if parameter.dim() == 0 else parameter.data.contiguous()
-                setattr(module, name, torch.nn.Parameter(data, requires_grad=parameter.requires_grad))
+    """Make parameters fit for broadcasting: 0-dim ones get one dimension, transposed ones are laid out. Tied
+    ones stay one."""
+    for parameter in model.parameters():
+        if parameter.dim() == 0 or not parameter.is_contiguous():
+            parameter.data = parameter.data.reshape(parameter.shape or (1,)).contiguous()

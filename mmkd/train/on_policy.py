@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,9 +96,10 @@ def own_answers(
         pad_token_id=stop_ids[0],
         suppress_tokens=list(range(width if vocabulary is None else vocabulary, width)) or None,
     )
-    with evaluating(student), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with evaluating(student), _generating(student, settings), forked:
         torch.manual_seed(random.Random(seed).getrandbits(63))
-        sequences = student.generate(input_ids, mask, generation_config=settings, **images)
+        sequences = student.generate(input_ids, mask, **images)
     samples = []
     for (ids, tiles), answer in zip(questions, sequences[:, input_ids.shape[1] :].tolist(), strict=True):
         end = next((place for place, token in enumerate(answer, 1) if token in stop_ids), len(answer))
@@ -112,6 +114,17 @@ def own_answers(
     if "teacher" in batch:  # its pixels of the same images
         own["teacher"] = batch["teacher"] | own
     return batch | texts | own
+
+
+@contextmanager
+def _generating(student: MmkdForConditionalGeneration, settings: GenerationConfig) -> Iterator[None]:
+    """Let `settings` be all that generation goes by. Those given to `generate` are filled up with the model's own, as
+    many chat models bring a top_p and a repetition penalty, and the samples would not be the student's distribution."""
+    own, student.generation_config = student.generation_config, settings
+    try:
+        yield
+    finally:
+        student.generation_config = own
 
 
 def _questions(batch: dict[str, Any]) -> list[tuple[Tensor, list[int]]]:

@@ -41,7 +41,7 @@ def draw_reads(stage: StageSection, seed: int, step: int) -> list[int | None]:
         choices, weights = choices[:reached], weights[:reached]
     generator = random.Random(f"{seed}/{step}")
     drawn: list[int | None] = []
-    pool = list(zip(choices, weights, strict=True))
+    pool = [(choice, weight) for choice, weight in zip(choices, weights, strict=True) if weight > 0]
     while pool and len(drawn) < stage.reads:
         choice = generator.choices(pool, [weight for _, weight in pool])[0]
         pool.remove(choice)

@@ -251,6 +251,15 @@ def test_half_a_checkpoint_is_refused_rather_than_filled_with_random_weights(tmp
         load(f"hf:{tmp_path}")
 
 
+def test_half_copied_weights_are_refused_by_name(tmp_path):
+    AutoModelForCausalLM.from_config(DECODERS["llama"]).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(AssetError, match=rf"hf:{tmp_path} cannot be loaded: .*incomplete"):
+        load(f"hf:{tmp_path}")
+
+
 @pytest.mark.parametrize("kept", [2, 1000, 60000])
 def test_half_a_file_is_refused_and_leaves_nothing_behind(tmp_path, cache, kept):
     file = tmp_path / "broken.gguf"

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from mmkd_adapters.sources import card_license
 from mmkd_adapters.vision.hf import HfVisionAdapter
 from mmkd_adapters.vision.lite0 import read_published_lite0
 from mmkd_adapters.vision.open_clip import OpenClipAdapter
@@ -421,3 +422,8 @@ def test_a_folder_without_a_saved_model_or_with_other_weights_is_refused(classif
     (folder / "config.json").write_text('{"architecture": "test_vit", "pretrained_cfg": []}')
     with pytest.raises(AssetError, match="holds no model that timm saved"):
         load(f"timm:local-dir:{folder}")
+
+
+def test_a_model_card_that_cannot_be_read_names_no_licence(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert card_license(str(tmp_path), None) == "unknown"

@@ -71,6 +71,8 @@ def test_one_line_tells_it_all(text, message):
         (', steps: 5', ", steps: 5, read: [4, 4]", "config: stages[0] has read [4, 4], which names a count twice; use read_weights to draw one more often. (x.yaml:7)"),
         (', steps: 5', ", steps: 5, read: [4, 1], read_weights: [1]", "config: stages[0] has read_weights [1.0]; allowed: a number from 0 for each of the 2 entries of read, not all 0. (x.yaml:7)"),
         (', steps: 5', ", steps: 5, learning_rates: {vision: 1.0e-5}", "config: stages[0] has learning_rates of vision, which it does not train; name it in trainable or leave its rate out. (x.yaml:7)"),
+        (', steps: 5', ", steps: 5, read: [4, 1], read_weights: [1, 0], reads: 2", "config: stages[0] has reads 2, and read has 1 entries to draw from. (x.yaml:7)"),
+        (', steps: 5', ", steps: 5, read: [4, 1], read_weights: [0, 1], progressive: true", "config: stages[0] is progressive, and read_weights [0.0, 1.0] never draw 4, which it starts with. (x.yaml:7)"),
         (', steps: 5', ", steps: 5, reads: 2", "config: stages[0] has reads 2, and read has 1 entries to draw from. (x.yaml:7)"),
         ('name: align', 'name: "a/b"', "config: stages[0].name is 'a/b'; allowed: text that matches ^[A-Za-z0-9][A-Za-z0-9_.-]*$. (x.yaml:7)"),
         ('steps: 5}', 'steps: 5}\n  - {name: align, steps: 5}', "config: stages has two of the name align, and a stage's folder has its name; rename one. (x.yaml:1)"),

@@ -28,6 +28,15 @@ def test_only_what_the_assistant_says_is_labelled_and_its_end_token_too(processo
     assert torch.equal(labels[labels != -100], ids[labels != -100])
 
 
+def test_an_image_marker_in_a_text_stands_for_no_image_and_is_left_out(processor, record):
+    """As where a model is asked; in a text-only row it would be a token that no question has ever again."""
+    plain, marked = (
+        Collator(processor, 200)([record("a", (question, "a cat"))]) for question in ("what?", "<image>what?")
+    )
+    assert torch.equal(plain["input_ids"], marked["input_ids"])
+    assert torch.equal(plain["labels"], marked["labels"])
+
+
 def test_padding_is_told_by_the_mask_where_the_pad_token_is_the_end_token(processor, record):
     assert processor.tokenizer.pad_token_id == processor.tokenizer.eos_token_id
     batch = Collator(processor, 200)([record("a", ("q", "a")), record("b", ("long question", "long answer"))])

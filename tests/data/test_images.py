@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmkd.data.images import MOST_PIXELS, open_image
+from mmkd.data.images import FORMATS, MOST_PIXELS, open_image
+from mmkd.data.rejected import BadRow
 from mmkd.errors import DataError
 
 
@@ -118,6 +119,24 @@ def test_a_file_that_is_no_whole_picture_is_refused_by_name(tmp_path, picture, m
     with pytest.raises(DataError, match=message) as error:
         open_image(str(path))
     assert str(path) in str(error.value)
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow reads no AVIF")
+def test_a_broken_avif_is_refused_by_name_as_others_are(tmp_path):
+    """libavif says so with a RuntimeError, which would end a training."""
+    path = tmp_path / "broken.avif"
+    whole = encoded(Image.fromarray(np.random.RandomState(0).randint(0, 256, (24, 40, 3), dtype=np.uint8)), "AVIF")
+    start = whole.index(b"mdat") + 4
+    path.write_bytes(whole[:start] + bytes(len(whole) - start))
+    with pytest.raises(BadRow, match=r"broken\.avif is broken \(.*Fetch it again"):
+        open_image(str(path))
+
+
+def test_text_that_is_too_long_for_a_path_is_a_bad_row_with_a_short_message():
+    """A row that holds a whole image as text, without the data: before it."""
+    with pytest.raises(BadRow, match=r"image iVBORiVBOR.*\.\. \(50,000 characters\) cannot be read") as caught:
+        open_image("iVBOR" * 10_000)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused_by_name(tmp_path):

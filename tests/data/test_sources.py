@@ -78,7 +78,10 @@ def test_jsonl_gives_back_the_records_that_were_written(tmp_path, record, pictur
         ('{"id": "a", "turns": [], "pictures": []}', "line 2: unknown fields pictures; a record has id, images"),
         ('{"id": "a", "turns": [], "images": [7]}', "line 2: an image is a int; allowed: a path"),
         ('{"id": "a", "turns": [], "images": ["data:image/png;base64,@@"]}', "line 2: a data: URI that is no base64"),
+        ('{"id": "a", "turns": [], "images": ["data:image/png;base64,é"]}', "line 2: a data: URI that is no base64"),
+        ('{"id": "a", "turns": [], "images": "a.png"}', "line 2: images is a str; allowed: a list of paths"),
         ('{"id": "a", "turns": [], "provenance": {"maker": 1}}', "line 2: not a record"),
+        ("[" * 100_000, "line 2: not JSON"),
     ],
 )
 def test_a_bad_line_is_named_when_it_is_read_and_does_not_spoil_the_others(tmp_path, line, message):

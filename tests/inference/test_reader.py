@@ -73,6 +73,13 @@ def test_an_image_marker_in_a_question_is_text_that_vanishes(reader, picture):
     assert marked == answer(reader, question("What?"), [picture(0)])
 
 
+def test_a_chat_that_the_template_does_not_take_is_refused_in_its_words(reader, monkeypatch):
+    refuses = "{{ raise_exception('a system turn has no place here') }}"
+    monkeypatch.setattr(reader.loaded.processor, "chat_template", refuses)
+    with pytest.raises(DataError, match="does not take this chat: a system turn has no place here"):
+        reader.inputs([{"role": "system", "content": "Be brief."}], [])
+
+
 def test_a_question_without_an_image_is_answered(reader):
     assert len(answer(reader, [{"role": "user", "content": "Hello?"}], [])) > 0
     assert reader.counts.compressed == 0

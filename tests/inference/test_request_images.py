@@ -39,6 +39,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(b"x" * 65536)
             except OSError:  # the client has had enough
                 pass
+        elif self.path == "/nonsense":
+            self.wfile.write(b"a cat\r\n\r\n")
         else:
             self.send_response(200 if self.path == "/cat" else 404)
             self.end_headers()
@@ -117,6 +119,12 @@ def test_a_download_without_an_end_is_cut_off(web):
     assert refusal(sources, web.url + "/endless").status == 413
 
 
+def test_an_answer_that_is_no_http_is_refused(web):
+    """Python has an error of its own for it, which is no OSError."""
+    sources = ImageSources(hosts=frozenset({"127.0.0.1"}))
+    assert "could not be fetched" in str(refusal(sources, web.url + "/nonsense"))
+
+
 def test_a_folder_that_is_allowed_is_read_and_nothing_beside_it(tmp_path):
     inside, outside = tmp_path / "in", tmp_path / "in-not"
     for folder in (inside / "deep", outside):
@@ -145,11 +153,15 @@ def test_a_folder_or_a_device_is_no_image(tmp_path):
         ("data:", "is not of the form"),
         ("ftp://example.org/cat.png", "is no data: URL"),
         ("", "is no data: URL"),
+        ("data:image/png;base64,é", "is not base64"),
         ("http://[", "is not a URL"),
+        ("file://[", "is not a URL"),
+        ("file:///%00", "is not a URL"),
+        ("http://127.0.0.1/a cat", "could not be fetched"),
     ],
 )
 def test_what_is_no_url_is_named(url, words):
-    error = refusal(ImageSources(), url)
+    error = refusal(ImageSources(frozenset({"127.0.0.1"})), url)
     assert words in str(error)
     assert 400 <= error.status < 500
 

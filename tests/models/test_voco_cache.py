@@ -7,6 +7,7 @@ import copy
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import K, pixels, prompt
 
@@ -132,6 +133,18 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match="not a VoCo cache"):
         VocoCache.load(str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize("missing", ["layers.1.values", "image_tokens", "identity"])
+def test_a_cache_that_lacks_a_part_is_refused_by_name(model, tmp_path, missing):
+    model.compress(pixels(1)).save(str(tmp_path / "image.voco"))
+    with safe_open(tmp_path / "image.voco", framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors.pop(missing, None)
+    metadata.pop(missing, None)
+    save_file(tensors, tmp_path / "part.voco", metadata=metadata)
+    with pytest.raises(ValueError, match=rf"part\.voco is not a VoCo cache.*{missing}"):
+        VocoCache.load(str(tmp_path / "part.voco"))
 
 
 def test_half_a_file_is_refused_as_well(model, tmp_path):

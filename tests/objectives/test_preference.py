@@ -176,6 +176,7 @@ def test_the_files_of_preference_trainers_are_a_source(tmp_path):
             "rejected": [{"role": "assistant", "content": ""}],
         },
         {"prompt": "what?", "chosen": "red"},
+        {"prompt": "what?", "chosen": "red", "rejected": "blue", "images": 5},
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = preferences(str(tmp_path / "pairs.jsonl"))
@@ -187,6 +188,8 @@ def test_the_files_of_preference_trainers_are_a_source(tmp_path):
     assert found[1].turns[-1].rejected == ""
     with pytest.raises(BadRow, match="line 3: not a preference pair"):
         found[2]
+    with pytest.raises(BadRow, match="line 4: images is a int; allowed: a list"):
+        found[3]
 
 
 def test_the_last_run_of_a_mask():

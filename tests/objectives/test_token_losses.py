@@ -7,7 +7,7 @@ from torch.nn.functional import log_softmax, softmax
 
 from mmkd.errors import ConfigError
 from mmkd.objectives import CrossEntropy, ForwardKL, Ratio, build, names, options, token_losses
-from mmkd.objectives.chunked import chunked_cross_entropy, chunked_divergence, split_sizes
+from mmkd.objectives.chunked import split_sizes
 from tests.objectives.sides import (
     D_S,
     D_T,
@@ -33,12 +33,17 @@ def naive_forward_kl(zs, zt, t):
     return t * t * (p * (p.log() - log_q)).sum()
 
 
+def forward_kl(hs, fs, ht, ft, vocabulary=None, **options):
+    targets = torch.zeros(N, dtype=torch.long)
+    return ForwardKL(**options)(outputs(hs, fs, vocabulary), outputs(ht, ft), batch(targets)).loss
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 512])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_cross_entropy_equals_the_definition_in_value_and_gradient(chunk, dtype):
     hidden, head = side(D_S, V, dtype)
     y = random_targets()
-    found = chunked_cross_entropy(hidden, head, y, chunk)
+    found = CrossEntropy(chunk=chunk)(outputs(hidden, head), None, batch(y)).loss
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     exact_h, exact_w = hidden.detach().double().requires_grad_(), head.weight.detach().double().requires_grad_()
     expected = naive_cross_entropy(exact_h @ exact_w.T, y)
@@ -52,7 +57,7 @@ def test_cross_entropy_equals_the_definition_in_value_and_gradient(chunk, dtype)
 def test_forward_kl_equals_the_definition_in_value_and_gradient(chunk, dtype, temperature):
     hs, fs = side(D_S, V, dtype)
     ht, ft = side(D_T, V, dtype, seed=1)
-    found = chunked_divergence(hs, fs, ht, ft, temperature=temperature, chunk=chunk)
+    found = forward_kl(hs, fs, ht, ft, temperature=temperature, chunk=chunk)
     exact_h, exact_w = hs.detach().double().requires_grad_(), fs.weight.detach().double().requires_grad_()
     zt = ht.detach().double() @ ft.weight.detach().double().T
     expected = naive_forward_kl(exact_h @ exact_w.T, zt, temperature)
@@ -64,7 +69,7 @@ def test_forward_kl_equals_the_definition_in_value_and_gradient(chunk, dtype, te
 def test_padded_vocabularies_are_compared_on_the_ids_that_both_sides_have(widths):
     hs, fs = side(D_S, widths[0])
     ht, ft = side(D_T, widths[1], seed=1)
-    found = chunked_divergence(hs, fs, ht, ft, temperature=2.0, chunk=7, vocabulary=V)
+    found = forward_kl(hs, fs, ht, ft, temperature=2.0, chunk=7, vocabulary=V)
     expected = naive_forward_kl((hs @ fs.weight.T)[:, :V], (ht @ ft.weight.T).detach()[:, :V], 2.0)
     close([found], [expected], torch.float64)
     close(gradients(found, hs, fs.weight), gradients(expected, hs, fs.weight), torch.float64)
@@ -74,11 +79,11 @@ def test_padded_vocabularies_are_compared_on_the_ids_that_both_sides_have(widths
 def test_the_value_of_padding_logits_does_not_matter():
     hs, fs = side(D_S, V + 5)
     ht, ft = side(D_T, V + 5, seed=1)
-    before = chunked_divergence(hs, fs, ht, ft, vocabulary=V)
+    before = forward_kl(hs, fs, ht, ft, vocabulary=V)
     with torch.no_grad():
         fs.weight[V:] = 9.0
         ft.weight[V:] = -9.0
-    assert torch.equal(before, chunked_divergence(hs, fs, ht, ft, vocabulary=V))
+    assert torch.equal(before, forward_kl(hs, fs, ht, ft, vocabulary=V))
 
 
 def both(hs, fs, ht, ft, y, normalizer=1.0, chunk=512, calls=None, whole=False):

@@ -81,6 +81,7 @@ def config(tmp_path: Path, stage: Any = None, data: Any = None, **sections: Any)
             "temperature=5.0 has no place beside distance mse",
         ),
         (LIVE | {"objectives": [{"name": "forward_kl"}, {"name": "forward_kl"}]}, "objectives name forward_kl twice"),
+        ({"objectives": []}, "has no objective, and so nothing to learn"),
         (LIVE | {"objectives": [{"name": "taid"}, {"name": "forward_kl"}]}, "taid and forward_kl each want"),
     ],
 )

@@ -93,8 +93,10 @@ def test_parameters_that_cannot_be_broadcast_are_made_so():
     module = torch.nn.Module()
     module.scale = torch.nn.Parameter(torch.tensor(2.0))
     module.weight = torch.nn.Parameter(torch.randn(3, 2).t(), requires_grad=False)
+    module.tied = module.weight
     before = module.weight.detach().clone()
     make_safe(module)
+    assert module.tied is module.weight
     assert module.scale.shape == (1,)
     assert module.weight.is_contiguous()
     assert not module.weight.requires_grad
@@ -113,6 +115,13 @@ def test_read_counts_are_a_function_of_seed_and_step_and_cover_every_choice():
     assert drawn == [tuple(draw_reads(stage, 0, step)) for step in range(100)]
     assert {count for reads in drawn for count in reads} == {None, 4, 1}
     assert all(len(set(reads)) == 2 for reads in drawn)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_an_entry_that_is_never_drawn_ends_no_step(progressive):
+    options = {"read": ["full", 8, 4], "read_weights": [1, 0, 1], "reads": 2, "progressive": progressive}
+    stage = StageSection(name="s", steps=30, **options)
+    assert {count for step in range(30) for count in draw_reads(stage, 0, step)} == {None, 4}
 
 
 def test_a_progressive_schedule_starts_with_the_first_choice_and_reaches_the_last():

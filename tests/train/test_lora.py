@@ -129,6 +129,20 @@ def test_a_shared_teacher_answers_without_the_students_adapters(student):
     assert not torch.equal(teacher.outputs(model, inputs, answers, Needs()).answer_hidden, before)
 
 
+def test_a_shared_teacher_speaks_through_the_head_without_its_adapter(student):
+    """Objectives call its head when the student's adapters are on again."""
+    model = load(student).model.eval()
+    teacher = build_teacher(TeacherSection(kind="shared"), torch.float32, "sdpa", torch.device("cpu"))
+    inputs, answers = batch()
+    before = teacher.outputs(model, inputs, answers, Needs())
+    expected = before.head(before.answer_hidden)
+    add_adapters(model.language_model, LoraSection(**LORA, targets=["lm_head"]))
+    trained(model.language_model)
+    after = teacher.outputs(model, inputs, answers, Needs())
+    assert torch.equal(after.head(after.answer_hidden), expected)
+    assert not torch.equal(model.head(after.answer_hidden), expected)
+
+
 def test_after_an_error_of_a_shared_teacher_the_student_has_its_adapters_and_its_mode_again(student):
     model = load(student).model
     teacher = build_teacher(TeacherSection(kind="shared"), torch.float32, "sdpa", torch.device("cpu"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+from transformers import GenerationConfig
 
 from mmkd.compose import load
 from mmkd.config.schema import Config, DataSection, OnPolicySection
@@ -92,6 +93,22 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_model_and_the_generat
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_the_generation_settings_that_a_decoder_brings_do_not_bend_what_is_sampled(composed, records, tmp_path):
+    """Qwen's, for one, hold a top_p, a top_k and a repetition penalty."""
+    batch = first_batch(composed, records, tmp_path, False)
+    hot, stops = OnPolicySection(temperature=2.0, max_new_tokens=9), composed.processor.tokenizer.all_special_ids
+    plain = own_answers(composed.model, batch, 4, hot, stops, "a")["input_ids"]
+    before = composed.model.generation_config
+    composed.model.generation_config = brought = GenerationConfig(
+        do_sample=True, top_p=0.01, top_k=1, repetition_penalty=3.0, num_beams=2
+    )
+    try:
+        assert torch.equal(own_answers(composed.model, batch, 4, hot, stops, "a")["input_ids"], plain)
+        assert composed.model.generation_config is brought
+    finally:
+        composed.model.generation_config = before
 
 
 def test_ids_that_no_one_has_a_token_for_and_that_the_teacher_lacks_are_never_sampled(composed, records, tmp_path):

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mmkd.contracts import LanguageParts, Spec
 from mmkd.errors import ConfigError
 
-from ..sources import card_license, not_found, require_all
+from ..sources import UNREADABLE, card_license, not_found, require_all
 
 
 class HfLanguageAdapter:
@@ -40,7 +40,7 @@ def load_folder(spec: Spec, name: str, pretrained: bool, license: str) -> Langua
             require_all(spec, info)
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise not_found(spec, error) from error
     return LanguageParts(model.eval(), tokenizer, license)
 
@@ -49,7 +49,7 @@ def load_tokenizer(spec: Spec, name: str) -> PreTrainedTokenizerBase:
     """As `load_folder`, the tokenizer alone."""
     try:
         return AutoTokenizer.from_pretrained(name, revision=spec.revision)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise not_found(spec, error) from error
 
 

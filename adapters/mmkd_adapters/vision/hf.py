@@ -18,7 +18,7 @@ from transformers.utils import logging
 from mmkd.contracts import Spec, VisionParts
 from mmkd.errors import ConfigError
 
-from ..sources import card_license, not_found, require_all
+from ..sources import UNREADABLE, card_license, not_found, require_all
 from .common import TowerAdapter, Wanted, build_tower, image_processor
 
 # model_type of the folder -> processor where the folder has none: mean, std, whether the middle is cut out
@@ -48,7 +48,7 @@ def vision_config(spec: Spec) -> Any:
     """The config of the vision part. ConfigError for a family that has no tower here."""
     try:
         config = AutoConfig.from_pretrained(spec.name, revision=spec.revision)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise not_found(spec, error) from error
     if config.model_type.removesuffix("_vision_model") not in FAMILIES:
         raise ConfigError(f"{spec} is a {config.model_type} model; vision towers of hf are {', '.join(FAMILIES)}.")
@@ -63,7 +63,7 @@ def load_weights(spec: Spec, vision: Any) -> Any:
         model, info = AutoModel.from_pretrained(
             spec.name, revision=spec.revision, config=vision, dtype="float32", output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise not_found(spec, error) from error
     finally:
         logging.set_verbosity(verbosity)

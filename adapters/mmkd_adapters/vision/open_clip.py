@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -12,9 +13,11 @@ from mmkd.contracts import ContrastiveParts, Spec, VisionParts
 from mmkd.errors import AssetError, ConfigError
 from mmkd.models.configuration_vision import MmkdVisionConfig
 
-from ..sources import not_found, refuse_revision, unknown_name
+from ..sources import UNREADABLE, not_found, refuse_revision, unknown_name
 from .common import TowerAdapter, Wanted, build_tower, image_processor, load_part
 from .timm import model_options
+
+BROKEN = (*UNREADABLE, RuntimeError, EOFError, UnpicklingError)  # the last three from checkpoints in torch's format
 
 
 class OpenClipAdapter(TowerAdapter):
@@ -46,7 +49,7 @@ class OpenClipAdapter(TowerAdapter):
                 model = open_clip.create_model(
                     name, weights, force_quick_gelu=model_config["quick_gelu"], force_image_size=side
                 )
-            except (OSError, RuntimeError) as error:
+            except BROKEN as error:
                 raise not_found(spec, error) from error
             if config.library == "timm":
                 tower = build_tower(spec, config)
@@ -76,7 +79,7 @@ class OpenClipAdapter(TowerAdapter):
         try:
             model: Any = open_clip.create_model(name, weights if pretrained else None, force_quick_gelu=quick)
             tokenize = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError) as error:
+        except BROKEN as error:
             raise not_found(spec, error) from error
         side = model.visual.image_size
         height, width = side if isinstance(side, (tuple, list)) else (side, side)

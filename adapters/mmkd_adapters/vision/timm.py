@@ -95,7 +95,7 @@ class TimmAdapter(TowerAdapter):
         try:
             arguments = resolve_model_input_args(spec.name, size, **options)
             model = timm.create_model(pretrained=pretrained and not asset, **arguments, **wanted)
-        except OSError as error:  # first: the hub's own errors are ValueErrors too
+        except (OSError, SafetensorError) as error:  # first: the hub's own errors are ValueErrors too
             raise not_found(spec, error) from error
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise ConfigError(f"{spec} with image_size {image_size} and options {options}: {error}") from error
