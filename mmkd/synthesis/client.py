@@ -27,6 +27,7 @@ except ImportError as error:
     raise ConfigError(f"asking an endpoint needs {error.name}: pip install 'mmkd[synthesis]'.") from error
 
 MOST_REPLY = 16 * 2**20  # bytes of one reply
+MOST_TOKENS = 10**9  # of one prompt or answer; sums of what is more would not fit the store's index
 GRAMMAR_FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {  # beside OpenAI's own; vLLM's is so since 0.12
     "vllm": lambda text: {"structured_outputs": {"grammar": text}},
     "sglang": lambda text: {"ebnf": text},
@@ -50,8 +51,8 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(0, ge=0)
+    prompt_tokens: int = Field(ge=0, le=MOST_TOKENS)
+    completion_tokens: int = Field(0, ge=0, le=MOST_TOKENS)
 
 
 class _Reply(BaseModel):
