@@ -82,6 +82,8 @@ def test_retry_after_is_seconds_or_a_date_and_never_for_ever():
     assert [_seconds(text) for text in ("2", "0.5", None, "-3", "nan", "soon", "")] == [2.0, 0.5, 0, 0, 0, 0, 0]
     assert _seconds("1e12") == LONGEST_RETRY_AFTER
     assert _seconds("inf") == LONGEST_RETRY_AFTER
+    assert _seconds("Mon, 01 Jan 99999999999999999999 00:00:00 GMT") == 0
+    assert _seconds("Mon, 01 Jan 2020 00:00:00 +99999999999999") == 0
 
 
 def test_a_pause_holds_until_the_last_of_its_ends():
