@@ -98,18 +98,25 @@ class Worker:
         return {COLUMN: done}
 
     def ask(self, batch: Batch) -> Done:
-        store = Store(shard_of(self.orders.folder, batch.name))
         answers: list[Answer] = []
         trouble: MmkdError | None = None
-        with Asker(self._backend(store, batch), store, self.orders.reasks, check=self._check()) as asker:
-            try:
+        try:
+            with self._asker(batch) as asker:
                 for answer in asker.answer(batch.requests):
                     answers.append(answer)
-            except MmkdError as error:
-                trouble = error
+        except MmkdError as error:
+            trouble = error
         ended = {id(answer.request) for answer in answers}
         left = tuple(request for request in batch.requests if id(request) not in ended)
         return Done(batch.name, tuple(answers), left, trouble)
+
+    def _asker(self, batch: Batch) -> Asker:
+        store = Store(shard_of(self.orders.folder, batch.name))
+        try:
+            return Asker(self._backend(store, batch), store, self.orders.reasks, check=self._check())
+        except BaseException:
+            store.close()
+            raise
 
     def _check(self) -> ImageCheck | None:
         """By what the process that starts the workers found out; None where its probe told nothing."""
