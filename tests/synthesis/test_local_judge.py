@@ -131,6 +131,16 @@ def test_right_wrong_and_a_models_answers_become_records_by_their_labels(config,
     assert records[0].provenance.license == "MIT"
 
 
+def test_records_of_two_sources_that_are_called_alike_are_not_taken_for_one(config, tmp_path):
+    rows = {"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}
+    judge_records(config())
+    once = {record.id for record in jsonl(str(tmp_path / "judge" / "records.jsonl"))}
+    judge_records(config(data=[rows, rows]))
+    twice = [record.id for record in jsonl(str(tmp_path / "judge" / "records.jsonl"))]
+    assert len(set(twice)) == len(twice) == 2 * len(once)
+    assert once < set(twice)  # those of the first are called as ever
+
+
 def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, endpoint, tmp_path):
     def content(body) -> str:
         assert "known to be right" in str(body["messages"][1])
