@@ -74,6 +74,14 @@ class EndpointSection(Section):
     check_images: bool = Field(True, description="Stop where the prompt tokens show that an image was not read.")
     unique_ids: bool = Field(True, description="False for servers that give every reply the same id.")
 
+    @field_validator("url", "replicas")
+    @classmethod
+    def address(cls, value: str | list[str]) -> str | list[str]:
+        for url in [value] if isinstance(value, str) else value:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} does not begin with http:// or https://; e.g. http://127.0.0.1:8000/v1")
+        return value
+
     @field_validator("extra_body")
     @classmethod
     def further(cls, fields: dict[str, Any]) -> dict[str, Any]:
