@@ -125,7 +125,10 @@ class Endpoint:
         forms = self._server_forms
         try:
             async with asyncio.timeout(self.section.timeout):
-                body = await self._body(server, call, self._arguments(call, messages, forms))
+                # With the schema in its prompt it is another call: a server may answer one of a known name as before.
+                stated = call.schema is not None and not forms and self.section.structured == "auto"
+                name = f"{call.id}-stated" if stated else call.id
+                body = await self._body(server, name, self._arguments(call, messages, forms))
             return self._completion(_Reply.model_validate_json(body), most)
         except openai.APIStatusError as error:
             if call.schema and forms and self.section.structured == "auto" and _no_forms(error):
@@ -135,11 +138,11 @@ class Endpoint:
         except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError) as error:  # pydantic's is a ValueError
             raise server.told(error) from error
 
-    async def _body(self, server: Server, call: Call, arguments: dict[str, Any]) -> bytes:
+    async def _body(self, server: Server, name: str, arguments: dict[str, Any]) -> bytes:
         """The reply's bytes; read here, because the client would take in a reply of any length."""
         create, body = server.client.chat.completions.with_streaming_response.create, bytearray()
         # A server that knows the header charges a call that is sent again only once.
-        async with create(**arguments, extra_headers={"Idempotency-Key": call.id}) as response:
+        async with create(**arguments, extra_headers={"Idempotency-Key": name}) as response:
             async for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MOST_REPLY:

@@ -139,6 +139,7 @@ def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt
         forms = ["response_format" in seen.body for seen in proxy.seen]
     assert [answer.value.score for answer in answers] == [5, 5, 5]
     assert forms == [True, False, False, False]
+    assert proxy.seen[0].call != proxy.seen[1].call  # or a server could reply as before
     assert "JSON schema" in str(proxy.seen[1].body["messages"])
 
 
