@@ -62,7 +62,9 @@ def assets(
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help="train, vision, answer, select, compete, evolve or programs.")] = "train",
+    kind: Annotated[
+        str, typer.Argument(help="train, vision, answer, select, compete, evolve, programs or judge.")
+    ] = "train",
     out: Annotated[Path | None, typer.Option(help="File to write; printed by default.")] = None,
 ) -> None:
     """Write the JSON schema of a kind of config, for editors."""

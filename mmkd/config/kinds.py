@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.evolve_schema import EvolveConfig
+from mmkd.config.judge_schema import JudgeConfig
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.config.schema import Config
 from mmkd.config.sections import Section
@@ -18,4 +19,5 @@ KINDS: dict[str, type[Section]] = {
     "compete": CompeteConfig,
     "evolve": EvolveConfig,
     "programs": ProgramsConfig,
+    "judge": JudgeConfig,
 }
