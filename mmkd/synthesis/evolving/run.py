@@ -81,6 +81,7 @@ class _Run:
             self.journal.write(0, self._seeds(log))
         items = self.journal.begin(0, None)
         if not items:
+            self.journal.file(0).unlink()  # rows that were mended are looked at anew
             raise DataError(f"no question of {len(self.records)} records can evolve; see {self.out}/set_aside.jsonl.")
         return items
 

@@ -136,6 +136,21 @@ def test_records_that_cannot_evolve_are_set_aside(make_scene, picture, tmp_path)
         run(path, "rounds=3")
 
 
+def test_rows_none_of_which_can_evolve_are_looked_at_anew_once_they_are_mended(make_scene, tmp_path):
+    from mmkd.data.records import Record, Turn
+
+    one = make_scene("train", 0, 0, 2)
+    for question, answer in (("who painted this?", "nobody"), (one.questions[0].text, one.questions[0].answer)):
+        write_jsonl(
+            tmp_path / "rows.jsonl", [Record("a", [Turn("user", question), Turn("assistant", answer)], [one.png()])]
+        )
+        path = config(tmp_path, data=[{"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}])
+        if answer == "nobody":
+            with pytest.raises(DataError, match=r"no question of 1 records can evolve; see .*set_aside\.jsonl"):
+                run(path)
+    assert run(path).questions == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
