@@ -19,6 +19,7 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.cards import write_card
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.container import container
@@ -69,10 +70,14 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
     verified program, with the reason. Killed at any moment, the same command goes on: no model is asked twice, no
     finished question is tried twice, and the same records come out.
 
-    Raises: ConfigError for models or tools that cannot be had; DataError once more than 10 % of the rows are bad, or
-        of the requests get no reply; BudgetSpent.
+    Args:
+        purse: of the whole job where this is one of its rounds.
+
+    Raises: ConfigError for models or tools that cannot be had, before a row is read where a model's key is not set;
+        DataError once more than 10 % of the rows are bad, or of the requests get no reply; BudgetSpent.
     """
     out = Path(config.out)
+    require_keys(config)
     records = OneImage(open_rows(config.data))
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
