@@ -23,7 +23,8 @@ class PriceSection(Section):
 
 
 class BudgetSection(Section):
-    """Limits over all that a role ever paid this model, in compete all roles; no call is sent that could go over."""
+    """Limits over all that a job ever paid this model, in compete and programs by all roles; no call is sent that could
+    go over one."""
 
     tokens: int | None = Field(None, ge=1, description="Prompt and answer tokens together.")
     cost: float | None = Field(None, gt=0, description="Money, by `price`.")

@@ -14,6 +14,7 @@ from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.errors import ConfigError
 from mmkd.synthesis.backends import Call, NoReply
 from mmkd.synthesis.messages import to_messages, with_schema
+from mmkd.synthesis.paid import Paid
 from mmkd.synthesis.requests import Completion, ScoredToken, Usage
 
 try:
@@ -74,17 +75,17 @@ class Endpoint:
     alone for a while.
 
     Args:
-        spent: what the store paid this model before, for the budget.
+        paid: what this model was paid before, for the budget; others may share it.
 
     Raises: ConfigError where the key's environment variable is not set.
     """
 
-    def __init__(self, section: EndpointSection, spent: Usage | None = None):
+    def __init__(self, section: EndpointSection, paid: Paid | None = None):
         self.section, self.model, self.license = section, section.model, section.license
         self.extra_body = section.extra_body
         self.concurrency = section.concurrency * (1 + len(section.replicas))
         self.sent = 0  # HTTP requests, retries included
-        self._budget, self._rates = Budget(section.budget, spent or Usage()), Rates(section)
+        self._budget, self._rates = Budget(section.budget, paid or Paid()), Rates(section)
         self._server_forms = section.structured != "validate"
         self._random = random.Random()
         self._servers = servers_of(section, _key(section.api_key_env))
@@ -98,7 +99,7 @@ class Endpoint:
             used = completion.usage
             return completion
         finally:
-            await self._budget.settle(most, used)
+            self._budget.settle(most, used)
 
     async def close(self) -> None:
         for server in self._servers:

@@ -15,6 +15,7 @@ from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.in_process import open_local
+from mmkd.synthesis.paid import Paid
 from mmkd.synthesis.requests import Answer, Request, Usage
 from mmkd.synthesis.shards import shard_of
 from mmkd.synthesis.store import Entry, Store
@@ -178,4 +179,4 @@ class Worker:
         }
         # What the shard paid on a worker that died counts; what was paid before it was made does not.
         paid = sum((entry.usage for entry in store.entries() if entry not in batch.paid), Usage())
-        return Endpoint(section.model_copy(update={"budget": budget.model_copy(update=part)}), paid)
+        return Endpoint(section.model_copy(update={"budget": budget.model_copy(update=part)}), Paid(paid))

@@ -18,6 +18,7 @@ from mmkd.config.synthesis_schema import LanguageModelSection, ModelSection
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record
 from mmkd.data.write_records import write_jsonl
+from mmkd.synthesis.paid import purse_of
 from mmkd.synthesis.programs.making.run import Made, make_programs
 from mmkd.whole_files import write_whole
 
@@ -32,9 +33,10 @@ def make_rounds(config: ProgramsConfig) -> Made:
     if config.tune is None:
         return make_programs(config)
     out, made = Path(config.out), []
+    purse = purse_of(out)
     for number in range(config.tune.rounds + 1):
         one = of_round(config, number)
-        made.append(make_programs(one, round=number))
+        made.append(make_programs(one, round=number, purse=purse))
         if number < config.tune.rounds:
             from mmkd.synthesis.programs.making.tuning import tune  # torch
 
