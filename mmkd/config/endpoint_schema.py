@@ -23,7 +23,8 @@ class PriceSection(Section):
 
 
 class BudgetSection(Section):
-    """Limits over all that a job ever paid this model, in all its roles; no call is sent that could go over one."""
+    """Limits over all that a job ever paid this model, in compete and programs by all roles; no call is sent that could
+    go over one."""
 
     tokens: int | None = Field(None, ge=1, description="Prompt and answer tokens together.")
     cost: float | None = Field(None, gt=0, description="Money, by `price`.")
@@ -73,6 +74,14 @@ class EndpointSection(Section):
     image_tokens: int = Field(4096, ge=1, description="Most tokens of one image, for budget and rate.")
     check_images: bool = Field(True, description="Stop where the prompt tokens show that an image was not read.")
     unique_ids: bool = Field(True, description="False for servers that give every reply the same id.")
+
+    @field_validator("url", "replicas")
+    @classmethod
+    def address(cls, value: str | list[str]) -> str | list[str]:
+        for url in [value] if isinstance(value, str) else value:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} does not begin with http:// or https://; e.g. http://127.0.0.1:8000/v1")
+        return value
 
     @field_validator("extra_body")
     @classmethod

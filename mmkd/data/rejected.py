@@ -81,7 +81,7 @@ def _rows(path: Path) -> set[tuple[str, int, str]]:
     except FileNotFoundError:
         return set()
     rows = set()
-    for text_line in text.splitlines():
+    for text_line in text.split("\n"):  # a reason may hold U+2028 and the like, which are line ends to splitlines
         try:
             line = json.loads(text_line)
             rows.add((line["source"], line["index"], line["kind"]))

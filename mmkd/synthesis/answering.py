@@ -14,6 +14,7 @@ from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.cards import write_card
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.requests import Answer, Request, Sampling, Status, digest
@@ -42,6 +43,7 @@ def answer_records(config: AnswerConfig) -> Outcome:
 
     Raises: ConfigError for a model that cannot be asked or does not read pictures; BudgetSpent; DataError.
     """
+    require_keys(config)
     records, out = open_rows(config.data), Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had

@@ -21,6 +21,7 @@ from mmkd.synthesis.replies import Problem, next_try, read_reply
 from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage, digest, request_key
 from mmkd.synthesis.store import Entry, Store
 from mmkd.synthesis.tally import Tally
+from mmkd.synthesis.visible import visible
 
 READY_AHEAD = 2  # answers, in multiples of the back end's concurrency, that may wait to be taken
 
@@ -210,8 +211,8 @@ class Asker:
         other = "this request" if owner == key else f"request {owner[:12]}"
         return Problem(
             "duplicated reply",
-            f"its id {reply.response_id} came before, for {other}; if this server gives every reply one id, say "
-            "unique_ids: false",
+            f"its id {visible(str(reply.response_id)[:80])} came before, for {other}; if this server gives every reply "
+            "one id, say unique_ids: false",
         )
 
 

@@ -14,6 +14,7 @@ from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.errors import ConfigError
 from mmkd.synthesis.backends import Call, NoReply
 from mmkd.synthesis.messages import to_messages, with_schema
+from mmkd.synthesis.paid import Paid
 from mmkd.synthesis.requests import Completion, ScoredToken, Usage
 
 try:
@@ -27,6 +28,7 @@ except ImportError as error:
     raise ConfigError(f"asking an endpoint needs {error.name}: pip install 'mmkd[synthesis]'.") from error
 
 MOST_REPLY = 16 * 2**20  # bytes of one reply
+MOST_TOKENS = 10**9  # of one prompt or answer; sums of what is more would not fit the store's index
 GRAMMAR_FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {  # beside OpenAI's own; vLLM's is so since 0.12
     "vllm": lambda text: {"structured_outputs": {"grammar": text}},
     "sglang": lambda text: {"ebnf": text},
@@ -50,8 +52,8 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(0, ge=0)
+    prompt_tokens: int = Field(ge=0, le=MOST_TOKENS)
+    completion_tokens: int = Field(0, ge=0, le=MOST_TOKENS)
 
 
 class _Reply(BaseModel):
@@ -73,17 +75,17 @@ class Endpoint:
     alone for a while.
 
     Args:
-        spent: what the store paid this model before, for the budget.
+        paid: what this model was paid before, for the budget; others may share it.
 
     Raises: ConfigError where the key's environment variable is not set.
     """
 
-    def __init__(self, section: EndpointSection, spent: Usage | None = None):
+    def __init__(self, section: EndpointSection, paid: Paid | None = None):
         self.section, self.model, self.license = section, section.model, section.license
         self.extra_body = section.extra_body
         self.concurrency = section.concurrency * (1 + len(section.replicas))
         self.sent = 0  # HTTP requests, retries included
-        self._budget, self._rates = Budget(section.budget, spent or Usage()), Rates(section)
+        self._budget, self._rates = Budget(section.budget, paid or Paid()), Rates(section)
         self._server_forms = section.structured != "validate"
         self._random = random.Random()
         self._servers = servers_of(section, _key(section.api_key_env))
@@ -97,7 +99,7 @@ class Endpoint:
             used = completion.usage
             return completion
         finally:
-            await self._budget.settle(most, used)
+            self._budget.settle(most, used)
 
     async def close(self) -> None:
         for server in self._servers:
@@ -124,7 +126,10 @@ class Endpoint:
         forms = self._server_forms
         try:
             async with asyncio.timeout(self.section.timeout):
-                body = await self._body(server, call, self._arguments(call, messages, forms))
+                # With the schema in its prompt it is another call: a server may answer one of a known name as before.
+                stated = call.schema is not None and not forms and self.section.structured == "auto"
+                name = f"{call.id}-stated" if stated else call.id
+                body = await self._body(server, name, self._arguments(call, messages, forms))
             return self._completion(_Reply.model_validate_json(body), most)
         except openai.APIStatusError as error:
             if call.schema and forms and self.section.structured == "auto" and _no_forms(error):
@@ -134,11 +139,11 @@ class Endpoint:
         except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError) as error:  # pydantic's is a ValueError
             raise server.told(error) from error
 
-    async def _body(self, server: Server, call: Call, arguments: dict[str, Any]) -> bytes:
+    async def _body(self, server: Server, name: str, arguments: dict[str, Any]) -> bytes:
         """The reply's bytes; read here, because the client would take in a reply of any length."""
         create, body = server.client.chat.completions.with_streaming_response.create, bytearray()
         # A server that knows the header charges a call that is sent again only once.
-        async with create(**arguments, extra_headers={"Idempotency-Key": call.id}) as response:
+        async with create(**arguments, extra_headers={"Idempotency-Key": name}) as response:
             async for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MOST_REPLY:

@@ -28,6 +28,7 @@ from mmkd.synthesis.fleet_worker import COLUMN, Batch, Done, Orders, Worker
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.limits import BudgetSpent, told
 from mmkd.synthesis.misses import Misses
+from mmkd.synthesis.paid import Paid
 from mmkd.synthesis.requests import Answer, Completion, Request, Status, Usage
 from mmkd.synthesis.shards import merge
 from mmkd.synthesis.store import Store
@@ -63,11 +64,11 @@ class Fleet(Asker):
         reasks: int,
         tally: Tally | None = None,
         all_replied: bool = False,
-        elsewhere: Usage | None = None,
+        paid: Paid | None = None,
         check: ImageCheck | None = None,
     ):
         self.section, self.fleet, self.store, self.reasks = section, fleet, store, reasks
-        self.all_replied, self._elsewhere = all_replied, elsewhere or Usage()
+        self.all_replied, self._paid = all_replied, paid or Paid()
         self.check, self._looked = check, False
         self.tally = tally or Tally()
         self._names = count()
@@ -147,13 +148,13 @@ class Fleet(Asker):
 
     def _spent(self) -> BudgetSpent:
         endpoint = self.section.endpoint
-        spent = self.store.spent(endpoint.model) + self._elsewhere
-        return BudgetSpent(told(endpoint.budget, spent, "what is left does not cover the next call"))
+        return BudgetSpent(told(endpoint.budget, self._paid.spent, "what is left does not cover the next call"))
 
     def _taken(self, done: Done, misses: Misses) -> Iterator[Answer]:
         """The answers of a batch, its shard merged before they are handed on."""
         for entry in merge(self.store, done.name):
             self.tally.kept(entry)
+            self._paid.add(entry.usage)
         for answer in done.answers:
             misses.count(answer)
             yield answer
@@ -185,8 +186,7 @@ class Fleet(Asker):
     def _orders(self, total: int) -> Orders:
         section = self.section
         if section.endpoint is not None:
-            spent = self.store.spent(section.endpoint.model) + self._elsewhere
-            part = parted(section.endpoint, self.fleet.workers, spent, total)
+            part = parted(section.endpoint, self.fleet.workers, self._paid.spent, total)
             section = section.model_copy(update={"endpoint": part})
         return Orders(section, self.reasks, os.getcwd(), self.store.folder.resolve(), self.backend.model)
 

@@ -15,6 +15,7 @@ from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.in_process import open_local
+from mmkd.synthesis.paid import Paid
 from mmkd.synthesis.requests import Answer, Request, Usage
 from mmkd.synthesis.shards import shard_of
 from mmkd.synthesis.store import Entry, Store
@@ -98,18 +99,25 @@ class Worker:
         return {COLUMN: done}
 
     def ask(self, batch: Batch) -> Done:
-        store = Store(shard_of(self.orders.folder, batch.name))
         answers: list[Answer] = []
         trouble: MmkdError | None = None
-        with Asker(self._backend(store, batch), store, self.orders.reasks, check=self._check()) as asker:
-            try:
+        try:
+            with self._asker(batch) as asker:
                 for answer in asker.answer(batch.requests):
                     answers.append(answer)
-            except MmkdError as error:
-                trouble = error
+        except MmkdError as error:
+            trouble = error
         ended = {id(answer.request) for answer in answers}
         left = tuple(request for request in batch.requests if id(request) not in ended)
         return Done(batch.name, tuple(answers), left, trouble)
+
+    def _asker(self, batch: Batch) -> Asker:
+        store = Store(shard_of(self.orders.folder, batch.name))
+        try:
+            return Asker(self._backend(store, batch), store, self.orders.reasks, check=self._check())
+        except BaseException:
+            store.close()
+            raise
 
     def _check(self) -> ImageCheck | None:
         """By what the process that starts the workers found out; None where its probe told nothing."""
@@ -171,4 +179,4 @@ class Worker:
         }
         # What the shard paid on a worker that died counts; what was paid before it was made does not.
         paid = sum((entry.usage for entry in store.entries() if entry not in batch.paid), Usage())
-        return Endpoint(section.model_copy(update={"budget": budget.model_copy(update=part)}), paid)
+        return Endpoint(section.model_copy(update={"budget": budget.model_copy(update=part)}), Paid(paid))

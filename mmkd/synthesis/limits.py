@@ -9,9 +9,11 @@ from aiolimiter import AsyncLimiter
 
 from mmkd.config.endpoint_schema import BudgetSection, EndpointSection, PriceSection
 from mmkd.errors import MmkdError
+from mmkd.synthesis.paid import Paid
 from mmkd.synthesis.requests import Usage
 
 MINUTE = 60.0
+LOOK_AGAIN = 0.02  # seconds, for a budget of which all that is left is reserved
 
 
 class BudgetSpent(MmkdError):
@@ -23,36 +25,38 @@ class Budget:
 
     Where what is left does not cover a call, it waits for calls on their way to give back; with none on their way, the
     budget is spent.
-
-    Args:
-        spent: what the store paid this model before.
     """
 
-    def __init__(self, section: BudgetSection, spent: Usage):
-        self.section, self.spent, self.reserved = section, spent, Usage()
-        self._calls = 0
-        self._changed = asyncio.Condition()
+    def __init__(self, section: BudgetSection, paid: Paid):
+        self.section, self.paid = section, paid
+        self._turn = asyncio.Lock()  # who came first is let through first: what is kept is then the beginning of a job
 
     async def reserve(self, most: Usage) -> None:
         """Raises BudgetSpent."""
-        async with self._changed:
-            while not self._covers(most):
-                if not self._calls:
-                    why = f"the next call may take {most.tokens:,} tokens ({most.cost:.4f})"
-                    raise BudgetSpent(told(self.section, self.spent, why))
-                await self._changed.wait()
-            self._calls += 1
-            self.reserved += most
+        async with self._turn:
+            while not self._reserved(most):
+                await asyncio.sleep(LOOK_AGAIN)  # who gives back may run in another loop
 
-    async def settle(self, most: Usage, used: Usage) -> None:
-        async with self._changed:
-            self._calls -= 1
-            self.reserved += Usage(-most.prompt_tokens, -most.answer_tokens, -most.cost)
-            self.spent += used
-            self._changed.notify_all()
+    def settle(self, most: Usage, used: Usage) -> None:
+        paid = self.paid
+        with paid.lock:
+            paid.calls -= 1
+            paid.reserved += Usage(-most.prompt_tokens, -most.answer_tokens, -most.cost)
+            paid.spent += used
+
+    def _reserved(self, most: Usage) -> bool:
+        paid = self.paid
+        with paid.lock:
+            if self._covers(most):
+                paid.calls, paid.reserved = paid.calls + 1, paid.reserved + most
+                return True
+            if paid.calls:
+                return False
+            why = f"the next call may take {most.tokens:,} tokens ({most.cost:.4f})"
+            raise BudgetSpent(told(self.section, paid.spent, why))
 
     def _covers(self, most: Usage) -> bool:
-        wanted = self.spent + self.reserved + most
+        wanted = self.paid.spent + self.paid.reserved + most
         tokens, cost = self.section.tokens, self.section.cost
         return (tokens is None or wanted.tokens <= tokens) and (cost is None or wanted.cost <= cost + 1e-9)
 

@@ -9,20 +9,21 @@ from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Backend
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.in_process import open_local
+from mmkd.synthesis.paid import Paid, Purse
 from mmkd.synthesis.requests import Usage
 from mmkd.synthesis.shards import merge_left
 from mmkd.synthesis.store import Store
 
 
-def open_backend(section: ModelSection, store: Store, elsewhere: Usage) -> Backend:
-    """The model, with what the store paid it before, and what was paid elsewhere, counted against its budget.
+def open_backend(section: ModelSection, paid: Paid) -> Backend:
+    """The model, with what it was paid before counted against its budget.
 
     Raises: ConfigError, AssetError where it cannot be loaded or asked.
     """
     if section.endpoint is not None:
         from mmkd.synthesis.client import Endpoint
 
-        return Endpoint(section.endpoint, store.spent(section.endpoint.model) + elsewhere)
+        return Endpoint(section.endpoint, paid)
     return open_local(section)
 
 
@@ -32,6 +33,7 @@ def open_asker(
     reasks: int = 2,
     all_replied: bool = False,
     shared_budget: bool = False,
+    purse: Purse | None = None,
 ) -> Asker:
     """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`.
 
@@ -39,23 +41,25 @@ def open_asker(
         all_replied: see `Asker`.
         shared_budget: of a job whose stores lie side by side and are open one at a time: what the others paid a model
             of this name counts against the budget, too.
+        purse: of a job that has several askers open at once: what a model of this name is paid by any of them counts.
 
     Raises: as `open_backend`; DataError where another process writes one of the stores.
     """
     store = Store(folder)
     try:
         merge_left(store)
-        elsewhere = Usage()
-        if shared_budget and section.endpoint is not None:
-            elsewhere = _paid_beside(store.folder, section.endpoint.model)
-        endpoint = section.endpoint
+        endpoint, paid = section.endpoint, Paid()
+        if endpoint is not None and purse is not None:
+            paid = purse[endpoint.model]
+        elif endpoint is not None:
+            beside = _paid_beside(store.folder, endpoint.model) if shared_budget else Usage()
+            paid = Paid(store.spent(endpoint.model) + beside)
         check = ImageCheck(endpoint, store.folder) if endpoint is not None and endpoint.check_images else None
         if section.fleet is None:
-            backend = open_backend(section, store, elsewhere)
-            return Asker(backend, store, reasks, all_replied=all_replied, check=check)
+            return Asker(open_backend(section, paid), store, reasks, all_replied=all_replied, check=check)
         from mmkd.synthesis.fleet import Fleet
 
-        return Fleet(section, section.fleet, store, reasks, all_replied=all_replied, elsewhere=elsewhere, check=check)
+        return Fleet(section, section.fleet, store, reasks, all_replied=all_replied, paid=paid, check=check)
     except BaseException:
         store.close()
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ValidationError
@@ -10,9 +9,12 @@ from pydantic import BaseModel, ValidationError
 from mmkd.data.records import Turn
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Completion, Request, Sampling
+from mmkd.synthesis.visible import visible
 
 EMPTY = "empty reply"
+FENCES = ("```", "```json")
 MOST_QUOTED = 2000  # letters of a wrong reply that are shown to the model again
+MOST_NAMED = 200  # letters of the name of a field that is wrong
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Problem:
 def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | None:
     """The value of a JSON answer, None for a good free text, or a Problem."""
     if reply.finish == "refusal" or reply.finish == "content_filter":
-        return Problem("refused by the model", reply.text[:300] or "filtered", final=True)
+        return Problem("refused by the model", visible(reply.text[:300]) or "filtered", final=True)
     if not reply.text.strip():
         return Problem(EMPTY, f"no text, finish reason {reply.finish}")
     if reply.finish == "length" and not (request.may_be_cut and request.schema is None):
@@ -45,14 +47,16 @@ def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | Non
         return request.schema.model_validate_json(unfenced(reply.text))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the reply"
+        place = visible(".".join(map(str, first["loc"]))[:MOST_NAMED]) or "the reply"  # it may be the reply's own word
         return Problem("not the form asked for", f"{place}: {first['msg']}", told=True)
 
 
 def unfenced(text: str) -> str:
-    """The inside of a reply that is one fenced code block; any other text as it is."""
-    found = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
-    return found[1] if found else text
+    """The inside of a reply that is one fenced code block; any other text as it is. In time that grows with its length
+    alone: a model may write blank lines for ever."""
+    opening, _, rest = text.strip().partition("\n")
+    inside, newline, closing = rest.rpartition("\n")
+    return inside if newline and opening.rstrip() in FENCES and closing.strip() == "```" else text
 
 
 def next_try(request: Request, tries: int, text: str, problem: Problem | None) -> tuple[tuple[Turn, ...], Sampling]:

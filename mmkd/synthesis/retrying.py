@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.errors import ConfigError
 from mmkd.synthesis.backends import Refused
+from mmkd.synthesis.visible import visible
 
 LONGEST_WAIT = 60.0  # seconds between two tries of a call
 LONGEST_RETRY_AFTER = 300.0  # what a server may ask for
@@ -88,7 +89,7 @@ def trouble_of(error: Exception, section: EndpointSection) -> Exception:
 
 def _of_status(error: openai.APIStatusError, section: EndpointSection) -> Exception:
     status = error.status_code
-    said = f"HTTP {status}: {str(error)[:300]}"
+    said = f"HTTP {status}: {visible(str(error)[:300])}"
     if status in PASSING or status >= 500:
         kind = "rate limit" if status == 429 else f"HTTP {status}"
         return Trouble(kind, f"{section.url}: {said}", _seconds(error.response.headers.get("retry-after")))
@@ -108,6 +109,6 @@ def _seconds(header: str | None) -> float:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(header).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return 0.0
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else 0.0

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
+from typing import Any
 
 from mmkd.config.schema import SourceSection
 from mmkd.data.hub import Stream
@@ -78,6 +79,7 @@ def _looked_at(
     for index in indices:
         try:
             record = records[index]
+            _require_text(record)
         except BadRow as error:
             rows.append((index, error))
             continue
@@ -91,6 +93,23 @@ def _looked_at(
         else:
             wrong = (problems.get(_place(image)) for image in row.images)
             yield index, row.id, next((problem for problem in wrong if problem is not None), None)
+
+
+def _require_text(record: Record) -> None:
+    """Raises BadRow for a text that is none, or holds half of a surrogate pair, as JSON may: nobody can be sent it, and
+    no file takes it."""
+    texts: list[Any] = [record.id, record.task, record.source]
+    for turn in record.turns:
+        texts += [turn.text, turn.rationale or "", turn.rejected or "", *(turn.answers or ()), *(turn.choices or ())]
+    for text in texts:
+        if not isinstance(text, str):
+            raise BadRow(f"it has a {type(text).__name__}, {str(text)[:80]!r}, in the place of a text.", "broken text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X}"
+            why = f"its text holds {half}, one half of a character; mend the row, or take it out."
+            raise BadRow(why, "broken text") from None
 
 
 def _place(image: str | bytes) -> str | int:

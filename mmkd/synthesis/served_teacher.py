@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmkd.compose import compose_processor
@@ -75,14 +75,7 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
         require_log_probs(relabel, records, good, endpoint)
         ask_all(relabel, records, good)
         served = Served(relabel, mapping, Collator(student, config.data.max_length), settings, log)
-        shards = served.shards(records, set(good), manifest)
-        wanted = set(missing_shards(folder, manifest))
-        for number, samples, whole in shards:
-            if whole and number in wanted:
-                write_shard(folder, number, samples)
-        if not served.records and not served.pending:
-            raise DataError(f"none of the {len(records)} rows can be used; the reasons are in {log.path}.")
-        write_jsonl(folder / "records.jsonl", served.records)
+        write_jsonl(folder / "records.jsonl", served.fill(folder, records, set(good), manifest))
     _say(say, folder, served, manifest)
 
 
@@ -112,7 +105,6 @@ class Served:
     """Kept answers as rows of a store.
 
     Attributes:
-        records: those that the store knows, with the endpoint's answers.
         pending: rows that got no reply yet.
     """
 
@@ -121,22 +113,30 @@ class Served:
     reader: Collator
     settings: TargetSettings
     log: RejectedLog
-    records: list[Record] = field(default_factory=list)
     pending: int = 0
 
-    def shards(
-        self, records: Sequence[Record], good: set[int], manifest: Manifest
-    ) -> Iterator[tuple[int, list[tuple[bytes, Rows]], bool]]:
-        """(number, answers by key, whether every row of it is settled) of each shard."""
+    def fill(self, folder: Path, records: Sequence[Record], good: set[int], manifest: Manifest) -> Iterator[Record]:
+        """The records that the store knows, with the endpoint's answers. Their shards, as far as every row of one is
+        settled, are written to `folder` on the way: memory holds the rows of one.
+
+        Raises: DataError where no row can be used, or more than 10 % cannot.
+        """
+        wanted, none = set(missing_shards(folder, manifest)), True
         for number in range(manifest.shards):
             first, before = number * manifest.shard_rows, self.pending
             found: dict[bytes, Rows] = {}
             for index in range(first, min(first + manifest.shard_rows, manifest.rows)):
                 if index in good and (row := self._row(records[index], index)) is not None:
-                    found.setdefault(*row)
-            yield number, list(found.items()), self.pending == before
+                    said, key, scored = row
+                    found.setdefault(key, scored)
+                    none = False
+                    yield said
+            if self.pending == before and number in wanted:
+                write_shard(folder, number, list(found.items()))
+        if none and not self.pending:
+            raise DataError(f"none of the {len(records)} rows can be used; the reasons are in {self.log.path}.")
 
-    def _row(self, record: Record, index: int) -> tuple[bytes, Rows] | None:
+    def _row(self, record: Record, index: int) -> tuple[Record, bytes, Rows] | None:
         try:
             answers, missing, lost = self.relabel.answers(record, len(questions(record)))
             if lost:
@@ -145,14 +145,13 @@ class Served:
             if not answers:
                 raise missing or BadRow("it asks no question.", "no question")
             said = self.relabel.relabelled(record, questions(record), [answer.text.strip() for answer in answers])
-            row = self._scored(said, answers)
+            key, scored = self._scored(said, answers)
         except BadRow as error:
             self.log.reject(AT, index, record.id, error)
             return None
         if missing is not None:
             self.log.note(AT, index, record.id, missing)
-        self.records.append(said)
-        return row
+        return said, key, scored
 
     def _scored(self, record: Record, answers: Sequence[Answer]) -> tuple[bytes, Rows]:
         sample = self.reader.prepare(record)

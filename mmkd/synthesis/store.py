@@ -229,7 +229,7 @@ class Store:
             for line in lines:
                 try:
                     self._index.add(place, len(line), Entry.read(line))
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, OverflowError):  # the last, of a number too large for SQLite
                     self._passed_over.add(place)
                 place += len(line)
         self._index.commit()

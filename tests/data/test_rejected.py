@@ -173,6 +173,14 @@ def test_lines_of_processes_that_write_at_once_do_not_mix(tmp_path):
     assert len(rows) == 800
 
 
+def test_a_reason_in_whatever_letters_is_one_line(tmp_path):
+    path = tmp_path / "rejected.jsonl"
+    for _ in range(2):  # the second log finds what the first wrote
+        RejectedLog(path).note("s", 1, "a", BadRow("it says a\u2028b\x85c", "kind"))
+    assert summary(path) == {"kind": 1}
+    assert path.read_text().count("\n") == 1
+
+
 def test_a_half_written_last_line_is_no_row(tmp_path):
     path = tmp_path / "rejected.jsonl"
     RejectedLog(path).note("s", 1, "a", BadRow("bad", "kind"))

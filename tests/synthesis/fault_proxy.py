@@ -14,7 +14,7 @@ import httpx2
 
 FAULTS = (
     "hang", "429", "500", "cut", "drip", "not json", "half json", "no choices", "two choices", "empty", "duplicate",
-    "html", "refused connection",
+    "html", "refused connection", "huge usage",
 )  # fmt: skip
 HEAD = "HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n{extra}connection: close\r\n\r\n"
 
@@ -141,6 +141,8 @@ class FaultProxy:
             answer["choices"] = []
         elif status == 200 and fault == "two choices":
             answer["choices"] *= 2
+        elif status == 200 and fault == "huge usage":
+            answer["usage"]["prompt_tokens"] = 10**30
         data = json.dumps(answer).encode()
         if fault == "duplicate" and self._last:
             data = self._last

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from mmkd.config.load import load_as
+from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.config.synthesis_schema import AnswerConfig
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Provenance, Record, Turn
@@ -14,6 +15,7 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError
 from mmkd.synthesis.answering import answer_records, both
 from mmkd.synthesis.limits import BudgetSpent
+from mmkd.synthesis.programs.making.run import make_programs
 from tests.synthesis.fault_proxy import FaultProxy
 
 
@@ -130,6 +132,16 @@ def test_a_config_error_names_the_key(tmp_path, records):
         config(tmp_path, records, {"endpoint": {"ur1": "x", "model": "m"}})
     with pytest.raises(ConfigError, match=r"config: model needs exactly one of endpoint, language, vlm\."):
         config(tmp_path, records, {})
+
+
+def test_a_key_that_is_missing_is_told_before_a_row_is_read(tmp_path):
+    keyless = {"endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "NOT_SET_HERE"}}
+    with pytest.raises(ConfigError, match=r"config: model\.endpoint\.api_key_env names NOT_SET_HERE"):
+        answer_records(config(tmp_path, tmp_path / "no such rows", keyless))
+    data = [{"source": "jsonl", "path": "no such rows"}]
+    settings = {"writer": {"language": {"source": "gguf:x"}}, "rationales": keyless, "data": data, "out": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"config: rationales\.endpoint\.api_key_env names NOT_SET_HERE"):
+        make_programs(ProgramsConfig.model_validate(settings))
 
 
 def test_licences_are_joined_as_spdx_has_it():

@@ -139,6 +139,7 @@ def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt
         forms = ["response_format" in seen.body for seen in proxy.seen]
     assert [answer.value.score for answer in answers] == [5, 5, 5]
     assert forms == [True, False, False, False]
+    assert proxy.seen[0].call != proxy.seen[1].call  # or a server could reply as before
     assert "JSON schema" in str(proxy.seen[1].body["messages"])
 
 
@@ -224,3 +225,9 @@ def test_fields_of_a_vendor_go_into_the_request_and_into_what_an_answer_is_known
     assert second["reasoning_effort"] == "low"
     with pytest.raises(ValidationError, match="temperature: mmkd sets this itself"):
         endpoint("http://x/v1", extra_body={"temperature": 1})
+
+
+@pytest.mark.parametrize("fields", [{"url": "127.0.0.1:8000/v1"}, {"replicas": ["http://x/v1", "127.0.0.1:8000/v1"]}])
+def test_an_address_without_its_scheme_is_told_before_anything_is_asked(endpoint, fields):
+    with pytest.raises(ValidationError, match=r"'127\.0\.0\.1:8000/v1' does not begin with http:// or"):
+        endpoint(**{"url": "http://x/v1"} | fields)

@@ -171,6 +171,14 @@ def test_what_is_wrong_with_a_node_is_told(endpoint, tmp_path):
     assert isinstance(Worker(Orders(missing, 2, os.getcwd(), tmp_path)).trouble, AssetError)
 
 
+def test_a_node_without_the_key_says_so_and_lets_go_of_its_shard(endpoint, request_of, tmp_path):
+    section = ModelSection(endpoint=endpoint("http://127.0.0.1:9/v1", api_key_env="NO_SUCH_KEY"))
+    done = Worker(Orders(section, 2, os.getcwd(), tmp_path)).ask(Batch("0", (request_of(0),)))
+    assert "NO_SUCH_KEY, which is not set" in str(done.trouble)
+    assert len(done.left) == 1
+    Store(tmp_path / "shards" / "0").close()
+
+
 def test_a_batch_that_ends_every_worker_is_given_up(endpoint, request_of, tmp_path):
     section = ModelSection(endpoint=endpoint("http://127.0.0.1:9/v1", retry_seconds=0))
     column = np.empty(1, dtype=object)

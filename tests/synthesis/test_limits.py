@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.client import Endpoint
 from mmkd.synthesis.limits import BudgetSpent
+from mmkd.synthesis.paid import Paid, purse_of
 from mmkd.synthesis.requests import Sampling
 from mmkd.synthesis.retrying import LONGEST_RETRY_AFTER, _seconds
 from mmkd.synthesis.store import Store
@@ -21,7 +24,7 @@ def asked(section, folder, requests) -> list:
     answers = []
     with Store(folder) as store:
         spent = store.spent(section.model)
-    with Asker(Endpoint(section, spent), Store(folder)) as asker:
+    with Asker(Endpoint(section, Paid(spent)), Store(folder)) as asker:
         try:
             for answer in asker.answer(requests):
                 answers.append(answer)
@@ -53,6 +56,24 @@ def test_the_budget_is_never_passed_and_counts_what_earlier_runs_paid(endpoint, 
         assert store.spent().cost == pytest.approx(len(proxy.seen) * (10 * 1.0 + 5 * 2.0) / 1e6)
 
 
+def test_askers_that_share_a_budget_do_not_pass_it_together(endpoint, request_of, tmp_path):
+    requests = [request_of(number, images=(), sampling=Sampling(max_tokens=5)) for number in range(30)]
+    paid = Paid()
+
+    def ask(role: str) -> None:
+        with Asker(Endpoint(section, paid), Store(tmp_path / role)) as asker, suppress(BudgetSpent):
+            list(asker.answer(requests))
+
+    with FaultProxy(None, delay=0.02) as proxy:
+        section = endpoint(proxy.url, budget={"tokens": 300})
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(ask, ("judge", "tools/query")))
+    assert 15 <= len(proxy.seen) <= 20
+    purse = purse_of(tmp_path)
+    assert purse[section.model].spent.tokens == paid.spent.tokens == 15 * len(proxy.seen)
+    assert purse["another"].spent.tokens == 0
+
+
 def test_money_is_a_budget_too_and_a_reply_without_usage_counts_in_full(endpoint, request_of, tmp_path, monkeypatch):
     from mmkd.synthesis import client
 
@@ -82,6 +103,8 @@ def test_retry_after_is_seconds_or_a_date_and_never_for_ever():
     assert [_seconds(text) for text in ("2", "0.5", None, "-3", "nan", "soon", "")] == [2.0, 0.5, 0, 0, 0, 0, 0]
     assert _seconds("1e12") == LONGEST_RETRY_AFTER
     assert _seconds("inf") == LONGEST_RETRY_AFTER
+    assert _seconds("Mon, 01 Jan 99999999999999999999 00:00:00 GMT") == 0
+    assert _seconds("Mon, 01 Jan 2020 00:00:00 +99999999999999") == 0
 
 
 def test_a_pause_holds_until_the_last_of_its_ends():

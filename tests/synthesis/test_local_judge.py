@@ -139,6 +139,16 @@ def test_answers_to_other_records_are_refused(config, tmp_path):
         judge_records(config(answers=[str(tmp_path / "said.jsonl"), str(tmp_path / "joined.jsonl")]))
 
 
+def test_records_of_two_sources_that_are_called_alike_are_not_taken_for_one(config, tmp_path):
+    rows = {"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}
+    judge_records(config())
+    once = {record.id for record in jsonl(str(tmp_path / "judge" / "records.jsonl"))}
+    judge_records(config(data=[rows, rows]))
+    twice = [record.id for record in jsonl(str(tmp_path / "judge" / "records.jsonl"))]
+    assert len(set(twice)) == len(twice) == 2 * len(once)
+    assert once < set(twice)  # those of the first are called as ever
+
+
 def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, endpoint, tmp_path):
     def content(body) -> str:
         assert "known to be right" in str(body["messages"][1])

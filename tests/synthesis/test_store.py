@@ -91,6 +91,16 @@ def test_a_line_that_cannot_be_read_is_passed_over_and_counted(tmp_path):
         assert [e.key for e in store.entries()] == ["key0", "key1", "key7"]
 
 
+def test_a_number_too_large_for_the_index_costs_its_line_and_not_the_store(tmp_path):
+    filled(tmp_path, 2).close()
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(entry(7, usage=Usage(10**30, 5)).line() + entry(8).line())
+    with Store(tmp_path) as store:
+        assert store.broken == 1
+        assert [e.key for e in store.entries()] == ["key0", "key1", "key8"]
+        assert store.spent() == Usage(30, 15, 0.75)
+
+
 def test_only_final_entries_end_a_request(tmp_path):
     with Store(tmp_path) as store:
         for status in (Status.UNUSABLE, Status.UNANSWERED, Status.UNUSABLE):

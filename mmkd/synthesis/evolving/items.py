@@ -24,6 +24,7 @@ Form = Literal[
 FORMS: tuple[str, ...] = tuple(form for form in get_args(Form) if form != OPEN)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
+MOST_BOXES = 50  # of one step
 Unit = Annotated[float, Field(ge=0, le=1)]
 # Left, top, right, bottom as shares of the image's width and height. Servers know arrays of a length, few know tuples.
 _FOUR = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
@@ -49,7 +50,7 @@ class Step(Closed):
 
     function: Function
     argument: Annotated[str, Field(max_length=200)]
-    boxes: Annotated[list[Box], Field(max_length=50)]
+    boxes: Annotated[list[Box], Field(max_length=MOST_BOXES)]
     result: Annotated[str, Field(max_length=300)]
     description: Annotated[str, Field(max_length=500)]
 

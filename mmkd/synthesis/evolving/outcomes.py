@@ -59,7 +59,7 @@ class Task:
 
     Attributes:
         look: opens the image as the tools see it; not kept open, since a chunk has many.
-        objects: (label, box) of detections, brought with the record or found by the tools.
+        objects: (label, box) of detections, brought with the record or, for a model that writes, found by the tools.
     """
 
     item: str

@@ -22,7 +22,7 @@ from mmkd.synthesis.evolving.opening import Parts
 from mmkd.synthesis.evolving.outcomes import Outcome, Rejection, Task
 from mmkd.synthesis.evolving.rounds import direction_of
 from mmkd.synthesis.evolving.rules import Questions
-from mmkd.synthesis.evolving.seeds import check_unchanged, read_known, seeds_of
+from mmkd.synthesis.evolving.seeds import Annotations, check_unchanged, seeds_of
 from mmkd.synthesis.evolving.writing import Written, write_results
 from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.programs.tools import View
@@ -70,7 +70,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.out / "rounds")
-        self.known = read_known(self.config.annotations)
+        self.known = Annotations(self.config.annotations)
         self.seed = self.config.evolver.sampling.seed
 
     def seeds(self) -> int:
@@ -81,6 +81,7 @@ class _Run:
             self.journal.write(0, self._seeds(log))
         items = self.journal.begin(0, None)
         if not items:
+            self.journal.file(0).unlink()  # rows that were mended are looked at anew
             raise DataError(f"no question of {len(self.records)} records can evolve; see {self.out}/set_aside.jsonl.")
         return items
 
@@ -142,8 +143,9 @@ class _Run:
         def look() -> View:
             return self.parts.view(open_image(image))
 
-        brought = known.objects
-        objects = self.parts.objects(look()) if brought is None else [(one.label, one.box) for one in brought]
+        objects = [(one.label, one.box) for one in known.objects or ()]
+        if known.objects is None and self.config.evolver.kind == "llm":  # the templates look for themselves
+            objects = self.parts.objects(look())
         direction = direction_of(last.item, number, self.config.directions, self.seed)
         return Task(last.item, number, direction, last.current, image, look, known.caption, tuple(objects))
 

@@ -72,13 +72,9 @@ class Known(BaseModel):
         box: Box
 
 
-def read_known(path: str | None) -> Annotations:
-    """The annotations file. Raises DataError with the line that cannot be read."""
-    return Annotations(path)
-
-
 class Annotations:
-    """What is known of records, by id: each line is checked once, and read when asked for. Memory holds places."""
+    """What a file of annotations knows of records, by id: each line is checked once, and read when asked for. Memory
+    holds places. Raises DataError with the line that cannot be read, or where there is no such file."""
 
     def __init__(self, path: str | None):
         self._places: dict[str, int] = {}

@@ -69,11 +69,15 @@ def graded(
     Args:
         said: records with a model's answers, by the id of the record that it was asked.
     """
+    met = Counter[str]()  # two sources may call a record alike
     for record in records:
+        own = f"{record.source}/{record.id}"
+        met[own] += 1
+        own += f"~{met[own]}" if met[own] > 1 else ""
         answered = [dict(pairs(by_id[record.id])) for by_id in said if record.id in by_id]
         picture = hashlib.sha256(read_image(record.images[0])).hexdigest() if record.images else ""
         for place, (question, right) in enumerate(pairs(record)):
-            name = f"{record.source}/{record.id}/{place}"
+            name = f"{own}/{place}"
             draw = random.Random(f"{seed}/{name}")
             answers = [("right", right), *(("wrong", one) for one in wrong.draw(record, question, right, count, draw))]
             answers += [("model", one[question]) for one in answered if question in one]

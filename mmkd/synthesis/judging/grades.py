@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from mmkd.synthesis.asking import Asker
-from mmkd.synthesis.judging.judge import Item, OrderBias, Verdict
+from mmkd.synthesis.judging.judge import Item, OrderBias, Verdict, replied
 from mmkd.synthesis.judging.scales import CORRECTNESS, Scale
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Answer, Request, Sampling, ScoredToken
@@ -39,21 +39,7 @@ class GradeJudge:
 
     def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
         """A verdict for each item, as they come. Raises what `Asker.answer` raises."""
-        begun: dict[str, Item] = {}
-        waiting: dict[str, dict[int, Answer]] = {}
-
-        def requests() -> Iterator[Request]:
-            for item in items:
-                begun[item.id] = item
-                for place in range(len(item.answers)):
-                    yield self.request(item, place)
-
-        for answer in self.asker.answer(requests()):
-            name, _, place = answer.request.id.rpartition("#")
-            answers = waiting.setdefault(name, {})
-            answers[int(place)] = answer
-            if len(answers) == len(begun[name].answers):
-                yield self._verdict(begun.pop(name), [answers[place] for place in sorted(waiting.pop(name))])
+        return (self._verdict(item, answers) for item, answers in replied(self.asker, items, self.request))
 
     def request(self, item: Item, place: int) -> Request:
         """The request that grades the item's answer number `place`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mmkd.synthesis.asking import Asker
@@ -100,26 +100,10 @@ class Judge:
 
     def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
         """A verdict for each item, as they come. Raises what `Asker.answer` raises."""
-        waiting: dict[str, dict[int, Answer]] = {}
-        begun: dict[str, Item] = {}
-
-        def requests() -> Iterator[Request]:
-            for item in items:
-                if item.id in begun:
-                    raise ValueError(f"two items are called {item.id}")
-                begun[item.id] = item
-                for order in range(len(item.answers)):
-                    yield self.request(item, order)
-
-        for answer in self.asker.answer(requests()):
-            name, _, place = answer.request.id.rpartition("#")
-            answers = waiting.setdefault(name, {})
-            answers[int(place)] = answer
-            if len(answers) == len(begun[name].answers):
-                verdict = verdict_of(begun.pop(name), [answers[order] for order in sorted(answers)])
-                del waiting[name]
-                self.bias.add(verdict)
-                yield verdict
+        for item, answers in replied(self.asker, items, self.request):
+            verdict = verdict_of(item, answers)
+            self.bias.add(verdict)
+            yield verdict
 
     def request(self, item: Item, order: int) -> Request:
         """The request that grades an item; of a pair, order 1 shows the answers the other way round."""
@@ -137,6 +121,35 @@ class Judge:
             f"{item.id}#{order}", template.render(**values), item.images, self.sampling, schema, prompt=str(template),
             license=item.license,
         )  # fmt: skip
+
+
+def replied(
+    asker: Asker, items: Iterable[Item], request: Callable[[Item, int], Request]
+) -> Iterator[tuple[Item, list[Answer]]]:
+    """Each item with the replies to its requests, one for each of its answers, in that order; items as they end.
+
+    Args:
+        request: that of an item and a number, called ITEM#NUMBER.
+
+    Raises: what `Asker.answer` raises; ValueError for two items of one name.
+    """
+    begun: dict[str, tuple[Item, dict[int, Answer]]] = {}
+
+    def requests() -> Iterator[Request]:
+        for item in items:
+            if item.id in begun:
+                raise ValueError(f"two items are called {item.id}")
+            begun[item.id] = item, {}
+            for number in range(len(item.answers)):
+                yield request(item, number)
+
+    for answer in asker.answer(requests()):
+        name, _, number = answer.request.id.rpartition("#")
+        item, answers = begun[name]
+        answers[int(number)] = answer
+        if len(answers) == len(item.answers):
+            del begun[name]
+            yield item, [answers[place] for place in sorted(answers)]
 
 
 def verdict_of(item: Item, answers: list[Answer]) -> Verdict:

@@ -67,7 +67,7 @@ class _Inlined(ast.NodeTransformer):
 
     def __init__(self, function: ast.FunctionDef, own: Mapping[str, ast.FunctionDef]):
         self.values: dict[str, ast.expr] = {}
-        self.place: dict[ast.AST, int] = {node: place for place, node in enumerate(_in_order(function))}
+        self.place: dict[ast.AST, int] = {node: place for place, node in enumerate(in_order(function))}
         self.reads = Counter(_read(function))
         self.writes = Counter(arg.arg for arg in function.args.args)
         self.read_at: dict[str, int] = {}
@@ -163,7 +163,8 @@ def _read(tree: ast.AST) -> Iterator[str]:
             yield node.target.id
 
 
-def _in_order(node: ast.AST) -> Iterator[ast.AST]:
+def in_order(node: ast.AST) -> Iterator[ast.AST]:
+    """A tree's nodes as they stand in the program, which `ast.walk` does not give."""
     yield node
     for child in ast.iter_child_nodes(node):
-        yield from _in_order(child)
+        yield from in_order(child)

@@ -6,7 +6,7 @@ import ast
 import copy
 import hashlib
 
-from mmkd.synthesis.programs.lean import lean
+from mmkd.synthesis.programs.lean import in_order, lean
 
 
 def plain_tree(tree: ast.Module) -> ast.Module:
@@ -67,7 +67,7 @@ class _Numbered(ast.NodeTransformer):
     def __init__(self, function: ast.FunctionDef, functions: dict[str, str], parameters: dict[str, list[str]]):
         self.functions, self.parameters = functions, parameters
         bound: list[str] = []
-        for node in _in_order(function):
+        for node in in_order(function):
             if isinstance(node, ast.arg):
                 bound.append(node.arg)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -95,9 +95,3 @@ class _Numbered(ast.NodeTransformer):
         node.keywords.sort(key=lambda one: one.arg or "")
         self.generic_visit(node)
         return node
-
-
-def _in_order(node: ast.AST):
-    yield node
-    for child in ast.iter_child_nodes(node):
-        yield from _in_order(child)

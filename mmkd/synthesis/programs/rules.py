@@ -11,6 +11,7 @@ from mmkd.synthesis.programs.reasons import Reason
 from mmkd.synthesis.programs.tools.registry import Toolset
 
 MOST_SOURCE, MOST_NODES, MOST_DEPTH = 8_000, 2_000, 40
+MOST_BITS = 1024  # of a whole number; Python refuses to write out one of some 14,000, which 0xFF.. soon has
 
 # fmt: off
 BUILTINS = frozenset((
@@ -133,6 +134,9 @@ class Rules:
             self._say(node.target, Reason.NOT_ALLOWED, "async is not allowed in a program.")
         elif isinstance(node, ast.Constant) and not (node.value is None or type(node.value) in (bool, int, float, str)):
             self._say(node, Reason.NOT_ALLOWED, f"a constant of type {type(node.value).__name__} is not allowed.")
+        elif isinstance(node, ast.Constant) and type(node.value) is int and node.value.bit_length() > MOST_BITS:
+            found = f"a whole number of {node.value.bit_length():,} bits"
+            self._say(node, Reason.TOO_LARGE, f"{found}; at most {MOST_BITS:,}.")
         elif isinstance(node, ast.Dict) and None in node.keys:
             self._say(node, Reason.NOT_ALLOWED, "** is not allowed in a program.")
         elif isinstance(node, ast.Attribute) and not getattr(node, "called", False):

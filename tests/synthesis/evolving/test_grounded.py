@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from PIL import Image
 
 from mmkd.data.scene_questions import HELD_OUT
 from mmkd.synthesis.evolving.elimination import bears_answer, difficulty_of
@@ -17,6 +18,8 @@ from mmkd.synthesis.evolving.grounded.telling import told
 from mmkd.synthesis.evolving.items import DIRECTIONS, OPEN, Content, Version, draw
 from mmkd.synthesis.evolving.outcomes import Proposal, Rejection, Task
 from mmkd.synthesis.evolving.rules import check_rules
+from mmkd.synthesis.programs.backends import Backends, Detection
+from mmkd.synthesis.programs.tools import View
 
 
 def seed_of(question, answer_text) -> Content:
@@ -34,6 +37,19 @@ def test_every_question_of_scenes_is_understood_answered_and_asked_in_the_same_w
             assert text(plan) == question.text
             types.add(question.type)
     assert types == {"count", "existence", "comparison", "spatial", "two_hop"}
+
+
+def test_a_picture_of_more_things_than_a_step_may_hold_is_set_aside_and_stops_no_run():
+    class Crowded:
+        """Finds 64 circles in a grid of 8 x 8."""
+
+        def detect(self, image: Image.Image, name: str) -> list[Detection]:
+            cells = [(row, column) for row in range(8) for column in range(8)]
+            return [Detection("red circle", (8 * c, 8 * r, 8 * c + 8, 8 * r + 8), cell=(r, c)) for r, c in cells]
+
+    view = View(Image.new("RGB", (64, 64)), Backends(detect=Crowded()))
+    with pytest.raises(Rejection, match="sees 64 coloured shapes here; at most 50"):
+        Grounded(seed=3).seed(seed_of("how many red circles are there?", "64"), view)
 
 
 def test_every_plan_in_every_form_passes_the_tools(make_scene, view_of, tools):

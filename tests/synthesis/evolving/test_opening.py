@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmkd.config.evolve_schema import EvolveConfig
+from mmkd.synthesis.evolving.card import card
 from mmkd.synthesis.evolving.opening import Parts
 
 
@@ -47,3 +48,16 @@ def test_roles_of_one_section_share_its_budget_and_its_answers(tmp_path):
     with Parts(config(tmp_path, **models), tmp_path) as parts:
         assert parts.round.evolver.asker is parts.round.judge.asker is parts.round.blind.asker
         assert parts.round.evolver.asker.store.folder == tmp_path / "answers" / "evolver"
+
+
+def test_names_of_sources_and_licences_are_text_in_the_card(tmp_path):
+    data = [{"source": "jsonl", "path": "rows.jsonl"}]
+    empty = EvolveConfig.model_validate({"data": data, "out": str(tmp_path), "blind": None})
+    lengths = {f"{name} per item": 0.0 for name in ("steps", "skills", "objects")}
+    seeds = {"round": 0, "items": 1, **lengths, "in a model's words": 0, "forms": {}, "skills": {}, "answers": {}}
+    made = {"evolver": "a", "judge": "b", "tools": "classical", "without the image": "not tested"}
+    summary = {"rounds": [seeds], "made by": made, "records": 1, "questions": 1}
+    told = card(empty, summary | {"licenses": ["MIT | <b>"], "sources": ["<script>", "two\nlines"]})
+    assert "<script>" not in told
+    assert "&lt;script>, two\\nlines in" in told
+    assert "| licences | MIT \\| &lt;b> |" in told

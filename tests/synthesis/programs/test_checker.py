@@ -38,6 +38,7 @@ HEAD = "def answer(image):\n    "
         ),
         ("x = 1\ndef answer(image):\n    return 1", (1, 1), Reason.NOT_ALLOWED, "only functions may stand at the top"),
         (HEAD + "return 1\n" + "#" * 8000, (1, 1), Reason.TOO_LARGE, "characters; at most 8,000"),
+        (HEAD + "return 0x" + "f" * 7000, (2, 12), Reason.TOO_LARGE, "a whole number of 28,000 bits; at most 1,024."),
     ],
 )
 def test_an_error_says_where_what_and_what_instead(tools, source, place, reason, words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmkd.data.scene_questions import DIRECTIONS, Thing, Words
 from mmkd.synthesis.evolving.executing import shares
-from mmkd.synthesis.evolving.items import Box
+from mmkd.synthesis.evolving.items import MOST_BOXES, Box
 from mmkd.synthesis.evolving.outcomes import Rejection
 from mmkd.synthesis.programs.backends.classical import parse
 from mmkd.synthesis.programs.reasons import Stop
@@ -12,7 +12,7 @@ from mmkd.synthesis.programs.tools import View
 
 
 class Sight:
-    """Raises: Rejection where the detector sees nothing in a grid."""
+    """Raises: Rejection where the detector sees nothing in a grid, or more than a step may hold."""
 
     def __init__(self, view: View):
         try:
@@ -26,6 +26,9 @@ class Sight:
                 self.boxes[Thing(*one.cell, color, shape, "")] = shares(one.box, view)
         if not self.boxes:
             raise Rejection("nothing to ask about", "the detector sees no coloured shapes in a grid here")
+        if len(self.boxes) > MOST_BOXES:
+            found = f"the detector sees {len(self.boxes)} coloured shapes here; at most {MOST_BOXES}"
+            raise Rejection("nothing to ask about", found)
         self._at = {(thing.row, thing.column): thing for thing in self.boxes}
 
     @property

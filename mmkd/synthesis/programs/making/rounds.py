@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from mmkd.config.synthesis_schema import LanguageModelSection, ModelSection
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record
 from mmkd.data.write_records import write_jsonl
+from mmkd.synthesis.paid import purse_of
 from mmkd.synthesis.programs.making.run import Made, make_programs
 from mmkd.whole_files import write_whole
 
@@ -31,9 +33,10 @@ def make_rounds(config: ProgramsConfig) -> Made:
     if config.tune is None:
         return make_programs(config)
     out, made = Path(config.out), []
+    purse = purse_of(out)
     for number in range(config.tune.rounds + 1):
         one = of_round(config, number)
-        made.append(make_programs(one, round=number))
+        made.append(make_programs(one, round=number, purse=purse))
         if number < config.tune.rounds:
             from mmkd.synthesis.programs.making.tuning import tune  # torch
 
@@ -72,7 +75,7 @@ def taught(made: list[Made], examples: int | None) -> list[Record]:
     for one in made:
         file = one.file.with_name("writer.jsonl")
         known: dict[str | None, list[Record]] = defaultdict(list)
-        for record in jsonl(str(file)) if file.stat().st_size else ():
+        for record in jsonl(str(file)):
             known[record.provenance.parent].append(record if examples is None else _shortened(record, examples))
         found |= known
     return [record for records in found.values() for record in records]
@@ -86,11 +89,18 @@ def _shortened(record: Record, examples: int) -> Record:
 
 
 def merged(made: list[Made]) -> Iterator[Record]:
-    rounds = [{record.id: record for record in jsonl(str(one.file))} for one in made if one.file.stat().st_size]
+    """Each question once. Two sources may call a record alike, so its name alone tells none from another."""
+    rounds = [{_question(record): record for record in jsonl(str(one.file))} for one in made]
     for name in dict.fromkeys(name for records in rounds for name in records):
         known = [records[name] for records in rounds if name in records]
         told = [record for record in known if record.turns[-1].rationale is not None]
         yield (told or known)[-1]
+
+
+def _question(record: Record) -> tuple[str | bytes, ...]:
+    """What tells it from all others; each round's file says a picture's path from its own folder."""
+    images = (os.path.realpath(image) if isinstance(image, str) else image for image in record.images)
+    return (record.id, record.turns[0].text, *images)
 
 
 def _table(yields: dict[str, dict[str, Any]]) -> Table:

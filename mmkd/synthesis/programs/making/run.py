@@ -19,7 +19,9 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.cards import write_card
+from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.paid import Purse, purse_of
 from mmkd.synthesis.programs.answers import as_text
 from mmkd.synthesis.programs.container import container
 from mmkd.synthesis.programs.grammar import gbnf
@@ -61,7 +63,7 @@ class Made:
         return text + (f" · {self.bad:,} rows set aside" if self.bad else "")
 
 
-def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
+def make_programs(config: ProgramsConfig, round: int | None = None, purse: Purse | None = None) -> Made:
     """Write OUT/records.jsonl, one record a question, with a rationale where a program holds.
 
     Beside it: programs.jsonl, every program on every image with verdict, reason and trace; writer.jsonl, chats that
@@ -69,9 +71,13 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
     verified program, with the reason. Killed at any moment, the same command goes on: no model is asked twice, no
     finished question is tried twice, and the same records come out.
 
-    Raises: ConfigError for models or tools that cannot be had; DataError once more than 10 % of the rows are bad, or
-        of the requests get no reply; BudgetSpent.
+    Args:
+        purse: of the whole job where this is one of its rounds.
+
+    Raises: ConfigError for models or tools that cannot be had, before a row is read where a model's key is not set;
+        DataError once more than 10 % of the rows are bad, or of the requests get no reply; BudgetSpent.
     """
+    require_keys(config)
     out = Path(config.out)
     records = OneImage(open_rows(config.data))
     out.mkdir(parents=True, exist_ok=True)
@@ -80,19 +86,20 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
         (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
         log = RejectedLog(out / "rejected.jsonl")
         items = items_of(records, usable(records, log, "data"))
-        backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools"))
+        purse = purse_of(out) if purse is None else purse
+        backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools", purse))
         command = container(config.container) if config.container else None
         executor = MontyExecutor(config.workers, command=command)
         runner = Runner(backends, Limits.of(config.limits), executor, config.tools.names)
         stack.enter_context(runner)
         prompts = Prompts(runner.tools, config.examples)
-        with open_asker(config.writer, out / "asked") as asker:  # the writer is let go of then
+        with open_asker(config.writer, out / "asked", purse=purse) as asker:  # the writer is let go of then
             if config.invent is not None:
                 items = invent(asker, config.invent, config, prompts, items, records, log)
             sampled = sample(asker, config, prompts, items)
         judge = None
         if config.judge is not None:
-            judge = WordJudge(stack.enter_context(open_asker(config.judge, out / "judged")))
+            judge = WordJudge(stack.enter_context(open_asker(config.judge, out / "judged", purse=purse)))
 
         def tried(candidates: dict[str, list[Candidate]]) -> Trials:
             trials = Trials(config, runner, records, items, candidates, ledger, troubles, judge)
@@ -102,7 +109,7 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
 
         trials = tried(sampled.candidates)
         for number in range(config.again.times if config.again is not None else 0):
-            if (more := written_again(config, prompts, items, trials.held(), number)) is None:
+            if (more := written_again(config, prompts, items, trials.held(), number, purse)) is None:
                 break
             sampled = sampled.joined(more)
             trials = tried(sampled.candidates)
@@ -110,7 +117,8 @@ def make_programs(config: ProgramsConfig, round: int | None = None) -> Made:
             Console(stderr=True).print(judge.asker.tally.table(judge.asker.backend.model))
         teller = Teller(None, config.boxes)
         if config.rationales is not None:
-            teller = Teller(stack.enter_context(open_asker(config.rationales, out / "told")), config.boxes)
+            asker = stack.enter_context(open_asker(config.rationales, out / "told", purse=purse))
+            teller = Teller(asker, config.boxes)
             told(teller, trials, items)
         result = Results(config, records, trials, teller, sampled, prompts, round)
         write_jsonl(out / "records.jsonl", result.records(items, log))
@@ -145,7 +153,12 @@ class Sampled:
 
 
 def written_again(
-    config: ProgramsConfig, prompts: Prompts, items: Sequence[Item], held: dict[str, Candidate], number: int
+    config: ProgramsConfig,
+    prompts: Prompts,
+    items: Sequence[Item],
+    held: dict[str, Candidate],
+    number: int,
+    purse: Purse | None = None,
 ) -> Sampled | None:
     """Candidates of the questions without a program, from prompts whose examples may be programs that `held` for other
     questions. None where every question has one, or none has."""
@@ -156,7 +169,7 @@ def written_again(
     Console(stderr=True).print(f"{len(held):,} questions have a program, {texts:,} have none and are asked again")
     known = [Example(question, one.program.source) for question, one in held.items() if one.program is not None]
     drawn = random.Random(f"{config.seed}/again/{number}").sample(known, min(config.again.most, len(known)))
-    with open_asker(config.writer, Path(config.out) / "asked") as asker:
+    with open_asker(config.writer, Path(config.out) / "asked", purse=purse) as asker:
         return sample(asker, config, Prompts(prompts.tools, config.again.examples, drawn), left)
 
 

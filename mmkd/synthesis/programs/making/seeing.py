@@ -13,6 +13,7 @@ from mmkd.config.programs_schema import ToolsSection
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.paid import Purse
 from mmkd.synthesis.programs.backends.base import Backends
 from mmkd.synthesis.programs.backends.classical import ClassicalAsker, ClassicalDetector
 from mmkd.synthesis.programs.reasons import Reason, Stop
@@ -63,8 +64,13 @@ class ModelTool:
 
 
 @contextmanager
-def open_backends(section: ToolsSection, folder: Path) -> Iterator[tuple[Backends, list[Exception]]]:
+def open_backends(
+    section: ToolsSection, folder: Path, purse: Purse | None = None
+) -> Iterator[tuple[Backends, list[Exception]]]:
     """Back ends, and a list that fills with what kept them from working; their models' answers are kept in `folder`.
+
+    Args:
+        purse: of the job whose tools they are; see `open_asker`.
 
     Raises: ConfigError where one of them is not installed or cannot be loaded.
     """
@@ -77,7 +83,7 @@ def open_backends(section: ToolsSection, folder: Path) -> Iterator[tuple[Backend
                 return None
             if chosen.fleet is not None:
                 raise ConfigError(f"tools.{kind}.fleet: a tool is asked one question at a time; leave fleet out.")
-            return ModelTool(stack.enter_context(open_asker(chosen, folder / kind)), troubles)
+            return ModelTool(stack.enter_context(open_asker(chosen, folder / kind, purse=purse)), troubles)
 
         classical = ClassicalDetector() if section.detector == "classical" else None
         query, knowledge = model("query"), model("knowledge")

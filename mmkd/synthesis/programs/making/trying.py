@@ -53,7 +53,7 @@ class Trials:
     ):
         self.config, self.runner, self.records, self.items = config, runner, records, items
         self.candidates, self.ledger, self.troubles = candidates, ledger, troubles
-        self.judge = judge
+        self.judge, self._hashes = judge, dict[int, str]()
         self.rows = sorted({item.row for item in items})
         self.asking: dict[str, list[int]] = defaultdict(list)  # question -> places of its items
         for place, item in enumerate(items):
@@ -83,19 +83,25 @@ class Trials:
 
     def key(self, item: Item) -> str:
         """Of all that the outcomes hang on."""
-        images = [item.row, *self._controls(item)]
+        images = map(self._hash, [item.row, *self._controls(item)])
         more = {"answers": item.answers, "soft_accuracy": self.config.soft_accuracy} if item.answers else {}
         more |= {"offered": item.choices} if item.choices else {}
         return digest(
             {
                 "question": item.question,
                 "label": item.label,
-                "images": [hashlib.sha256(read_image(self.records[row].images[0])).hexdigest() for row in images],
+                "images": list(images),
                 "programs": [one.program.source if one.program else one.source for one in self._of(item)],
                 **self.setting,
                 **more,
             }
         )
+
+    def _hash(self, row: int) -> str:
+        """Of the row's picture, read once: a picture stands in the keys of many items, each made several times."""
+        if row not in self._hashes:
+            self._hashes[row] = hashlib.sha256(read_image(self.records[row].images[0])).hexdigest()
+        return self._hashes[row]
 
     def _of(self, item: Item) -> list[Candidate]:
         return self.candidates[item.asked]

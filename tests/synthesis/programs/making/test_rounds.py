@@ -15,7 +15,7 @@ from mmkd.data.record_files import jsonl
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.programs.backends.classical import classical
-from mmkd.synthesis.programs.making.rounds import make_rounds, taught
+from mmkd.synthesis.programs.making.rounds import make_rounds, merged, taught
 from mmkd.synthesis.programs.making.run import Made
 from mmkd.synthesis.programs.making.writing import Prompts
 from mmkd.synthesis.programs.tools import Toolset
@@ -113,3 +113,24 @@ def test_the_newest_round_of_a_question_teaches_with_as_few_examples_as_asked_fo
     assert found[0].turns[:-1] == list(Prompts(tools, 1).turns(question))
     assert taught(made, 0)[0].turns[:-1] == list(Prompts(tools, 0).turns(question))
     assert taught(made, None)[0].turns[:-1] == list(Prompts(tools, 5).turns(question))
+
+
+def test_records_that_are_called_alike_all_stay_and_the_last_rationale_counts(tmp_path):
+    def made(name: str, *rationales: str | None) -> Made:
+        """Of three questions, the first two of which have one name and one text; two pictures are in files."""
+        file, (a, b) = tmp_path / name / "records.jsonl", (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+        file.parent.mkdir()
+        asked = [("0#0", "what is it?", a), ("0#0", "what is it?", b), ("1#0", "how many?", b"inside")]
+        rows = [
+            Record(one, [Turn("user", question), Turn("assistant", "x", rationale)], [image])
+            for (one, question, image), rationale in zip(asked, rationales, strict=False)
+        ]
+        write_jsonl(file, rows)
+        return Made(file, {}, 0)
+
+    found = list(merged([made("round-0", "one", None, "three"), made("round-1", None, "two"), made("round-2")]))
+    assert [(record.id, record.turns[-1].rationale) for record in found] == [
+        ("0#0", "one"),
+        ("0#0", "two"),
+        ("1#0", "three"),
+    ]

@@ -15,8 +15,10 @@ from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record, Turn
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import DataError
+from mmkd.synthesis.limits import BudgetSpent
 from mmkd.synthesis.programs.making.run import make_programs
 from mmkd.synthesis.programs.making.writing import source_in
+from mmkd.synthesis.store import Store
 
 
 def lines(path):
@@ -273,7 +275,9 @@ def test_a_rationale_writer_is_believed_only_where_the_trace_holds_its_words(con
     assert not any("77" in text for text in told.values())
     others = {question: text for question, text in told.items() if "how many" not in question}
     assert not any("it is so" in text for text in others.values())  # which gives no answer
-    assert all(text.startswith("I looked: ") for question, text in others.items() if " color" not in question)
+    looked = [text for question, text in others.items() if " color" not in question]
+    assert looked
+    assert all(text.startswith("I looked: ") for text in looked)
 
 
 def test_broken_rows_are_set_aside_and_more_than_a_tenth_stop_the_run(config, rows, tmp_path):
@@ -336,3 +340,14 @@ def test_the_config_of_the_page_is_a_config(root, tmp_path):
     served = {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "x"}}
     with pytest.raises(ValidationError, match="needs a writer of this process"):
         ProgramsConfig.model_validate(config.model_dump() | {"writer": served})
+
+
+def test_what_a_model_is_paid_in_one_role_counts_in_all(config, writer, tmp_path):
+    make_programs(config(tmp_path / "out"))
+    with Store(tmp_path / "out" / "asked") as store:
+        paid = store.spent().tokens
+    asked = len(writer.asked)
+    teller = {"endpoint": {"url": writer.url, "model": "scripted", "budget": {"tokens": paid + 10}}}
+    with pytest.raises(BudgetSpent, match=rf"{paid:,} of {paid + 10:,} tokens are spent"):
+        make_programs(config(tmp_path / "out", rationales=teller))
+    assert len(writer.asked) == asked
