@@ -1,6 +1,7 @@
 """Competition (CoMD) against the same student trained as long on what was there from the start.
 
     python -m bench.competed runs/competed-wide --start runs/scenes/compress/model --teacher runs/scenes/teacher/model
+    python -m bench.competed runs/competed-simple .. --simple    # from a pool that lacks most of what is held out
 
 Both cases are `mmkd compete scenes/compete`, from one start, on one pool with the answers of one teacher, for as many
 rounds of as many steps. `alone` asks nothing new: each of its rounds learns the first pool again. Seeds vary the order
@@ -22,7 +23,7 @@ from mmkd.synthesis.competing.augmentors import Draft, Wanted, register
 from mmkd.synthesis.competing.compete import compete
 from mmkd.synthesis.competing.items import read_rows
 
-BENCH = "competed_wide"
+SIMPLE = "pool=[{source: scenes, split: train, count: 1000, grid: 2, questions: 2, types: [count, existence]}]"
 CASES: dict[str, list[str]] = {
     "competition": [],
     "alone": ["augment={name: nothing}", "assess=1"],  # what it fails at decides nothing
@@ -36,7 +37,7 @@ def nothing(wanted: Wanted) -> Iterator[Draft]:
     yield from ()
 
 
-def of_rounds(case: str, config: CompeteConfig, rounds: Path, command: str) -> list[Row]:
+def of_rounds(bench: str, case: str, config: CompeteConfig, rounds: Path, command: str) -> list[Row]:
     """Rows `METRIC@CASE round=N seed S` of the held-out split; round 0 is the start.
 
     score: the student's mean, 1 to 10; rise: over the round before; behind_teacher: the teacher's mean less the
@@ -61,22 +62,25 @@ def of_rounds(case: str, config: CompeteConfig, rounds: Path, command: str) -> l
         for name, (value, unit) in figures.items():
             metric = f"{name}@{case} round={row['round']} seed {config.seed}"
             found.append(
-                Row(f"{BENCH}_seeds", metric, value, unit, (config.seed,), None, None, command, digest, **around)
+                Row(f"{bench}_seeds", metric, value, unit, (config.seed,), None, None, command, digest, **around)
             )
     return found
 
 
 def compared(asked: argparse.Namespace) -> None:
     """Run what is missing, and append what has no row yet."""
+    bench = "competed_simple" if asked.simple else "competed_wide"
     command = f"python -m bench.competed {asked.out} --start {asked.start} --teacher {asked.teacher}"
+    command += " --simple" * asked.simple
     command = with_overrides(command, compete=asked.compete)
-    given = ["pretraining=null", f"start={asked.start}", f"teacher.vlm.model={asked.teacher}", *asked.compete]
+    given = ["pretraining=null", f"start={asked.start}", f"teacher.vlm.model={asked.teacher}"]
+    given += [*([SIMPLE] if asked.simple else []), *asked.compete]
     for seed in asked.seeds:
         for case in asked.cases:
             config = configured(asked.out / f"{case}-{seed}", case, seed, given)
-            add_new(BENCH, of_rounds(case, config, compete(config), command), asked.results)
+            add_new(bench, of_rounds(bench, case, config, compete(config), command), asked.results)
     pairs = [pair for pair in PAIRS if set(pair) <= set(asked.cases)]
-    conclude(BENCH, pairs if len(asked.seeds) > 1 else [], ["score"], asked.results)
+    conclude(bench, pairs if len(asked.seeds) > 1 else [], ["score"], asked.results)
 
 
 def configured(out: Path, case: str, seed: int, given: Sequence[str]) -> CompeteConfig:
@@ -92,6 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--teacher", required=True, help="model folder of the teacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each case")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="cases to run")
+    parser.add_argument("--simple", action="store_true", help="a first pool that counts or asks whether there are any")
     parser.add_argument("--compete", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/compete")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.competed import CASES, configured, nothing, of_rounds
+from bench.competed import CASES, SIMPLE, configured, nothing, of_rounds
 from mmkd.synthesis.competing.augmentors.registry import augmentor
 
 GIVEN = ["pretraining=null", "start=runs/start", "teacher.vlm.model=runs/teacher"]
@@ -22,6 +22,15 @@ def test_cases_differ_in_what_is_asked_anew_alone_and_no_round_is_left_out():
     assert augmentor("nothing") is nothing
 
 
+def test_a_simple_pool_lacks_most_of_what_is_held_out():
+    wide, simple = (configured(Path("runs/c"), "competition", 0, given) for given in (GIVEN, [*GIVEN, SIMPLE]))
+    assert [one.options() for one in simple.pool] == [
+        {**one.options(), "types": ["count", "existence"]} for one in wide.pool
+    ]
+    assert "types" not in simple.held_out[0].options()
+    assert wide.model_dump(exclude={"pool"}) == simple.model_dump(exclude={"pool"})
+
+
 def test_a_round_is_held_against_the_one_before_and_its_teacher(tmp_path):
     config = configured(tmp_path, "alone", 2, GIVEN)
     held = [{"student": 2.0, "teacher": 8.0, "win_rate": 0.125}, {"student": 6.5, "teacher": 8.0, "win_rate": 0.375}]
@@ -32,7 +41,10 @@ def test_a_round_is_held_against_the_one_before_and_its_teacher(tmp_path):
     run.mkdir(parents=True)
     lines = [{"step": step, "stage": "round", "tokens": 10 * step} for step in (10, 20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = {row.metric: row.value for row in of_rounds("alone", config, rounds, "python -m bench.competed runs/c")}
+    found = {
+        row.metric: row.value
+        for row in of_rounds("competed", "alone", config, rounds, "python -m bench.competed runs/c")
+    }
     assert found == {
         "score@alone round=0 seed 2": 2.0,
         "behind_teacher@alone round=0 seed 2": 6.0,
