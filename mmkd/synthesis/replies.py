@@ -13,6 +13,7 @@ from mmkd.synthesis.visible import visible
 
 EMPTY = "empty reply"
 FENCES = ("```", "```json")
+BROKEN_OFF = ("abort", "error")  # finish reasons of servers that stopped in the middle of a reply
 MOST_QUOTED = 2000  # letters of a wrong reply that are shown to the model again
 MOST_NAMED = 200  # letters of the name of a field that is wrong
 
@@ -36,6 +37,8 @@ def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | Non
     """The value of a JSON answer, None for a good free text, or a Problem."""
     if reply.finish == "refusal" or reply.finish == "content_filter":
         return Problem("refused by the model", visible(reply.text[:300]) or "filtered", final=True)
+    if reply.finish in BROKEN_OFF:
+        return Problem("broken off", f"the server ended the reply before its end, finish reason {reply.finish}")
     if not reply.text.strip():
         return Problem(EMPTY, f"no text, finish reason {reply.finish}")
     if reply.finish == "length" and not (request.may_be_cut and request.schema is None):

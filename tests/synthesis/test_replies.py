@@ -80,3 +80,10 @@ def test_a_servers_words_cannot_command_the_terminal_that_shows_them():
     for told in (str(trouble_of(error, EndpointSection(url="http://x/v1", model="m"))), refused.reason):
         assert "gone" in told
         assert told.isprintable()
+
+
+@pytest.mark.parametrize("finish", ["abort", "error"])
+def test_what_a_server_broke_off_is_asked_again_and_no_answer(finish):
+    problem = read_reply(Request("r", (Turn("user", "What is it?"),)), Completion("It is a re", Usage(), finish))
+    assert isinstance(problem, Problem) and not problem.final
+    assert problem.reason == f"the server ended the reply before its end, finish reason {finish}"
