@@ -42,8 +42,8 @@ def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | Non
     if not reply.text.strip():
         return Problem(EMPTY, f"no text, finish reason {reply.finish}")
     if reply.finish == "length" and not (request.may_be_cut and request.schema is None):
-        limit = request.sampling.max_tokens
-        return Problem("cut off", f"the reply ran into max_tokens {limit}; raise it, or allow it with may_be_cut")
+        reason = f"the reply ran into max_tokens {request.sampling.max_tokens}; raise it, or allow it with may_be_cut"
+        return Problem("cut off", reason, final=request.sampling.temperature == 0)  # which would say the same again
     if request.schema is None:
         return None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import httpx2
 import openai
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.data.records import Turn
 from mmkd.synthesis.replies import Problem, read_reply, unfenced
-from mmkd.synthesis.requests import Completion, Request, Usage
+from mmkd.synthesis.requests import Completion, Request, Sampling, Usage
 from mmkd.synthesis.retrying import trouble_of
 
 
@@ -85,5 +86,15 @@ def test_a_servers_words_cannot_command_the_terminal_that_shows_them():
 @pytest.mark.parametrize("finish", ["abort", "error"])
 def test_what_a_server_broke_off_is_asked_again_and_no_answer(finish):
     problem = read_reply(Request("r", (Turn("user", "What is it?"),)), Completion("It is a re", Usage(), finish))
-    assert isinstance(problem, Problem) and not problem.final
+    assert isinstance(problem, Problem)
+    assert not problem.final
     assert problem.reason == f"the server ended the reply before its end, finish reason {finish}"
+
+
+@pytest.mark.parametrize(("temperature", "final"), [(0.0, True), (0.7, False)])
+def test_a_reply_that_was_cut_off_is_paid_again_only_where_it_may_come_out_shorter(temperature, final):
+    request = Request("r", (Turn("user", "What is it?"),), sampling=Sampling(temperature=temperature, max_tokens=4))
+    problem = read_reply(request, Completion("It is a re", Usage(), "length"))
+    assert isinstance(problem, Problem)
+    assert (problem.kind, problem.final) == ("cut off", final)
+    assert read_reply(replace(request, may_be_cut=True), Completion("It is a re", Usage(), "length")) is None
