@@ -3,9 +3,10 @@
     python -m bench.competed runs/competed-wide --start runs/scenes/compress/model --teacher runs/scenes/teacher/model
     python -m bench.competed runs/competed-simple .. --simple    # from a pool that lacks most of what is held out
 
-Both cases are `mmkd compete scenes/compete`, from one start, on one pool with the answers of one teacher, for as many
-rounds of as many steps. `alone` asks nothing new: each of its rounds learns the first pool again. Seeds vary the order
-of the data, and what is asked anew. A killed run is gone on with.
+All cases are `mmkd compete scenes/compete`, from one start, on one pool with the answers of one teacher, for as many
+rounds of as many steps. `alone` asks nothing new: each of its rounds learns the first pool again. `undirected` asks as
+many new questions as `competition`, each of another type than one drawn at random, whoever failed at what. Seeds vary
+the order of the data, and what is asked anew. A killed run is gone on with.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ SIMPLE = "pool=[{source: scenes, split: train, count: 1000, grid: 2, questions: 
 CASES: dict[str, list[str]] = {
     "competition": [],
     "alone": ["augment={name: nothing}", "assess=1"],  # what it fails at decides nothing
+    "undirected": ["gap=9.5", "augment.hard_share=[0]"],  # no side is ever so far ahead, so that nothing is difficult
 }
-PAIRS = [("competition", "alone")]
+PAIRS = [("competition", "alone"), ("competition", "undirected")]
 
 
 @register("nothing")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.competed import CASES, SIMPLE, configured, nothing, of_rounds
+from mmkd.synthesis.competing.assessing import Kind, kind_of
 from mmkd.synthesis.competing.augmentors.registry import augmentor
 
 GIVEN = ["pretraining=null", "start=runs/start", "teacher.vlm.model=runs/teacher"]
@@ -15,11 +16,18 @@ GIVEN = ["pretraining=null", "start=runs/start", "teacher.vlm.model=runs/teacher
 
 def test_cases_differ_in_what_is_asked_anew_alone_and_no_round_is_left_out():
     configs = {case: configured(Path("runs") / case, case, 2, GIVEN) for case in CASES}
-    plain = [config.model_dump(exclude={"out", "augment", "assess"}) for config in configs.values()]
-    assert plain[0] == plain[1]
+    plain = [config.model_dump(exclude={"out", "augment", "assess", "gap"}) for config in configs.values()]
+    assert all(one == plain[0] for one in plain)
+    augment = {case: config.augment.model_dump(exclude={"hard_share"}) for case, config in configs.items()}
+    assert augment["undirected"] == augment["competition"]
     assert configs["alone"].augment.name == "nothing" != configs["competition"].augment.name
     assert configs["alone"].stop.patience == configs["alone"].rounds == 4
     assert augmentor("nothing") is nothing
+
+
+def test_without_direction_nothing_that_a_teacher_answers_well_is_difficult():
+    config = configured(Path("runs/c"), "undirected", 0, GIVEN)
+    assert {kind_of((10.0, student), config.gap, config.floor) for student in (1.0, 5.0, 10.0)} == {Kind.EASY}
 
 
 def test_a_simple_pool_lacks_most_of_what_is_held_out():
