@@ -18,8 +18,8 @@ from mmkd.synthesis.judging.judge import Verdict
 from mmkd.synthesis.requests import Answer, Sampling, Status
 from tests.synthesis.competing.test_growing import config
 
-COUNT, LONG = 400, 20_000  # letters of an answer: 8 MB in all
-MODEL = ModelSection.model_validate({"endpoint": {"url": "u", "model": "m", "check_images": False}})
+COUNT, LONG = 400, 200_000  # letters of an answer: 80 MB in all, where the dict of interned names alone may take 8
+MODEL = ModelSection.model_validate({"endpoint": {"url": "http://u", "model": "m", "check_images": False}})
 
 
 class Talker:

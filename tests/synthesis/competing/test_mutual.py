@@ -111,5 +111,7 @@ def test_the_page_names_every_augmentor_and_its_config_is_one(root, tmp_path):
     check_augmentor(load_as(tmp_path / "reworded.yaml", [], CompeteConfig))
     assert config.preference_training is not None
     preference_config(config.preference_training)
-    assert all(f"`{name}`" in page for name in AUGMENTORS)
+    packaged = [name for name, one in AUGMENTORS.items() if one.__module__.startswith("mmkd.")]
+    assert packaged
+    assert all(f"`{name}`" in page for name in packaged)
     assert all(f"| {kind} |" in page for kind in Kind)
