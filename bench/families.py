@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.rows import append
+from bench.rows import RESULTS, Row, append
 from bench.scores import add_new, by_case, difference, mean, seed_row
 from mmkd.config.load import load_run
 from mmkd.vision_distill.run import train
@@ -110,11 +110,29 @@ def compared(out: Path, pairs: Sequence[str], methods: Sequence[str], seeds: Seq
         for seed in seeds:
             for method in methods:
                 scored(student_config(pair, method, seed, out), f"top1@{method} {pair}")
-    rows = {name: found for name, found in by_case(BENCH).items() if name.split()[-1] in pairs}
-    append([mean(BENCH, name, found) for name, found in rows.items()])
-    for method in methods if "ofa" in methods and len(seeds) > 1 else []:
-        if method != "ofa":
-            append(difference(BENCH, "ofa", method, rows))
+    append(list(concluded(pairs)))
+
+
+def concluded(pairs: Sequence[str], results: Path = RESULTS) -> Iterator[Row]:
+    """Means over the seeds there are, `PAIR@METHOD`, and what `ofa` gains over each other method.
+
+    A gain is `gain_PAIR@ofa against METHOD`: a table has a line for each method and a column for each pair.
+    """
+    rows = by_case(BENCH, results)
+    for pair in pairs:
+        found = {
+            case.rpartition(" ")[0]: name for name in rows if (case := name.partition("@")[2]).endswith(f" {pair}")
+        }
+        for method, name in found.items():
+            yield mean(BENCH, f"{pair}@{method}", rows[name])
+        for method in METHODS:
+            shared = rows.get(found.get(method, ""), {}).keys() & rows.get(found.get("ofa", ""), {}).keys()
+            if method != "ofa" and len(shared) > 1:
+                for row in difference(
+                    BENCH, "ofa", method, {found[name]: rows[found[name]] for name in (method, "ofa")}
+                ):
+                    metric = f"{row.what}_{pair}@ofa against {method}"
+                    yield replace(row, metric=metric, command="python -m bench.families runs/families")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.families import METHODS, PAIRS, student_config, teacher_config
+from bench.families import BENCH, METHODS, PAIRS, concluded, student_config, teacher_config
+from bench.rows import Row, append, surroundings
 from mmkd.vision_distill.methods import method_options
 
 OUT = Path("runs/families")
@@ -25,3 +26,21 @@ def test_students_of_a_pair_differ_in_objectives_alone_and_never_train_on_what_i
     assert student.student.model != teacher.student.model
     assert teacher.data.train.options() == student.data.train.options()
     assert student.data.test.options()["split"] == "test" != student.data.train.options().get("split", "train")
+
+
+def test_means_and_gains_are_of_one_pair_and_of_the_seeds_that_both_methods_have(tmp_path):
+    measured = {"kd a_b": [70.0, 72.0, 74.0], "ofa a_b": [71.0, 74.0], "ofa long_a_b": [90.0]}
+    around = surroundings()
+    for case, values in measured.items():
+        for seed, value in enumerate(values):
+            name = f"top1@{case} seed {seed}"
+            row = Row(f"{BENCH}_seeds", name, value, "%", (seed,), None, None, "none", "0" * 16, **around)
+            append([row], tmp_path)
+    found = {row.metric: row for row in concluded(["a_b"], tmp_path)}
+    assert {name: row.value for name, row in found.items() if "low" not in name and "high" not in name} == {
+        "a_b@kd": 72.0,
+        "a_b@ofa": 72.5,
+        "gain_a_b@ofa against kd": 1.5,
+    }
+    assert found["gain_a_b@ofa against kd"].seeds == (0, 1)
+    assert found["gain_low_a_b@ofa against kd"].value < 1.5 < found["gain_high_a_b@ofa against kd"].value
