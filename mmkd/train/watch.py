@@ -24,6 +24,7 @@ from mmkd.errors import DataError, TrainingError
 
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "accelerate"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOST_SECONDS = 1.0  # how long a rank waits to see which other one died
 # What gloo and NCCL say when the other end of a connection is gone.
 LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting", "nccl error")
 
@@ -75,7 +76,11 @@ class Watch:
             raise type(error)(f"{error} {self.going_on()}") from error
 
     def _who_died(self) -> str:
-        if dead := self._dead():
+        # A killed process closes its connections a moment before it counts as dead; on a busy machine that is long.
+        until = time.monotonic() + LOST_SECONDS
+        while not (dead := self._dead()) and time.monotonic() < until:
+            time.sleep(0.05)
+        if dead:
             names = ", ".join(f"rank {rank} (process {self.peers[rank][1]})" for rank in dead)
             return f"{names} died; its own messages, if any, stand above."
         return "another rank cannot be reached any more: it stopped with an error, hangs, or its machine is gone."
