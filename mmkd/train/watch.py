@@ -64,11 +64,13 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Looked for before SIGTERM is handed back: the launcher may send it meanwhile.
+        lost = self._who_died() if self.world > 1 and is_lost(error) else None
         self.left.set()
         if self.previous is not None:
             signal.signal(signal.SIGTERM, self.previous)
-        if self.world > 1 and is_lost(error):
-            raise TrainingError(f"rank {self.rank}: {self._who_died()} {self.going_on()}") from error
+        if lost is not None:
+            raise TrainingError(f"rank {self.rank}: {lost} {self.going_on()}") from error
         if isinstance(error, OSError) and error.errno in FULL:
             place = f" ({error.filename})" if error.filename else ""
             raise TrainingError(f"{error.strerror}{place}: make room. {self.going_on()}") from error
