@@ -118,8 +118,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # at the default of 5, Linux resets some of 48 connections that come at once
+
+
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     partial = Path(sys.argv[1] + ".partial")
     partial.write_text(str(server.server_port))
     partial.replace(sys.argv[1])

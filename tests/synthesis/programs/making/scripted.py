@@ -13,6 +13,10 @@ from typing import Any
 Rule = Callable[[str, int], str]
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # at the default of 5, Linux resets some of 48 connections that come at once
+
+
 class ScriptedWriter:
     """`with ScriptedWriter(rule) as server: server.url, server.asked`."""
 
@@ -50,7 +54,7 @@ class ScriptedWriter:
 
             def log_message(self, *_: object) -> None: ...
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> ScriptedWriter:
