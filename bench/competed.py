@@ -24,7 +24,7 @@ from mmkd.synthesis.competing.augmentors import Draft, Wanted, register
 from mmkd.synthesis.competing.compete import compete
 from mmkd.synthesis.competing.items import read_rows
 
-SIMPLE = "pool=[{source: scenes, split: train, count: 1000, grid: 2, questions: 2, types: [count, existence]}]"
+WIDE = "pool=[{source: scenes, split: train, count: 1000, grid: 2, questions: 2}]"  # questions of every type
 CASES: dict[str, list[str]] = {
     "competition": [],
     "alone": ["augment={name: nothing}", "assess=1"],  # what it fails at decides nothing
@@ -76,7 +76,7 @@ def compared(asked: argparse.Namespace) -> None:
     command += " --simple" * asked.simple
     command = with_overrides(command, compete=asked.compete)
     given = ["pretraining=null", f"start={asked.start}", f"teacher.vlm.model={asked.teacher}"]
-    given += [*([SIMPLE] if asked.simple else []), *asked.compete]
+    given += [*([] if asked.simple else [WIDE]), *asked.compete]
     for seed in asked.seeds:
         for case in asked.cases:
             config = configured(asked.out / f"{case}-{seed}", case, seed, given)
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     parser.add_argument("--teacher", required=True, help="model folder of the teacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each case")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="cases to run")
-    parser.add_argument("--simple", action="store_true", help="a first pool that counts or asks whether there are any")
+    parser.add_argument("--simple", action="store_true", help="the packaged pool: counts, and whether there is any")
     parser.add_argument("--compete", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/compete")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

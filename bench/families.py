@@ -74,6 +74,12 @@ PAIRS = {
         "vision/digits", "vision/digits_cnn", (part(28), BATCH), (SMALL_VIT, "recipe.steps=2000")
     ),
     "easyvqa_lite0_vit": Pair("vision/easyvqa_lite0", "vision/easyvqa_vit", (part(14), "recipe.steps=900", BATCH)),
+    # The tower of bench.halves: at 64 pixels it sees a shape as large as the cells of a scene show it.
+    "easyvqa_lite0_vit_64": Pair(
+        "vision/easyvqa_lite0",
+        "vision/easyvqa_vit",
+        (part(7), "student.image_size=64", "recipe.steps=1000", BATCH),
+    ),
     "easyvqa_lite0_mixer": Pair("vision/easyvqa_lite0", "vision/easyvqa_mixer", (part(7),)),
     "easyvqa_vit_cnn": Pair(
         "vision/easyvqa_vit", "vision/easyvqa_cnn", (part(28), "recipe.steps=600", BATCH), ("recipe.steps=2000",)

@@ -22,6 +22,8 @@ from bench.rows import PACKAGES, RESULTS, Row, append, config_hash, paired, read
 from mmkd.config.load import load_run
 from mmkd.errors import DataError
 
+HEADLINES = ("acc", "score", "top1")  # what a bench is about; a gain of these needs no name
+
 
 def of_run(bench: str, case: str, run: Path, metric: str = "acc") -> list[Row]:
     """A row for each way in which the run was scored: `METRIC@CASE READING seed N`.
@@ -137,7 +139,8 @@ def mean(bench: str, name: str, rows: dict[int, Row]) -> Row:
 
 
 def difference(bench: str, ours: str, theirs: str, rows: dict[str, dict[int, Row]]) -> list[Row]:
-    """ours - theirs in percentage points, seed by seed, for every reading that both have.
+    """ours - theirs, seed by seed, for every metric and reading that both have: `gain` of the headline, and of another
+    `gain_METRIC`. Shares are compared in percentage points.
 
     Raises: DataError where they share no two seeds.
     """
@@ -153,11 +156,12 @@ def difference(bench: str, ours: str, theirs: str, rows: dict[str, dict[int, Row
         command = f"python -m bench.scores compare {bench} {ours} {theirs}"
         case = f"{ours} against {theirs}, {reading}"
         of = own[seeds[-1]]
-        against, of_kind = f"{theirs} {reading}", metric[len("acc") :] if metric.startswith("acc_") else ""
+        against, of_kind = f"{theirs} {reading}", "" if metric in HEADLINES else f"_{metric.removeprefix('acc_')}"
+        unit = "points" if of.unit == "%" else of.unit
         figures = {"gain": (result.mean, result.spread), "gain_low": (result.low, 0.0), "gain_high": (result.high, 0.0)}
         for what, (value, spread) in figures.items():
             name = f"{what}{of_kind}@{case}"
-            found.append(_row(bench, name, value, "points", seeds, spread, against, of, command))
+            found.append(_row(bench, name, value, unit, seeds, spread, against, of, command))
     if not found:
         raise DataError(f"{bench}: {ours} and {theirs} share no two seeds with the same reading.")
     return found

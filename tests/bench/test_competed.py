@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.competed import CASES, SIMPLE, configured, nothing, of_rounds
+from bench.competed import CASES, WIDE, configured, nothing, of_rounds
 from mmkd.synthesis.competing.assessing import Kind, kind_of
 from mmkd.synthesis.competing.augmentors.registry import augmentor
 
@@ -31,7 +31,7 @@ def test_without_direction_nothing_that_a_teacher_answers_well_is_difficult():
 
 
 def test_a_simple_pool_lacks_most_of_what_is_held_out():
-    wide, simple = (configured(Path("runs/c"), "competition", 0, given) for given in (GIVEN, [*GIVEN, SIMPLE]))
+    wide, simple = (configured(Path("runs/c"), "competition", 0, given) for given in ([*GIVEN, WIDE], GIVEN))
     assert [one.options() for one in simple.pool] == [
         {**one.options(), "types": ["count", "existence"]} for one in wide.pool
     ]

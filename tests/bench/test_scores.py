@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,21 @@ def test_a_gain_is_paired_seed_by_seed(around, tmp_path):
     assert gain.spread == pytest.approx(math.sqrt(1 / 3))
     half = 4.302653 * math.sqrt(1 / 3) / math.sqrt(3)  # Student's t, 2 degrees of freedom, 97.5 %
     assert (low.value, high.value) == pytest.approx((4 / 3 - half, 4 / 3 + half), rel=1e-5)
+
+
+def test_gains_of_all_metrics_of_a_bench_have_names_of_their_own_and_their_units(around, tmp_path):
+    units = {"score": "points", "acc_count": "%", "trained_tokens": "tokens"}
+    for number, (metric, unit) in enumerate(units.items()):
+        for case, seed in [("a", 0), ("a", 1), ("b", 0), ("b", 1)]:
+            value = float(number + seed + (case == "a") * (number + 1 + seed))
+            found = replace(row(around, "", seed, value), metric=f"{metric}@{case} round=1 seed {seed}", unit=unit)
+            append([found], tmp_path)
+    gains = {one.metric: (one.value, one.unit) for one in difference("toy", "a", "b", by_case("toy", tmp_path))}
+    case = "@a against b, round=1"
+    assert gains[f"gain{case}"] == (1.5, "points")
+    assert gains[f"gain_count{case}"] == (2.5, "points")
+    assert gains[f"gain_trained_tokens{case}"] == (3.5, "tokens")
+    assert len(gains) == 9
 
 
 def test_two_cases_without_shared_seeds_are_not_compared(around, tmp_path):
