@@ -233,8 +233,7 @@ def _assemble(
         options = config.voco
         width = decoder.config.hidden_size
         voco = CompressionTokens(options["tokens"], width, options["embeddings"], options["mass_bias"])
-        # As wide as the words it stands among.
-        nn.init.normal_(voco.embedding.weight, std=float(decoder.get_input_embeddings().weight.detach().std()))
+        nn.init.normal_(voco.embedding.weight, std=word_spread(decoder))  # as wide as the words it stands among
         if voco.bias is not None:
             nn.init.zeros_(voco.bias.weight)
     with torch.device("meta"):
@@ -242,6 +241,15 @@ def _assemble(
     model.vision_tower, model.projector, model.language_model, model.voco = tower, projector, decoder, voco
     model.generation_config = decoder.generation_config
     return model
+
+
+@torch.no_grad()
+def word_spread(decoder: Any) -> float:
+    """Standard deviation of what words are where the decoder reads them: its table's, times the factor by which an
+    embedding that scales (Gemma) makes them longer than the table's rows."""
+    table = decoder.get_input_embeddings()
+    longest = table.weight.norm(dim=1).argmax()
+    return float(table.weight.std() * table(longest).norm() / table.weight[longest].norm())
 
 
 def cut_layers(decoder: Any, keep: Keep | None) -> str | None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +17,7 @@ from mmkd.bits import require_bitsandbytes, require_whole_blocks
 from mmkd.config.schema import Config, LoraSection
 from mmkd.decoders import text_config
 from mmkd.errors import ConfigError
+from mmkd.precision import on_cpu
 
 NAME = "default"
 
@@ -33,9 +33,8 @@ def check_lora(config: Config) -> None:
                 f"stage {stage.name}: lora.quantize keeps the decoder's layers whole on every rank, and "
                 "deepspeed.stage 3 cuts weights up; use stage 2."
             )
-        on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
-        decoder = text_config(config.student.init)
-        require_whole_blocks(decoder, on_cpu, f"stage {stage.name}: lora.quantize", "Leave it out.")
+        decoder, cpu = text_config(config.student.init), on_cpu(config.training.device)
+        require_whole_blocks(decoder, cpu, f"stage {stage.name}: lora.quantize", "Leave it out.")
 
 
 def add_adapters(decoder: nn.Module, lora: LoraSection) -> None:

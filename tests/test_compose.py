@@ -279,6 +279,17 @@ def test_the_table_names_each_part_with_its_source_size_and_dtype(decoder):
     assert all("float" in row for row in rows.values() if "part" not in row)
 
 
+@torch.no_grad()
+def test_compression_tokens_begin_as_wide_as_the_words_around_them(tmp_path):
+    """Gemma's words are 16 times its table's rows at this width."""
+    config = Gemma3TextConfig(**SIZES | {"hidden_size": 256}, num_hidden_layers=2, num_key_value_heads=2, head_dim=16)
+    table = save_decoder(tmp_path, config).get_input_embeddings()
+    words = table(torch.arange(SIZES["vocab_size"])).std()
+    voco = compose(section(tmp_path, voco={"tokens": 16})).model.voco
+    assert words > 10 * table.weight.std()
+    assert voco.embedding.weight.std() == pytest.approx(float(words), rel=0.1)
+
+
 @pytest.mark.parametrize(
     "change", [{"mass_bias": True}, {"embeddings": "shared"}, {"tokens": 3}, {"preset": "faithful"}]
 )

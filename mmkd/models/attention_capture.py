@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PREFIX = "mmkd_capture_"
-# Flash attention picks its kernel by the implementation's name, so it cannot be wrapped under another one.
-CAPTURABLE = ("sdpa", "eager", "flex_attention")
+# Without "flash" in it: transformers looks for a kernel by a name that says so, and finds none of ours.
+TWINS = {
+    "sdpa": PREFIX + "sdpa",
+    "eager": PREFIX + "eager",
+    "flex_attention": PREFIX + "flex_attention",
+    "flash_attention_2": PREFIX + "fa2",
+}
 
 
 class AttentionShape(NamedTuple):
@@ -72,21 +78,21 @@ _open: ContextVar[_Capture | None] = ContextVar("mmkd_capture", default=None)
 def capture_name(implementation: str) -> str:
     """Name of the capturing twin of an attention implementation, for `model.set_attn_implementation`.
 
-    Raises: ValueError for an implementation that has none (the flash kernels).
+    Raises: ValueError for an implementation that has none.
     """
-    if implementation.startswith(PREFIX):
+    if implementation in TWINS.values():
         return implementation
-    if implementation not in CAPTURABLE:
+    if implementation not in TWINS:
         raise ValueError(
             f"attention {implementation!r} cannot hand out its queries and keys; train attention distillation with "
-            f"one of {', '.join(CAPTURABLE)} (the released model may use any)."
+            f"one of {', '.join(TWINS)} (the released model may use any)."
         )
-    return PREFIX + implementation
+    return TWINS[implementation]
 
 
 def plain_name(implementation: str) -> str:
     """The attention implementation that `capture_name` made a twin of."""
-    return implementation.removeprefix(PREFIX)
+    return next((plain for plain, twin in TWINS.items() if twin == implementation), implementation)
 
 
 @contextmanager
@@ -154,6 +160,17 @@ def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scalin
     state.seen[layer] = LayerAttention(query, key, value, float(scaling), options.get("softcap"))
 
 
+class _NamedLayer:
+    """An attention layer as flash attention reads it, which picks its kernel by the name in the layer's config."""
+
+    def __init__(self, layer: nn.Module, implementation: str):
+        self._layer, self.config = layer, copy(layer.config)
+        self.config._attn_implementation_internal = implementation
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
 def _capturing(implementation: str) -> Callable:
     def attention(
         module: nn.Module,
@@ -166,18 +183,21 @@ def _capturing(implementation: str) -> Callable:
         **options,
     ) -> tuple[Tensor, Tensor | None]:
         _record(module, query, key, value, scaling, options)
+        layer: Any = module
         if implementation == "eager":  # every model file of transformers has its own
             run = sys.modules[type(module).__module__].eager_attention_forward
         else:
             run = ALL_ATTENTION_FUNCTIONS[implementation]
-        return run(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
+        if implementation.startswith("flash"):
+            layer = _NamedLayer(module, implementation)
+        return run(layer, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
 
     return attention
 
 
-for _name in CAPTURABLE:
-    AttentionInterface.register(PREFIX + _name, _capturing(_name))
-    AttentionMaskInterface.register(PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
+for _plain, _twin in TWINS.items():
+    AttentionInterface.register(_twin, _capturing(_plain))
+    AttentionMaskInterface.register(_twin, ALL_MASK_ATTENTION_FUNCTIONS[_plain])
 
 
-__all__ = ["CAPTURABLE", "LayerAttention", "capture", "capture_name", "plain_name"]
+__all__ = ["LayerAttention", "capture", "capture_name", "plain_name"]

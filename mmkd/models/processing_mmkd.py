@@ -100,7 +100,10 @@ class MmkdProcessor(ProcessorMixin):
 
         Raises: ValueError where the template renders a turn differently once others follow it.
         """
-        messages = [{**message, "content": message["content"].replace(self.image_token, "")} for message in messages]
+        marker = self.image_token  # a space keeps apart what would be another one where one was taken out
+        messages = [
+            {**message, "content": message["content"].replace(marker, "").replace(marker, " ")} for message in messages
+        ]
         text = self._render(messages)
         spans = []
         for i, message in enumerate(messages):

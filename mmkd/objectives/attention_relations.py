@@ -60,7 +60,8 @@ class AttentionRelations(Objective):
     def needs(self, student_layers: int, teacher_layers: int | None) -> Needs:
         self.pairs = layer_pairs(self.name, self.layers, student_layers, teacher_layers or student_layers)
         students, teachers = zip(*self.pairs, strict=True)
-        return Needs(True, tuple(sorted(students)), tuple(sorted(set(teachers))))
+        layers = tuple(sorted(students)), tuple(sorted(set(teachers)))
+        return Needs(True, *layers, turned=self.relations != ["vv"])
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
         if teacher is None or not self.pairs:

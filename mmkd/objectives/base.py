@@ -22,6 +22,7 @@ class Needs:
         teacher_head: True where gradients pass through the teacher's final norm and head, which must be frozen.
         own_tokens: True where the teacher reads answers by its own template and tokenizer.
         tower: True where the features of both vision towers are wanted, which a teacher gives without reading a word.
+        turned: True where captured queries or keys are moved to other positions.
     """
 
     teacher: bool = False
@@ -32,6 +33,7 @@ class Needs:
     teacher_head: bool = False
     own_tokens: bool = False
     tower: bool = False
+    turned: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What serves both."""
@@ -44,6 +46,7 @@ class Needs:
             self.teacher_head or other.teacher_head,
             self.own_tokens or other.own_tokens,
             self.tower or other.tower,
+            self.turned or other.turned,
         )
 
 
@@ -72,6 +75,7 @@ class Outputs:
         tower: [M, C, rows, cols] what the vision tower hands to the projector, of all tiles of the batch, blank ones
             that stand in for no image among them.
         head_weight: [V, D] where `head` is the product with it and nothing else, and it is whole on this rank.
+        compressed: whether the image slots are compression tokens.
     """
 
     answer_hidden: Tensor
@@ -88,6 +92,7 @@ class Outputs:
     final_norm: Callable[[Tensor], Tensor] | None = None
     tower: Tensor | None = None
     head_weight: Tensor | None = None
+    compressed: bool = False
 
 
 @dataclass
@@ -222,6 +227,11 @@ class Objective(nn.Module):
 
         They are trained and checkpointed with the student and never exported.
         """
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it learns from a teacher in any way."""
+        return self.teacher or self.own_tokens or self.teacher_tower
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
         raise NotImplementedError

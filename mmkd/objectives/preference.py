@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mmkd.errors import DataError
 from mmkd.objectives.base import AnswerBatch, Losses, Needs, Objective, Outputs, Pairs, Ratio
 from mmkd.objectives.checks import count, number
 from mmkd.objectives.chunked import answer_log_probs
@@ -87,12 +88,20 @@ class DPO(PairLoss):
     def rewards(self, log_probs: Tensor, teacher: Outputs | SparseTargets | None, batch: AnswerBatch) -> Tensor:
         if teacher is None:
             raise ValueError("dpo: the teacher's outputs are missing.")
+        pairs = _pairs(batch)
         if isinstance(teacher, SparseTargets):
             reference = teacher.answers
+            if (unknown := reference.isnan() & (pairs.preference != 0)).any():
+                raise DataError(
+                    f"dpo: the teacher's cache holds no log-probability of {int(unknown.sum())} answer tokens of this "
+                    f"batch (ids {batch.answer_ids[unknown][:5].tolist()} of the student, beyond the "
+                    f"{teacher.vocabulary} that both sides share), and a reference needs all. Take a live or "
+                    "shared teacher."
+                )
         else:
             with torch.no_grad():
                 reference = self.log_probs(teacher, batch)
-        return self.beta * _summed(log_probs - reference, _pairs(batch))
+        return self.beta * _summed(log_probs - reference, pairs)
 
 
 @register("simpo")

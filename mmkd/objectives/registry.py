@@ -1,4 +1,7 @@
-"""Objectives by name, and their options checked against the constructor."""
+"""Objectives by name, and their options checked against the constructor.
+
+One of another package is known by an entry point of the group `mmkd.objectives`, whose name is the objective's.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from mmkd.errors import ConfigError
 from mmkd.objectives.base import Objective
 
+GROUP = "mmkd.objectives"
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _registry: dict[str, type[Objective]] = {}
 
@@ -49,8 +54,17 @@ def sparse_capable(name: str) -> bool:
 
 def options(name: str) -> dict[str, inspect.Parameter]:
     """Options of an objective by name. Raises ConfigError for an unknown objective."""
+    installed = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in _registry and name in installed:
+        installed[name].load()  # its decorator registers it
+        if name not in _registry:
+            raise ConfigError(
+                f"entry point {GROUP} {name} ({installed[name].value}) registers no objective of that name; "
+                f"@register({name!r}) over its class does."
+            )
     if name not in _registry:
-        raise ConfigError(f"objective {name!r} is unknown.{_near(name, names())} There are: {', '.join(names())}.")
+        known = sorted({*_registry, *installed})
+        raise ConfigError(f"objective {name!r} is unknown.{_near(name, known)} There are: {', '.join(known)}.")
     parameters = dict(inspect.signature(_registry[name].__init__).parameters)
     parameters.pop("self")
     return {key: value for key, value in parameters.items() if value.kind not in _OPEN}

@@ -43,6 +43,7 @@ class VocoAttention(Objective):
         mass: what the mass term compares: "share", w_A, or "score", lse_A - lse_T. k tokens cannot carry the mass of n
             for every query; "share" forgives that where the image has no weight.
         gram: weight of a spread term, -log det of the Gram matrix of C's keys, against k tokens that learn the same.
+            There is none where the student reads V.
         chunk: rows of a sample computed at once.
     """
 
@@ -70,7 +71,8 @@ class VocoAttention(Objective):
         # Without a teacher the pairs do not matter: the caller refuses the run.
         self.pairs = layer_pairs(self.name, self.layers, student_layers, teacher_layers or student_layers)
         students, teachers = zip(*self.pairs, strict=True)
-        return Needs(True, tuple(sorted(set(students))), tuple(sorted(set(teachers))))
+        layers = tuple(sorted(set(students))), tuple(sorted(set(teachers)))
+        return Needs(True, *layers, turned=self.queries == "teacher")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: AnswerBatch) -> Losses:
         if teacher is None or not self.pairs:
@@ -116,7 +118,7 @@ class VocoAttention(Objective):
             compared = (our_odds, odds) if self.mass == "score" else (our_share, share)
             terms = terms + self.beta * functional.smooth_l1_loss(*compared, reduction="none")
         loss = terms.mean(-1).sum()
-        if self.gram:
+        if self.gram and student.compressed:  # with full vision there is nothing to spread
             loss = loss + self.gram * _spread(ours, student, rows)
         sums = (x.mean(-1).sum() for x in (share, our_share, error, wanted.square().sum(-1)))
         return loss, torch.stack([loss, *sums])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from mmkd.bits import require_bitsandbytes, require_whole_blocks
 from mmkd.config.schema import Config, ObjectiveSection, TeacherSection
 from mmkd.decoders import text_config
 from mmkd.errors import ConfigError
 from mmkd.objectives import ForwardKL, OfaLogits, build, names
 from mmkd.objectives.registry import sparse_capable
+from mmkd.precision import on_cpu
 from mmkd.teachers.cached import require_same_teacher
 from mmkd.teachers.calibration import require_calibrated
 from mmkd.teachers.targets import TargetSettings, given_settings
@@ -34,7 +33,8 @@ def check_teacher(config: Config) -> None:
     if section is None:
         return
     check_section(section)
-    check_bits(config, section)
+    if section.kind == "live":
+        check_bits(config, section)
     if section.zero3 and config.data.cache_features:
         raise ConfigError(
             "data.cache_features compares the towers of both sides weight by weight, and teacher.zero3 cuts the "
@@ -56,11 +56,13 @@ def check_teacher(config: Config) -> None:
 
 
 def check_bits(config: Config, section: TeacherSection) -> None:
-    """Refuse 4-bit layers that a CPU would read wrongly, where the teacher's config.json tells. Raises ConfigError."""
+    """Refuse a teacher in 8 or 4 bits where it is to be loaded and bitsandbytes is not installed, or where a CPU would
+    read its 4-bit layers wrongly, as far as its config.json tells. Raises ConfigError."""
+    if section.quantize is not None:
+        require_bitsandbytes("teacher.quantize")
     if section.quantize == "nf4":
-        on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
         decoder, option = text_config(section.model), f"teacher.quantize nf4 of {section.model}"
-        require_whole_blocks(decoder, on_cpu, option, "Use int8.")
+        require_whole_blocks(decoder, on_cpu(config.training.device), option, "Use int8.")
 
 
 def check_two_readings(config: Config) -> None:
@@ -158,13 +160,11 @@ def check_section(section: TeacherSection) -> None:
     """Raises ConfigError for an unknown kind, or fields that have no place beside it."""
     if section.kind not in KINDS:
         raise ConfigError(f"teacher.kind {section.kind!r} is not one of {', '.join(KINDS)}.")
-    if section.quantize is not None:
-        if section.kind == "shared":
-            raise ConfigError(
-                "teacher.quantize has no place beside kind: shared, whose weights are the student's own and are "
-                "trained; a quantised teacher is another copy: kind: live, with teacher.model."
-            )
-        require_bitsandbytes("teacher.quantize")
+    if section.quantize is not None and section.kind == "shared":
+        raise ConfigError(
+            "teacher.quantize has no place beside kind: shared, whose weights are the student's own and are trained; a "
+            "quantised teacher is another copy: kind: live, with teacher.model."
+        )
     if section.zero3 and (section.kind != "live" or section.quantize is not None):
         beside = f"kind: {section.kind}" if section.kind != "live" else f"quantize: {section.quantize}"
         raise ConfigError(

@@ -105,7 +105,7 @@ def teacher_identity(model: str) -> dict[str, str]:
 
 def served_identity(endpoint: EndpointSection) -> str:
     """Hash of who is asked at an endpoint: the name under which its answers are kept, and what it is told with each."""
-    extra = json.dumps(endpoint.extra_body, sort_keys=True) if endpoint.extra_body else ""
+    extra = json.dumps(endpoint.beside, sort_keys=True) if endpoint.beside else ""
     return hashlib.sha256(f"served {endpoint.model}{extra}".encode()).hexdigest()
 
 

@@ -20,7 +20,15 @@ from mmkd.teachers.cached import CachedTeacher
 from mmkd.teachers.calibration import read_calibration
 from mmkd.teachers.checks import NO_GRADIENTS_THROUGH, check_section
 from mmkd.teachers.quantized import load_quantized
-from mmkd.teachers.reading import answer_batch, evaluating, prefixes, read_outputs, tower_map, vision
+from mmkd.teachers.reading import (
+    answer_batch,
+    evaluating,
+    prefixes,
+    read_outputs,
+    require_turnable,
+    tower_map,
+    vision,
+)
 from mmkd.teachers.sharded import WholeHead, cut_up
 from mmkd.teachers.tokenizers import vocabulary_size
 
@@ -72,7 +80,7 @@ class LiveTeacher:
     ):
         composed = load(model, dtype) if quantize is None else load_quantized(model, quantize, dtype, device)
         self.model = composed.model.eval().requires_grad_(False)
-        self.model.set_attn_implementation(capture_name(attention) if attention != "flash_attention_2" else attention)
+        self.model.set_attn_implementation(capture_name(attention))
         self.zero3, self.read = zero3, partial(_full_vision, self.model)
         if zero3 is not None:
             self.head = WholeHead(self.model.get_output_embeddings())
@@ -94,6 +102,8 @@ class LiveTeacher:
     def check(self, needs: Needs) -> None:
         if self.zero3 is not None and needs.teacher_head:
             raise ConfigError(NO_GRADIENTS_THROUGH)
+        if needs.turned:
+            require_turnable(self.model, needs.teacher_attention, "teacher")
 
     @torch.no_grad()
     def outputs(

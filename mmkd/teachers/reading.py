@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkd.errors import ConfigError
 from mmkd.models.attention_capture import capture
 from mmkd.models.hidden_capture import capture_hidden, final_norm
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.parts import BESIDE_HEAD
 from mmkd.models.prefix import Prefix
-from mmkd.models.rotation import plain_rotary, query_mover
+from mmkd.models.rotation import otherwise_turned, plain_rotary, query_mover
 from mmkd.objectives import AnswerBatch, Outputs, Pairs, Spans
 
 
@@ -29,6 +30,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def require_turnable(model: MmkdForConditionalGeneration, layers: tuple[int, ...], side: str) -> None:
+    """Raises ConfigError where queries and keys of `layers` cannot be moved to other positions. `side`: for messages.
+
+    A decoder without one rotary embedding for all its layers passes: its states are compared where they stand.
+    """
+    with evaluating(model):
+        wrong = sorted(set(layers) & set(otherwise_turned(model)))
+    if wrong:
+        raise ConfigError(
+            f"layers {', '.join(map(str, wrong))} of the {side}'s decoder ({model.config.text_config.model_type}) turn "
+            "keys by interleaved channels or not at all, and objectives turn them back by halves. Use "
+            "attention_relations with relations: [vv] or layers of another kind, voco_attention with queries: own."
+        )
 
 
 def answer_batch(batch: dict[str, Any], shared_ids: Tensor | None = None) -> AnswerBatch:

@@ -66,7 +66,7 @@ def teacher_side(
     Raises: ConfigError for a folder without a processor, or a tokenizer that cannot be aligned by bytes.
     """
     own_tokens = any(objective.own_tokens for objective in objectives)
-    asked = own_tokens or any(objective.teacher or objective.teacher_tower for objective in objectives)
+    asked = any(objective.asks_teacher for objective in objectives)
     if section is None or section.kind != "live" or section.model is None or not asked:
         return None
     side = TeacherSide(student, _processor(section.model), own_tokens)

@@ -35,6 +35,8 @@ def test_an_image_marker_in_a_text_stands_for_no_image_and_is_left_out(processor
     )
     assert torch.equal(plain["input_ids"], marked["input_ids"])
     assert torch.equal(plain["labels"], marked["labels"])
+    nested = Collator(processor, 200)([record("a", ("<ima<image>ge>what?", "a cat"))])
+    assert processor.image_token_id not in nested["input_ids"]
 
 
 def test_padding_is_told_by_the_mask_where_the_pad_token_is_the_end_token(processor, record):

@@ -6,8 +6,13 @@ import pytest
 import tiny
 import torch
 from tiny import IMAGE, SINK, K
+from transformers import CohereConfig, SmolLM3Config
 
+from mmkd.errors import ConfigError
+from mmkd.models.rotation import otherwise_turned
 from mmkd.models.voco import CompressionTokens
+from mmkd.objectives import AttentionRelations, VocoAttention
+from mmkd.train.task import DistillTask
 
 
 @pytest.fixture(scope="module", params=list(tiny.DECODERS))
@@ -109,3 +114,40 @@ def test_one_cached_image_needs_no_moving(model):
     once = model.generate(**inputs, voco_cache=model.compress(tiny.pixels(1)).keep(2), **settings)
     each = model.generate(**inputs, pixel_values=tiny.pixels(1).expand(2, -1, -1, -1), voco_tokens=2, **settings)
     assert once.tolist() == each.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("config", "wrong"),
+    [
+        (tiny.DECODERS["llama"], []),
+        (tiny.DECODERS["qwen2"], []),
+        (tiny.DECODERS["phi"], []),  # turns a part of its channels
+        (tiny.DECODERS["gpt2"], []),  # turns nothing, and says so
+        (CohereConfig(**tiny.SIZES, num_key_value_heads=2), [0, 1, 2]),  # interleaved channels
+        (SmolLM3Config(**tiny.SIZES, num_key_value_heads=2, no_rope_layers=[1, 1, 0]), [2]),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_layers_that_turn_keys_otherwise_are_found(config, wrong, dtype, monkeypatch):
+    monkeypatch.setitem(tiny.DECODERS, "this", config)
+    model = tiny.build("this", dtype=dtype)
+    with torch.no_grad():
+        for name, bias in model.named_parameters():
+            if name.endswith("k_proj.bias"):  # keys of a hundred, as in trained Qwen2: roundings are as large
+                bias.normal_(std=100.0)
+    assert otherwise_turned(model) == wrong
+
+
+def test_objectives_that_turn_queries_and_keys_back_refuse_layers_that_do_not(monkeypatch):
+    config = SmolLM3Config(**tiny.SIZES, num_key_value_heads=2, no_rope_layers=[1, 1, 0])
+    monkeypatch.setitem(tiny.DECODERS, "this", config)
+    model = tiny.build("this", dtype=torch.float32)
+    with pytest.raises(ConfigError, match=r"layers 2 of the student's decoder \(smollm3\) .* relations: \[vv\]"):
+        DistillTask(model, [(AttentionRelations(), 1.0)])
+    with pytest.raises(ConfigError, match=r"layers 2 of the student's decoder"):
+        DistillTask(model, [(VocoAttention(queries="teacher"), 1.0)])
+    model.train()
+    DistillTask(model, [(AttentionRelations(relations=["vv"]), 1.0), (VocoAttention(), 1.0)])
+    DistillTask(model, [(AttentionRelations(layers=[[0, 1]]), 1.0)])
+    assert model.language_model.training

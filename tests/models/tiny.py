@@ -23,7 +23,7 @@ from mmkd.models.configuration_vision import MmkdVisionConfig
 
 IMAGE, SINK, K = 99, 1, 4
 
-_SIZES = {
+SIZES = {
     "vocab_size": 100,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -33,7 +33,7 @@ _SIZES = {
     "initializer_range": 0.3,
     "pad_token_id": 0,
 }
-_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_GROUPED = {**SIZES, "num_key_value_heads": 2}
 _HEADS = {"num_key_value_heads": 2, "head_dim": 8}
 
 DECODERS: dict[str, PreTrainedConfig] = {
@@ -41,12 +41,12 @@ DECODERS: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**_GROUPED, sliding_window=None),
     "mistral with a window": MistralConfig(**_GROUPED, sliding_window=200),
     "qwen2": Qwen2Config(**_GROUPED),
-    "qwen3": Qwen3Config(**_SIZES, **_HEADS),
-    "gemma": GemmaConfig(**_SIZES, **_HEADS),
-    "gemma2": Gemma2Config(**_SIZES, **_HEADS, query_pre_attn_scalar=8, sliding_window=200),
-    "gemma3": Gemma3TextConfig(**_SIZES, **_HEADS, query_pre_attn_scalar=8, sliding_window=200),
-    "phi": PhiConfig(**_SIZES),
-    "neox": GPTNeoXConfig(**_SIZES),
+    "qwen3": Qwen3Config(**SIZES, **_HEADS),
+    "gemma": GemmaConfig(**SIZES, **_HEADS),
+    "gemma2": Gemma2Config(**SIZES, **_HEADS, query_pre_attn_scalar=8, sliding_window=200),
+    "gemma3": Gemma3TextConfig(**SIZES, **_HEADS, query_pre_attn_scalar=8, sliding_window=200),
+    "phi": PhiConfig(**SIZES),
+    "neox": GPTNeoXConfig(**SIZES),
     "gpt2": GPT2Config(vocab_size=100, n_embd=32, n_layer=3, n_head=4, n_positions=256, initializer_range=0.3),
 }
 # A cached image that stands behind another is moved by rotating its keys; these have no one rotation to do it with.

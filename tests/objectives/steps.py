@@ -75,6 +75,7 @@ class Side:
             final_norm=lambda hidden: nn.functional.rms_norm(hidden, hidden.shape[-1:]),
             tower=self.tower[rows],
             head_weight=weight if whole else None,
+            compressed=True,
         )
 
 

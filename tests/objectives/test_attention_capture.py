@@ -1,7 +1,10 @@
 """Captured q, k, v reproduce what the layer itself computed, on every kind of decoder."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -13,6 +16,7 @@ from transformers import (
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
+    modeling_flash_attention_utils,
 )
 
 from mmkd.models.attention_capture import capture, capture_name
@@ -189,9 +193,77 @@ def test_a_sliding_window_shorter_than_the_row_is_refused():
         whole(model)
 
 
-def test_flash_attention_is_refused_with_what_to_use_instead():
-    with pytest.raises(ValueError, match="sdpa, eager, flex_attention"):
-        capture_name("flash_attention_2")
+def test_an_implementation_without_a_twin_is_refused_with_what_to_use_instead():
+    with pytest.raises(ValueError, match="sdpa, eager, flex_attention, flash_attention_2"):
+        capture_name("flash_attention_3")
+
+
+def one_row(q, k, v, softmax_scale=None, causal=False):
+    """Flash attention's own mask: the last query sees every key. [Q, H, d], [S, Hkv, d] -> [Q, H, d]."""
+    k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
+    seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q)) if causal else None
+    q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=softmax_scale).transpose(0, 1)
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """All of transformers' flash path but its kernels, which are torch's here, and the names they were asked by."""
+    asked = []
+
+    def rows(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+        return torch.stack([one_row(*row, softmax_scale, causal) for row in zip(q, k, v, strict=True)])
+
+    def ragged(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+    ):
+        ends = zip(pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True)
+        return torch.cat([one_row(q[a:b], k[c:d], v[c:d], softmax_scale, causal) for (a, b), (c, d) in ends])
+
+    def kernels(implementation, *_, **__):
+        asked.append(implementation)
+        return (
+            rows,
+            ragged,
+            None,
+            modeling_flash_attention_utils._pad_input,
+            modeling_flash_attention_utils._unpad_input,
+        )
+
+    monkeypatch.setattr(modeling_flash_attention_utils, "_lazy_imports", kernels)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+    return asked
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])
+def test_flash_attention_reads_the_same_and_leaves_the_same_behind(kind, padded, flash):
+    mask = torch.ones(2, PREFIX + TEXT, dtype=torch.long)
+    mask[0, :2] = 0 if padded else 1  # left padding in row 0
+    found = {}
+    for attention in ("sdpa", "flash_attention_2"):
+        model = decoder(kind, capture_name(attention))
+        cache = prefilled(model)
+        with capture([1], ROWS, POSITIONS, TEXT) as layers:
+            logits = read(model, cache, attention_mask=mask).logits
+        layers[1].query.square().sum().backward()
+        grad = next(p.grad for p in model.parameters() if p.grad is not None)
+        found[attention] = (logits, layers[1].query, layers[1].key, layers[1].value, grad)
+    assert set(flash) == {"flash_attention_2"}
+    torch.testing.assert_close(found["flash_attention_2"], found["sdpa"], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_flash_attentions_own_kernel_reads_the_same_and_leaves_the_same_behind():
+    pytest.importorskip("flash_attn")
+    found = {}
+    for attention in ("sdpa", "flash_attention_2"):
+        model = decoder("llama", capture_name(attention)).to("cuda", torch.bfloat16)
+        ids = torch.randint(0, 50, (2, TEXT), generator=torch.Generator().manual_seed(2)).cuda()
+        with capture([1], ROWS.cuda(), POSITIONS.cuda(), TEXT) as layers:
+            logits = model(input_ids=ids).logits
+        found[attention] = (logits, layers[1].query, layers[1].key, layers[1].value)
+    torch.testing.assert_close(found["flash_attention_2"], found["sdpa"], rtol=0, atol=5e-2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])

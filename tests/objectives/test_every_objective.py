@@ -44,17 +44,17 @@ def test_two_ranks_teach_what_one_process_teaches(accumulation, root, monkeypatc
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_in_bf16_the_loss_is_that_of_fp32_and_gradients_are_numbers(name):
+def test_in_bf16_loss_and_gradients_are_those_of_fp32(name):
     """Within 2 %: bf16 rounds a logit of 4 by up to 0.016, and so a probability by up to 1.6 %."""
-    losses = []
-    for dtype in (torch.float32, torch.bfloat16):
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
         pair, made = sides(dtype), objective(name)
         for parameter in made.parameters():
             parameter.data = parameter.data.bfloat16().to(dtype)
         loss = step(made, pair, [[0, 1, 2, 3]], whole=True)
         assert loss.dtype == torch.float32
-        gradients = torch.autograd.grad(loss, [*pair[0].tensors(), *made.parameters()], materialize_grads=True)
-        assert all(gradient.isfinite().all() for gradient in gradients)
-        assert any(gradient.abs().max() > 0 for gradient in gradients)
-        losses.append(loss)
-    assert abs(losses[1] - losses[0]) <= TOLERANCE[torch.bfloat16] * abs(losses[0])
+        learning = [*pair[0].tensors(), *made.parameters()]
+        found.append([loss.detach(), *torch.autograd.grad(loss, learning, materialize_grads=True)])
+    assert any(gradient.norm() > 0 for gradient in found[1][1:])
+    for half, single in zip(*found, strict=True):
+        assert (half.float() - single).norm() <= TOLERANCE[torch.bfloat16] * single.norm()

@@ -18,6 +18,7 @@ from mmkd.data.collate import Collator
 from mmkd.data.preferences import last_run, preferences
 from mmkd.data.records import Record, Turn
 from mmkd.data.rejected import BadRow
+from mmkd.errors import DataError
 from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.objectives import DPO, CrossEntropy, Pairs, SimPO, SparseTargets, token_losses, without_rejected
 from mmkd.templates import chat_template
@@ -75,6 +76,15 @@ def test_log_probs_that_a_cache_kept_are_reference_enough():
     sparse = SparseTargets(none.long(), none, none, none[:, 0], kept, y, V)
     live, cached = (DPO()(outputs(hs, fs), teacher, step(y)) for teacher in (outputs(ht, ft), sparse))
     close([cached.loss], [live.loss], torch.float64)
+
+
+def test_a_cache_that_lacks_an_answer_token_is_refused_by_its_id():
+    (hs, fs), y = side(D_S, V), random_targets()
+    none, kept = torch.zeros(N, 1), torch.zeros(N)
+    kept[[0, 4]] = torch.nan  # the first is of an earlier answer, which no pair reads
+    sparse = SparseTargets(none.long(), none, none, none[:, 0], kept, y, V)
+    with pytest.raises(DataError, match=rf"1 answer tokens of this batch \(ids \[{y[4]}\] of the student"):
+        DPO()(outputs(hs, fs), sparse, step(y))
 
 
 def test_a_student_that_is_its_reference_starts_at_log_two():

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import log_softmax, softmax
 
 from mmkd.errors import ConfigError
-from mmkd.objectives import CrossEntropy, ForwardKL, Ratio, build, names, options, token_losses
+from mmkd.objectives import CrossEntropy, ForwardKL, Ratio, build, names, options, registry, token_losses
 from mmkd.objectives.chunked import split_sizes
 from tests.objectives.sides import (
     D_S,
@@ -296,3 +296,25 @@ def test_build_gives_the_objective_with_its_options():
     assert isinstance(objective, ForwardKL)
     assert objective.temperature == 2.0
     assert objective.chunk == 64
+
+
+def test_one_of_another_package_is_known_by_its_entry_point(root, tmp_path, monkeypatch):
+    """That of the docs, word for word."""
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    (tmp_path / "ours-1.0.dist-info").mkdir()
+    (tmp_path / "ours-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ours\nVersion: 1.0\n")
+    (tmp_path / "ours-1.0.dist-info" / "entry_points.txt").write_text(
+        "[mmkd.objectives]\nsquared_error = our_objectives\nnone = our_objectives\n"
+    )
+    code = (root / "docs/objectives.md").read_text().split("```python\n")[-1].split("```")[0]
+    (tmp_path / "our_objectives.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = build(Section("squared_error", {"chunk": 5}))
+    (hidden, head), (theirs, their_head) = side(D_S, V), side(D_T, V, seed=1)
+    found = made(outputs(hidden, head), outputs(theirs, their_head), batch(random_targets())).loss
+    expected = (softmax(their_head(theirs), -1) - softmax(head(hidden), -1)).square().sum()
+    close([found, *gradients(found, hidden)], [expected, *gradients(expected, hidden)], torch.float32)
+    with pytest.raises(ConfigError, match=r"none \(our_objectives\) registers no objective of that name; @register"):
+        build(Section("none"))
+    with pytest.raises(ConfigError, match="Did you mean squared_error"):
+        build(Section("squared_eror"))

@@ -45,7 +45,8 @@ def side(count, seed, layers=(0,), dtype=torch.float64, **fields):
         )
         for layer in layers
     }
-    return Outputs(random(N, 4), lambda h: h, attention, image, sink, slot_segments)
+    hidden = random(N, 4)
+    return Outputs(hidden, lambda h: h, attention, image, sink, slot_segments, compressed=count != VISION)
 
 
 def definition(query, layer, outputs, n, row, position):
@@ -240,6 +241,7 @@ def test_two_halves_sum_to_the_whole():
                     outputs.image_slots,
                     outputs.sink_slots,
                     outputs.slot_segments,
+                    compressed=outputs.compressed,
                 )
             )
         ids = torch.zeros(len(ROWS[at]), dtype=torch.long)
@@ -291,6 +293,11 @@ def test_the_spread_term_pushes_equal_keys_apart_and_is_silent_for_one_token():
     extra = objective(gram=1.0)(one, teacher, batch()).loss - objective()(one, teacher, batch()).loss
     (gradient,) = torch.autograd.grad(extra, one.attention[0].key)
     assert gradient.abs().max() < 1e-9
+
+
+def test_vision_tokens_of_a_student_that_reads_them_are_not_pushed_apart():
+    student, teacher = side(VISION, 1), side(VISION, 2)
+    assert torch.equal(objective(gram=1.0)(student, teacher, batch()).loss, objective()(student, teacher, batch()).loss)
 
 
 def test_the_teachers_queries_are_moved_to_where_the_student_reads():
