@@ -75,10 +75,10 @@ def _torch() -> Iterable[Finding]:
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         gib = torch.cuda.get_device_properties(0).total_memory / GIB
         yield Finding("device", True, f"{len(names)} x {names[0]}, {gib:.0f} GiB")
-        yield Finding("bf16", native_bf16(on_cpu=False), "on the GPU", "training.precision: auto takes fp32")
+        yield Finding("bf16", native_bf16(cpu=False), "on the GPU", "training.precision: auto takes fp32")
     else:
         yield Finding("device", True, f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads; no CUDA GPU")
-        native = native_bf16(on_cpu=True)
+        native = native_bf16(cpu=True)
         yield Finding("bf16", True, "native" if native else "emulated, slow: training.precision: auto takes fp32")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -58,6 +59,10 @@ class EndpointSection(Section):
         "max_tokens",
         description="What the server calls the most tokens of an answer; OpenAI's reasoning models take the latter.",
     )
+    omit: list[Literal["seed", "temperature"]] = Field(
+        default_factory=list,
+        description="Fields of a request that this server refuses: they are not sent; such answers are others.",
+    )
     extra_body: dict[str, Any] = Field(
         default_factory=dict,
         description="Further fields of each request, as they are, e.g. {reasoning_effort: low}; answers asked for with "
@@ -75,12 +80,25 @@ class EndpointSection(Section):
     check_images: bool = Field(True, description="Stop where the prompt tokens show that an image was not read.")
     unique_ids: bool = Field(True, description="False for servers that give every reply the same id.")
 
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What the server is told with each call beside the call itself, and what of the call it is not told: part of
+        what an answer is known by."""
+        return self.extra_body | ({"omit": sorted(set(self.omit))} if self.omit else {})
+
     @field_validator("url", "replicas")
     @classmethod
     def address(cls, value: str | list[str]) -> str | list[str]:
         for url in [value] if isinstance(value, str) else value:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url!r} does not begin with http:// or https://; e.g. http://127.0.0.1:8000/v1")
+            try:
+                parts = urlsplit(url)
+                named = bool(parts.hostname) and parts.port != 0  # a port that is none is found when it is read
+            except ValueError as error:
+                raise ValueError(f"{url!r} is no address: {error}; e.g. http://127.0.0.1:8000/v1") from error
+            if not named:
+                raise ValueError(f"{url!r} names no host, or port 0; e.g. http://127.0.0.1:8000/v1")
         return value
 
     @field_validator("extra_body")

@@ -93,6 +93,10 @@ class StudentSection(Section):
             raise ValueError("needs vision and language, or init with the folder of a composed model")
         if self.init is not None and (self.vision is not None or self.language is not None):
             raise ValueError("init already brings vision and language; remove one of them")
+        if self.init is not None and self.projector != ProjectorSection():
+            raise ValueError("init already brings a projector; remove projector")
+        if self.init is None and self.keep_layers is not None:
+            raise ValueError("keep_layers is of the model in init; write language.keep_layers")
         return self
 
 

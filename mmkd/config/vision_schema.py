@@ -14,7 +14,8 @@ from mmkd.config.sections import OpenSection, Section
 class ClassifierSection(Section):
     model: str = Field(
         description="timm:NAME, or the folder of a trained classifier, e.g. runs/vision/teacher/model; of a teacher in "
-        "the spaces contrastive and prompts open_clip:MODEL/TAG."
+        "the spaces contrastive and prompts open_clip:MODEL/TAG, of patches a tower of any source, e.g. "
+        "hf:google/siglip-base-patch16-224."
     )
     image_size: int | None = Field(None, ge=8, description="Side in pixels; the model's own by default.")
     pretrained: bool = Field(True, description="False starts from random weights.")

@@ -26,16 +26,24 @@ class BadRow(DataError):
         self.kind = kind
 
 
+def mend_or_drop(key: str) -> str:
+    """What to do about bad rows of the sources that a config lists under `key`."""
+    return f"Mend the data, or take the source out of {key}."
+
+
 class RejectedLog:
     """Appends to `rejected.jsonl` one line for each row set aside: source, index, id, kind, reason.
 
     Each rank and each loader worker holds its own log on the same file. A line is one write to a file opened for
     appending, so lines never mix. A process writes a row once, and not if it stood there when the log was made; two
     workers that meet the same row in different epochs may each write it, so count with `summary`.
+
+    Args:
+        remedy: what to do about too many of them, in a sentence.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, remedy: str = mend_or_drop("data.mixture")):
+        self.path, self.remedy = path, remedy
         self.seen = self.bad = 0  # rows tried by this process
         self._written = _rows(path)
 
@@ -50,8 +58,7 @@ class RejectedLog:
         if self.seen >= FEWEST_SEEN and self.bad > MOST_BAD * self.seen:
             raise DataError(
                 f"{self.bad} of {self.seen} rows tried could not be used, more than {MOST_BAD:.0%}; the last one, row "
-                f"{index} of {source}: {error} All reasons are in {self.path}. Mend the data, or take the source out "
-                "of data.mixture."
+                f"{index} of {source}: {error} All reasons are in {self.path}. {self.remedy}"
             )
 
     def note(self, source: str, index: int, record_id: str, error: BadRow) -> None:

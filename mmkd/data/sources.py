@@ -6,13 +6,14 @@ before. What it holds depends on its own options alone; the run's seed only orde
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mmkd import assets
 from mmkd.config.load import check_options
+from mmkd.config.problems import near
 from mmkd.config.schema import Config, SourceSection
 from mmkd.data import scenes
 from mmkd.data.grouping import grouped
@@ -46,15 +47,25 @@ def open_source(section: SourceSection, *, at: str = "", config: Config | None =
 
     Raises: ConfigError for an unknown source or option, DataError where there is nothing to read.
     """
-    if section.source not in _SOURCES:
-        near = difflib.get_close_matches(section.source, _SOURCES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"data source {section.source!r} is not one of {', '.join(sorted(_SOURCES))}.{hint}")
-    function = _SOURCES[section.source]
-    records = function(**check_options(section.source, section.options(), function, at=at, config=config))
+    function, options = check_source(section, at=at, config=config)
+    records = function(**options)
     if not isinstance(records, Stream) and not len(records):
         raise DataError(f"data source {section.source} ({section.options()}) has no records.")
     return records
+
+
+def check_source(
+    section: SourceSection, *, at: str = "", config: Config | None = None
+) -> tuple[Callable[..., Source], dict[str, Any]]:
+    """What opens a source, and its options; nothing is read. Raises ConfigError for an unknown source or option."""
+    if section.source not in _SOURCES:
+        key = f"{at}.source" if at else "source"
+        raise ConfigError(
+            f"config: {key} is {section.source!r}; allowed: {', '.join(sorted(_SOURCES))}."
+            f"{near(section.source, _SOURCES)}"
+        )
+    function = _SOURCES[section.source]
+    return function, check_options(section.source, section.options(), function, at=at, config=config)
 
 
 register("jsonl")(jsonl)

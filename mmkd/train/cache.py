@@ -21,6 +21,7 @@ from mmkd.data.sources import open_source
 from mmkd.errors import ConfigError
 from mmkd.models.configuration_mmkd import MmkdConfig
 from mmkd.models.processing_mmkd import MmkdProcessor
+from mmkd.precision import on_cpu
 from mmkd.teachers.calibration import FOLDER, calibrate, validation_identity
 from mmkd.teachers.checks import check_filling
 from mmkd.teachers.fill import Filling
@@ -31,7 +32,7 @@ from mmkd.teachers.pairs import any_reads_pairs, check_pairs
 from mmkd.teachers.rows import TeacherBatches
 from mmkd.teachers.targets import TargetSettings
 from mmkd.teachers.tokenizers import require_one_tokenizer, vocabulary_size
-from mmkd.train.deepspeed import prepare_launch
+from mmkd.train.deepspeed import patience, prepare_launch
 from mmkd.train.quiet import quiet
 from mmkd.train.run import with_precision
 from mmkd.train.watch import Watch
@@ -55,7 +56,7 @@ def cache_teacher(
     rank, world = prepare_launch()
     config = with_precision(config, resume=False)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=patience())
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
     section: TeacherSection = config.teacher  # pyright: ignore[reportAssignmentType]
     name, folder = str(section.model), Path(str(section.store))
@@ -92,8 +93,8 @@ class _Job:
 
     @cached_property
     def asked(self) -> LiveTeacher:
-        on_gpu = torch.cuda.is_available() and self.config.training.device != "cpu"
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+        cpu = on_cpu(self.config.training.device)
+        device = torch.device("cpu") if cpu else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         dtype = torch.bfloat16 if self.config.training.precision == "bf16" else torch.float32
         return LiveTeacher(str(self.section.model), dtype, self.config.student.attention, device, self.section.quantize)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmkd.compose import compose_tokenizer
+from mmkd.compose import compose_processor, compose_tokenizer
 from mmkd.config.schema import Config
-from mmkd.decoders import attention_shape, beside_product, student_layers, text_config
+from mmkd.data.sources import check_source
+from mmkd.decoders import attention_shape, beside_product, kept_layers, student_layers, text_config
 from mmkd.errors import ConfigError
-from mmkd.models.attention_capture import CAPTURABLE
-from mmkd.objectives import AttentionRelations, Needs, Objective, OfaLogits, TokenLoss, VocoAttention, build
-from mmkd.teachers.cached import require_kept
+from mmkd.objectives import Needs, Objective, OfaLogits, TokenLoss, build
+from mmkd.teachers.cached import require_kept, require_same_text
 from mmkd.teachers.live import SharedTeacher
 from mmkd.teachers.logit_store import read_manifest
 from mmkd.teachers.tokenizers import require_one_reading, require_one_tokenizer
@@ -31,7 +32,7 @@ def check_run(config: Config) -> None:
     check_objectives(config)
     check_sides(config)
     check_reading(config)
-    check_paths(config)
+    check_mixture(config)
     check_tokenizers(config)
 
 
@@ -49,22 +50,11 @@ def check_objectives(config: Config) -> None:
         if not built:
             raise ConfigError(f"stage {stage.name} has no objective, and so nothing to learn; name one in objectives.")
         require_one_of_each(stage.name, built)
-        asking = [
-            objective.name
-            for objective in built
-            if objective.teacher or objective.own_tokens or objective.teacher_tower
-        ]
+        asking = [objective.name for objective in built if objective.asks_teacher]
         if asking and config.teacher is None:
             raise ConfigError(
                 f"stage {stage.name}: objectives {', '.join(asking)} need a teacher, and the config has none. Add e.g. "
                 "teacher: {kind: live, model: runs/teacher/model}."
-            )
-        capturing = [objective.name for objective in built if isinstance(objective, AttentionRelations | VocoAttention)]
-        if capturing and config.student.attention not in CAPTURABLE:
-            raise ConfigError(
-                f"stage {stage.name}: {', '.join(capturing)} read queries and keys, which student.attention "
-                f"{config.student.attention} does not hand out; train with one of {', '.join(CAPTURABLE)} (the "
-                "released model may use any)."
             )
         if config.teacher is not None and config.teacher.kind == "shared":
             for objective in built:
@@ -105,6 +95,10 @@ def check_sides(config: Config) -> None:
         for objective in (build(each) for each in stage.objectives or config.objectives):
             if layers is not None and teacher_layers is not None:
                 needs = objective.needs(layers, teacher_layers)
+                kept = kept_layers(config.student.keep_layers, ours.num_hidden_layers) if ours is not None else []
+                seen = [kept[layer] for layer in needs.student_attention] if kept else []
+                require_whole_view(objective, ours, seen, config.data.max_length, "student")
+                require_whole_view(objective, theirs, needs.teacher_attention, config.data.max_length, "teacher")
                 if manifest is not None:
                     require_kept(manifest, Path(str(section and section.store)), needs)
             if shapes[0] is not None and shapes[1] is not None:
@@ -112,6 +106,20 @@ def check_sides(config: Config) -> None:
             if isinstance(objective, TokenLoss) and objective.kernel != "chunked":
                 require_product(objective, ours, "student")
                 require_product(objective, theirs if objective.teacher else None, "teacher")
+
+
+def require_whole_view(objective: Objective, decoder: Any, layers: Sequence[int], longest: int, side: str) -> None:
+    """Raises ConfigError for layers of a decoder whose attention is compared and that do not see the longest row whole:
+    image and text cannot be told apart there. `decoder` is its config, None where only capturing tells."""
+    window = getattr(decoder, "sliding_window", None)
+    kinds = getattr(decoder, "layer_types", None) or ["sliding_attention"] * (max(layers, default=0) + 1)
+    sliding = [layer for layer in layers if kinds[layer] == "sliding_attention"]
+    if window and window < longest and sliding:
+        raise ConfigError(
+            f"{objective.name} compares attention in the {side}'s layers {', '.join(map(str, sliding))}, which see the "
+            f"last {window} tokens, and data.max_length is {longest}. Lower that to {window}, or name layers with full "
+            "attention."
+        )
 
 
 def require_product(objective: TokenLoss, decoder: Any, side: str) -> None:
@@ -126,7 +134,8 @@ def require_product(objective: TokenLoss, decoder: Any, side: str) -> None:
 
 
 def check_tokenizers(config: Config) -> None:
-    """Raises ConfigError where a teacher is to be read on tokens that are not its own, or on two kinds in one stage."""
+    """Raises ConfigError where a teacher is to be read on tokens that are not its own, or on two kinds in one stage, or
+    was asked about text of another tokenizer or template (of a student of parts, loading tells)."""
     reading = set()
     for stage in config.stages:
         built = [build(section) for section in stage.objectives or config.objectives]
@@ -134,6 +143,8 @@ def check_tokenizers(config: Config) -> None:
         reading |= {objective.name for objective in built if objective.teacher}
     if reading and config.teacher is not None and config.teacher.kind == "live":
         require_one_tokenizer(config.teacher, compose_tokenizer(config.student), sorted(reading))
+    if config.teacher is not None and config.teacher.kind == "cached" and config.student.init:
+        require_same_text(config.teacher, compose_processor(config.student))
 
 
 def check_reading(config: Config) -> None:
@@ -171,9 +182,10 @@ def _voco(config: Config) -> dict[str, Any] | None:
         return None
 
 
-def check_paths(config: Config) -> None:
-    """Raises ConfigError for a file or folder of the mixture that is not there."""
+def check_mixture(config: Config) -> None:
+    """Raises ConfigError for an unknown source or option of the mixture, or a file or folder that is not there."""
     for place, section in enumerate(config.data.mixture):
+        check_source(section, at=f"data.mixture[{place}]", config=config)
         options = section.options()
         named = ["images"] if section.source == "datasets" else ["path", "images"]  # a data set's path may be a hub id
         for key in named:

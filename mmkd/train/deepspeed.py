@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from datetime import timedelta
 from typing import Any
 
 from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
@@ -39,6 +40,10 @@ def deepspeed_config(
         "bf16": {"enabled": bf16},
         "zero_optimization": zero,
     }
+    if bf16 and section.stage >= 2 and accumulation > 1:
+        # By itself it adds up micro batches in bf16, which is off by 0.9 % after 64 of them. Under stage 1 the field
+        # would switch to another optimiser, so there it is left.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merged(config, section.config)
 
 
@@ -73,6 +78,15 @@ def prepare_launch() -> tuple[int, int]:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def patience() -> timedelta:
+    """How long a rank waits for another one: two hours, or the minutes in DEEPSPEED_TIMEOUT.
+
+    DeepSpeed's own ten minutes end ranks that wait while one merges and writes a model, or fits a codebook. The dead
+    are noticed sooner (`Watch`).
+    """
+    return timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "120")))
 
 
 def keep_freed_memory() -> None:

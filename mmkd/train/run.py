@@ -13,12 +13,15 @@ from mmkd.checkpoints import is_complete, latest_complete, step_of
 from mmkd.config.load import dump_config
 from mmkd.config.schema import Config
 from mmkd.errors import ConfigError
-from mmkd.precision import native_bf16
-from mmkd.train.deepspeed import deepspeed_config, prepare_launch
+from mmkd.precision import native_bf16, on_cpu
+from mmkd.train.deepspeed import deepspeed_config, patience, prepare_launch
 from mmkd.train.environment import environment
 from mmkd.train.quiet import quiet
 from mmkd.train.stage import train_stage
 from mmkd.train.watch import Watch
+
+# What the order of a run's rows hangs on, beside the batch size of each stage.
+ORDER = (("run", "seed"), ("data", "mixture"), ("data", "train"), ("data", "packing"), ("recipe", "batch_size"))
 
 
 def train(config: Config, resume: bool = False) -> Path:
@@ -70,6 +73,7 @@ def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int
     run = Path(config.run.dir)
     if not resume and (run / "config.yaml").exists():
         raise ConfigError(f"{run} already holds a run; go on with --resume, or name another run.dir.")
+    require_same_order(config, run / "config.yaml")
     for stage, (micro, accumulation) in zip(config.stages, plans, strict=True):
         deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation)  # refuse before loading
 
@@ -82,7 +86,7 @@ def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int
     if not dist.is_initialized():
         import deepspeed
 
-        deepspeed.init_distributed(verbose=False)
+        deepspeed.init_distributed(verbose=False, timeout=patience())
     if rank == 0:
         run.mkdir(parents=True, exist_ok=True)
         partial = run / "config.yaml.partial"  # other ranks may be reading the one of the run that goes on
@@ -94,18 +98,40 @@ def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int
 
 
 def with_precision(config: Any, resume: bool) -> Any:
-    """`config` with `training.precision` decided: what a resumed run began with, else what the device is good at."""
+    """`config` with `training.precision` decided: what a resumed run began with, else what the device is good at.
+
+    Raises: ConfigError for a device that is not there.
+    """
+    cpu = on_cpu(config.training.device)
     if config.training.precision != "auto":
         return config
-    import torch
-
     written = Path(config.run.dir) / "config.yaml"
     if resume and written.exists():
         precision = yaml.safe_load(written.read_text())["training"]["precision"]
     else:
-        on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
-        precision = "bf16" if native_bf16(on_cpu) else "fp32"
+        precision = "bf16" if native_bf16(cpu) else "fp32"
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+
+
+def require_same_order(config: Any, written: Path) -> None:
+    """Raises ConfigError where a run that goes on would not read its rows in the order it began with: some would be
+    skipped, some read twice."""
+    if not written.exists():
+        return
+    before, now = yaml.safe_load(written.read_text()), config.model_dump(mode="json")
+    pairs = [(f"{at}.{field}", before[at][field], now[at][field]) for at, field in ORDER if field in before.get(at, {})]
+    begun = {stage["name"]: stage["batch_size"] for stage in before.get("stages", [])}
+    pairs += [
+        (f"batch_size of stage {stage['name']}", begun[stage["name"]], stage["batch_size"])
+        for stage in now.get("stages", [])
+        if stage["name"] in begun
+    ]
+    for path, there, here in pairs:
+        if there != here:
+            raise ConfigError(
+                f"{path} is {here}, and the run in {written.parent} began with {there}: going on, it would skip rows "
+                "or read them twice. Put it back, or name another run.dir."
+            )
 
 
 def how_to_go_on(config: Any) -> str:

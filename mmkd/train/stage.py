@@ -10,6 +10,7 @@ from typing import Any
 from mmkd.checkpoints import latest_complete, step_of
 from mmkd.config.schema import Config, StageSection, StudentSection
 from mmkd.errors import TrainingError
+from mmkd.precision import on_cpu
 from mmkd.train.deepspeed import deepspeed_config, make_safe
 from mmkd.train.export import export
 
@@ -46,9 +47,9 @@ def train_stage(
     from mmkd.train.trainer import DistillTrainer
 
     micro, accumulation = plan
-    on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+    cpu = on_cpu(config.training.device)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    device = torch.device("cpu") if on_cpu else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cpu") if cpu else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.manual_seed(config.run.seed)
     # Everything is loaded before TrainingArguments exist: with ZeRO-3 they would partition what is loaded after them,
     # as those of the stage before would do here.
@@ -67,7 +68,8 @@ def train_stage(
     side = teacher_side(config.teacher, composed.processor, [objective for objective, _ in objectives])
     require_same_text(config.teacher, composed.processor)
     zero_settings = config.deepspeed.config.get("zero_optimization")
-    teacher = build_teacher(config.teacher, dtype, config.student.attention, device, zero_settings)
+    asked = config.teacher if any(objective.asks_teacher for objective, _ in objectives) else None
+    teacher = build_teacher(asked, dtype, config.student.attention, device, zero_settings)
     shared_ids = side.shared_ids() if side is not None and side.own_tokens else None
     task = DistillTask(student, objectives, teacher, vocabulary_size(tokenizer), shared_ids)
     if task.needs.student_attention:
@@ -94,7 +96,7 @@ def train_stage(
         Console().print(parameter_table(student, f"{stage.name}: {stage.steps} steps of {stage.batch_size} rows"))
 
     folder = run / "checkpoints" / stage.name
-    args = training_arguments(config, stage, plan, folder, on_cpu)
+    args = training_arguments(config, stage, plan, folder, cpu)
 
     def batches(step: int) -> Any:
         return build_loader(
@@ -139,7 +141,7 @@ def compose_again(section: StudentSection, dtype: Any, seed: int) -> dict[str, A
     return compose(section, dtype).model.state_dict()
 
 
-def training_arguments(config: Any, stage: Any, plan: tuple[int, int], folder: Path, on_cpu: bool) -> Any:
+def training_arguments(config: Any, stage: Any, plan: tuple[int, int], folder: Path, cpu: bool) -> Any:
     """What transformers' Trainer is told for one stage of either kind of run. `folder` takes its checkpoints.
 
     Make it once all weights are loaded: with ZeRO-3 it would partition what is loaded after it.
@@ -158,7 +160,7 @@ def training_arguments(config: Any, stage: Any, plan: tuple[int, int], folder: P
         save_steps=config.training.save_every,
         seed=config.run.seed,
         bf16=config.training.precision == "bf16",
-        use_cpu=on_cpu,  # without it every rank on a CPU takes itself for the only one
+        use_cpu=cpu,  # without it every rank on a CPU takes itself for the only one
         ignore_data_skip=True,
         remove_unused_columns=False,
         report_to=config.training.trackers or "none",

@@ -24,7 +24,15 @@ from mmkd.objectives import (
     without_rejected,
 )
 from mmkd.teachers.live import Teacher
-from mmkd.teachers.reading import answer_batch, prefixes, product_weight, read_outputs, tower_map, vision
+from mmkd.teachers.reading import (
+    answer_batch,
+    prefixes,
+    product_weight,
+    read_outputs,
+    require_turnable,
+    tower_map,
+    vision,
+)
 
 
 class _WholeHead(nn.Module):
@@ -76,6 +84,8 @@ class DistillTask(nn.Module):
                 objective.make_heads(student.config.vision_config.hidden_size, tower)
             else:
                 objective.make_heads(text.hidden_size, width)
+        if self.needs.turned:
+            require_turnable(student, self.needs.student_attention, "student")
         if teacher is not None:
             teacher.check(self.needs)
         self.report: dict[str, Ratio] = {}
@@ -119,7 +129,7 @@ class DistillTask(nn.Module):
         losses = []
         for tokens, prefix in prefixes(self.student, features, batch, batch["reads"]):
             outputs = read_outputs(self.student, prefix, batch, answers, needs.student_attention, needs.student_hidden)
-            outputs.vocabulary = self.vocabulary
+            outputs.vocabulary, outputs.compressed = self.vocabulary, tokens is not None
             outputs.tower = tower_map(self.student, tower) if needs.tower else None
             places = ("on_policy/",) if batch.get("on_policy") else ("", "full/" if tokens is None else f"k{tokens}/")
             losses.append(self._with_head(outputs, teacher, answers, places))

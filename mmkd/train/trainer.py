@@ -146,6 +146,17 @@ class DistillTrainer(Trainer):
             self.padding += float((1 - batch["attention_mask"]).sum())
         return samples, None
 
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device, each tensor in its own dtype: transformers casts every float of a batch to the model's, also
+        log-probabilities of a cached teacher and what losses are divided by. The model casts images itself."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device)
+        if isinstance(data, dict):
+            return {name: self._prepare_input(value) for name, value in data.items()}
+        if isinstance(data, list | tuple):
+            return type(data)(self._prepare_input(value) for value in data)
+        return data
+
     def _own_answers(self, batch: dict[str, Any], reads: list[int | None], place: str) -> dict[str, Any]:
         seed = f"{self.run_seed}/{place}/{self.args.process_index}"
         task, section = self.task, self.stage.on_policy
@@ -209,7 +220,8 @@ class DistillTrainer(Trainer):
             values = values.cpu()
         elapsed = time.perf_counter() - self.window
         tokens, padding = values[-1].tolist()
-        figures = {n: (t / c if c else math.nan) for n, (t, c) in zip(names, values[:-1].tolist(), strict=True)}
+        # A figure of which nothing came in these steps has no mean, and JSON no name for that.
+        figures = {n: t / c for n, (t, c) in zip(names, values[:-1].tolist(), strict=True) if c}
         figures |= {
             "tokens": tokens,
             "tokens_per_second": tokens / elapsed,

@@ -85,7 +85,10 @@ class Watch:
         if dead:
             names = ", ".join(f"rank {rank} (process {self.peers[rank][1]})" for rank in dead)
             return f"{names} died; its own messages, if any, stand above."
-        return "another rank cannot be reached any more: it stopped with an error, hangs, or its machine is gone."
+        return (
+            "another rank cannot be reached any more: it stopped with an error, hangs, or its machine is gone. (One "
+            "that is only slower is waited for: two hours, or the minutes in DEEPSPEED_TIMEOUT.)"
+        )
 
     def _dead(self) -> list[int]:
         """Ranks of this machine that live no more."""

@@ -77,6 +77,7 @@ def test_one_line_tells_it_all(text, message):
         ('name: align', 'name: "a/b"', "config: stages[0].name is 'a/b'; allowed: text that matches ^[A-Za-z0-9][A-Za-z0-9_.-]*$. (x.yaml:7)"),
         ('steps: 5}', 'steps: 5}\n  - {name: align, steps: 5}', "config: stages has two of the name align, and a stage's folder has its name; rename one. (x.yaml:1)"),
         ('easyvqa}]\nstages:\n  - {name: align', 'easyvqa}]\n  cache_features: true\nstages:\n  - {trainable: [vision], name: align', "config: stage align trains vision, whose features change; switch data.cache_features off. (x.yaml:1)"),
+        ('  vision:', '  keep_layers: 3\n  vision:', "config: student keep_layers is of the model in init; write language.keep_layers. (x.yaml:1)"),
         ('  vision:', '  init: runs/x\n  vision:', "config: student init already brings vision and language; remove one of them. (x.yaml:1)"),
     ],
 )  # fmt: skip

@@ -28,7 +28,7 @@ def said(record: Record) -> list[tuple[str, str]]:
 
 
 def test_an_unknown_source_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"data source 'jsonl2' is not one of .*parquet.* Did you mean jsonl\?"):
+    with pytest.raises(ConfigError, match=r"source is 'jsonl2'; allowed: .*parquet.* Did you mean jsonl\?"):
         opened(source="jsonl2")
 
 

@@ -23,6 +23,7 @@ from mmkd.errors import ConfigError, DataError
 from mmkd.teachers.checks import check_filling, check_teacher
 from mmkd.teachers.logit_store import LogitStore
 from mmkd.train.cache import cache_teacher
+from mmkd.train.checks import check_run
 
 VOCABULARY = 259  # of the tiny models: bytes and three special tokens
 STAGE = {"steps": 2, "micro_batch_size": 4}
@@ -116,6 +117,35 @@ def test_two_ranks_train_on_it_in_packed_rows_as_one_does_with_the_live_teacher(
     assert {"kl", "ce", "teacher_nll", "teacher_accuracy", "agree"} <= numbers.keys()
 
 
+def floats_of_batches(settings: dict[str, Any]) -> dict[str, str]:
+    """The dtypes of the floats that the task gets, images and features aside."""
+    from mmkd.train.run import train
+    from mmkd.train.task import DistillTask
+
+    found, forward = {}, DistillTask.forward
+
+    def watched(self: Any, batch: dict[str, Any]) -> Any:
+        for name, value in [*batch.items(), *batch["teacher_rows"].items()]:
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and name != "pixel_values":
+                found[name] = str(value.dtype)
+        return forward(self, batch)
+
+    DistillTask.forward = watched
+    train(Config.model_validate(settings))
+    return found
+
+
+@pytest.mark.distributed
+def test_in_bf16_what_it_said_and_what_losses_are_divided_by_stay_as_they_are(cached):
+    """transformers would cast every float of a batch to the model's dtype."""
+    settings = cached(k=9, dtype="float32", training={"precision": "bf16"})
+    filled(settings)
+    [found] = ranks.on_ranks(1, ranks.call, __file__, "floats_of_batches", settings)
+    assert not isinstance(found, Exception), found
+    assert {"normalizer", "log_probs", "tail"} <= found.keys()
+    assert set(found.values()) == {"torch.float32"}
+
+
 @pytest.mark.distributed
 def test_a_few_ids_or_draws_in_half_precision_come_near_it_and_the_reports_of_the_teacher_stay_exact(
     cached, config, live_losses
@@ -198,6 +228,8 @@ def test_what_differs_is_named_before_anything_is_trained(cached, config, studen
     with pytest.raises(ConfigError, match=r"k \(top-k or draws\) \(5 there, 6 here\)"):
         check_teacher(Config(**settings | {"teacher": settings["teacher"] | {"k": 6}}))
     template = settings | {"student": settings["student"] | {"template": "plain"}}
+    with pytest.raises(ConfigError, match=r"something else: template \("):  # before any weight is loaded
+        check_run(Config(**template))
     [error] = ranks.on_ranks(1, ranks.go, template)
     assert isinstance(error, ConfigError)
     assert "something else: template (" in str(error)

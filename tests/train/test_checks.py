@@ -52,18 +52,12 @@ def config(tmp_path: Path, stage: Any = None, data: Any = None, **sections: Any)
         ({"objectives": [{"name": "forward_kl"}], "teacher": {"kind": "shared"}}, "the student is its own teacher"),
         ({"stage": {"objectives": [{"name": "forward_kll"}]}}, "Did you mean forward_kl"),
         ({"objectives": [{"name": "forward_kl", "temperatur": 2}]}, "Did you mean temperature"),
+        ({"data": {"mixture": [{"source": "scene"}]}}, r"data.mixture\[0\].source is 'scene'; .* Did you mean scenes"),
+        ({"data": {"mixture": [{"source": "scenes", "girds": 2}]}}, r"mixture\[0\].girds is not .* Did you mean grid"),
         ({"data": {"mixture": [{"source": "jsonl", "path": "nowhere.jsonl"}]}}, r"mixture\[0\].path is nowhere.jsonl"),
         (
             {"data": {"packing": True}, "student": PARTS | {"attention": "flex_attention"}},
             "flex_attention takes no mask of ours, which data.packing needs",
-        ),
-        (
-            {
-                "student": PARTS | {"voco": {"tokens": 4}, "attention": "flash_attention_2"},
-                "objectives": [{"name": "voco_attention"}],
-                "teacher": {"kind": "live", "model": "nowhere"},
-            },
-            "voco_attention read queries and keys, which student.attention flash_attention_2 does not hand out",
         ),
         (
             {"student": PARTS | {"voco": {"mass_bias": True}, "attention": "flash_attention_2"}},
@@ -137,6 +131,31 @@ def test_heads_that_differ_are_refused_where_there_are_no_weights(tmp_path, stud
     with pytest.raises(ConfigError, match=r"student has 4 heads of width 8 .* teacher has 4 heads of width 12"):
         check_run(settings)
     check_run(config(tmp_path, objectives=[{"name": "attention_relations", "heads": 8}], **sides))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"the student's layers 0, 2, which see the last 64 tokens, and data\.max_length is 128"),
+        ({"objectives": [{"name": "voco_attention", "layers": [1]}]}, None),
+        ({"data": {"max_length": 64}}, None),
+        ({"cut": [1, 0]}, r"the student's layers 0, which see"),
+        ({"objectives": [{"name": "hidden_states"}]}, None),
+    ],
+)
+def test_a_layer_that_does_not_see_the_longest_row_is_refused_where_attention_is_compared(tmp_path, options, message):
+    text = Gemma2Config(**TINY | {"num_hidden_layers": 4}, sliding_window=64)
+    assert text.layer_types[:2] == ["sliding_attention", "full_attention"]
+    MmkdConfig(text_config=text).save_pretrained(tmp_path / "model")
+    settings = config(
+        tmp_path,
+        student={"init": str(tmp_path / "model"), "keep_layers": options.get("cut")},
+        teacher={"kind": "shared"},
+        objectives=options.get("objectives", [{"name": "voco_attention"}]),
+        data={"mixture": [{"source": "easyvqa"}], "max_length": 128} | options.get("data", {}),
+    )
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check_sides(settings)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 
 from mmkd.checkpoints import MARKER, latest_complete, mark_complete
@@ -12,7 +14,7 @@ from mmkd.config.load import dump_config
 from mmkd.config.schema import Config, DeepspeedSection, StageSection, TrainingSection
 from mmkd.errors import ConfigError
 from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
-from mmkd.train.run import plan_batches, with_precision
+from mmkd.train.run import plan_batches, train, with_precision
 from mmkd.train.trainer import draw_reads
 
 
@@ -70,16 +72,39 @@ def test_automatic_precision_is_what_the_device_multiplies_and_a_resumed_run_kee
     config, monkeypatch, native, expected
 ):
     asked = Config(**config(training={"precision": "auto"}))
-    monkeypatch.setattr("mmkd.train.run.native_bf16", lambda on_cpu: native)
+    monkeypatch.setattr("mmkd.train.run.native_bf16", lambda cpu: native)
     decided = with_precision(asked, resume=False)
     assert decided.training.precision == expected
     run = Path(asked.run.dir)
     run.mkdir()
     (run / "config.yaml").write_text(dump_config(decided))
-    monkeypatch.setattr("mmkd.train.run.native_bf16", lambda on_cpu: not native)
+    monkeypatch.setattr("mmkd.train.run.native_bf16", lambda cpu: not native)
     assert with_precision(asked, resume=True).training.precision == expected
     fixed = Config(**config(training={"precision": "bf16"}))
     assert with_precision(fixed, resume=True).training.precision == "bf16"
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings = config(training={"device": "cuda", "precision": "bf16"})
+    with pytest.raises(ConfigError, match=r"training\.device is cuda, and torch .* sees no CUDA device here"):
+        train(Config(**settings))
+    assert not Path(settings["run"]["dir"]).exists()
+
+
+def minutes_waited_for(settings, given):
+    """For which ranks of a run wait for each other, with DEEPSPEED_TIMEOUT as given."""
+    os.environ |= {} if given is None else {"DEEPSPEED_TIMEOUT": given}
+    ranks.go(settings)
+    group = torch.distributed.group.WORLD
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 60
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("given", "minutes"), [(None, 120), ("7", 7)])
+def test_ranks_wait_for_a_slower_one(config, given, minutes):
+    settings = config(stage={"steps": 1, "micro_batch_size": 4})
+    assert ranks.on_ranks(1, ranks.call, __file__, "minutes_waited_for", settings, given) == [minutes]
 
 
 def test_own_deepspeed_keys_are_merged_in_last():

@@ -135,3 +135,10 @@ def test_heads_train_under_zero_3_go_on_from_a_checkpoint_and_are_not_in_the_exp
     last.rename(last.with_name("was-4"))
     assert ranks.run(settings, resume=True) == pytest.approx(expected, rel=1e-4)
     assert (run / "model").exists()  # steps 3 and 4 ran again
+
+
+@pytest.mark.distributed
+def test_a_stage_that_asks_no_teacher_loads_none(config):
+    """As one that aligns before another distils: its ranks need not hold the teacher."""
+    settings = config(teacher={"kind": "live", "model": "not-there-yet"}, objectives=[{"name": "cross_entropy"}])
+    assert ranks.run(settings, world=1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import ranks
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +44,17 @@ def test_stage_0_and_offload_equal_it_too_and_a_clipping_of_0_is_none(config, pl
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("zero", [2, 3])
-def test_a_teacher_cut_up_over_the_ranks_by_an_engine_of_its_own_changes_no_loss(
+def test_a_teacher_cut_up_over_the_ranks_by_an_engine_of_its_own_changes_no_loss_and_is_in_no_checkpoint(
     config, plain_unclipped, teacher, zero
 ):
     section = {"kind": "live", "model": str(teacher), "zero3": True}
-    settings = config(stage=UNCLIPPED, zero=zero, teacher=section)
+    settings = config(stage=UNCLIPPED, zero=zero, teacher=section, training={"save_every": 5})
     settings["deepspeed"]["config"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     assert ranks.run(settings) == pytest.approx(plain_unclipped, rel=1e-4)
+    states = list((Path(settings["run"]["dir"]) / "checkpoints").rglob("*model_states.pt"))
+    names = {name for path in states for name in torch.load(path, weights_only=False)["module"]}
+    assert names
+    assert all(name.startswith("student.") for name in names)
 
 
 @pytest.mark.distributed
@@ -61,6 +68,41 @@ def test_what_saves_memory_or_time_changes_no_loss(config, plain, records, optio
     data = {"mixture": [{"source": "jsonl", "path": str(records)}], "max_length": 256, "packing": packing}
     stage = {"micro_batch_size": 4} if packing else {}
     assert ranks.run(config(data=data, stage=stage, **options)) == pytest.approx(plain, rel=1e-4)
+
+
+def summed(zero: int) -> float:
+    """How far a gradient added up over 64 micro batches in bf16 is from the sum of theirs."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_grad
+
+    from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
+    from mmkd.train.deepspeed import deepspeed_config, prepare_launch
+
+    prepare_launch()
+    deepspeed.init_distributed("gloo", verbose=False)
+    section, training = DeepspeedSection(stage=zero), TrainingSection(precision="bf16")
+    settings = deepspeed_config(section, StageSection(name="s", steps=1), training, 1, 64)
+    torch.manual_seed(0)
+    layer, rows = torch.nn.Linear(64, 64, bias=False), torch.randn(64, 4, 64).bfloat16()
+    weight = layer.weight.detach().bfloat16().requires_grad_()
+    expected = torch.zeros(64, 64, dtype=torch.float64)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    engine = deepspeed.initialize(model=layer, optimizer=optimizer, config=settings)[0]
+    for row in rows:
+        [gradient] = torch.autograd.grad((row @ weight.T).float().square().mean(), weight)
+        expected += gradient.double() / 64
+        engine.backward(engine(row).float().square().mean())
+        if engine.is_gradient_accumulation_boundary():
+            found = safe_get_full_grad(engine.module.weight).double()
+        engine.step()
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("zero", [2, 3])
+def test_in_bf16_micro_batches_are_added_up_in_fp32(zero):
+    [found] = ranks.on_ranks(1, ranks.call, __file__, "summed", zero)
+    assert found < 1e-3
 
 
 @pytest.mark.distributed

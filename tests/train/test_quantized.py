@@ -14,7 +14,7 @@ from torch import nn
 from mmkd.config.schema import Config, TeacherSection
 from mmkd.errors import ConfigError
 from mmkd.lora import check_lora
-from mmkd.teachers.checks import check_section, check_teacher
+from mmkd.teachers.checks import check_filling, check_section, check_teacher
 from mmkd.teachers.live import LiveTeacher
 from mmkd.teachers.logit_store import read_manifest
 
@@ -90,7 +90,9 @@ def test_a_student_learns_from_it_under_zero_and_is_not_quantised(config, square
 
 
 @pytest.mark.distributed
-def test_a_cache_of_a_quantised_teacher_says_so_and_is_refused_as_one_of_another(config, square_teacher, tmp_path):
+def test_a_cache_of_a_quantised_teacher_says_so_and_is_refused_as_one_of_another(
+    config, square_teacher, tmp_path, monkeypatch
+):
     section = {"kind": "cached", "model": str(square_teacher), "store": str(tmp_path / "store"), "quantize": "nf4"}
     settings = config(stage=STAGE, teacher=section)
     [result] = ranks.on_ranks(1, ranks.call, str(Path(__file__).with_name("test_cached.py")), "fill", settings)
@@ -99,6 +101,10 @@ def test_a_cache_of_a_quantised_teacher_says_so_and_is_refused_as_one_of_another
     check_teacher(Config(**settings))
     with pytest.raises(ConfigError, match=r"something else: quantize \(nf4 there, int8 here\)"):
         check_teacher(Config(**settings | {"teacher": section | {"quantize": "int8"}}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_teacher(Config(**settings))  # reading the cache loads no teacher
+    with pytest.raises(ConfigError, match="needs bitsandbytes"):
+        check_filling(Config(**settings))
 
 
 def test_the_shared_teacher_which_is_the_student_is_never_quantised():
@@ -106,7 +112,7 @@ def test_the_shared_teacher_which_is_the_student_is_never_quantised():
         check_section(TeacherSection(kind="shared", quantize="nf4"))
 
 
-def test_without_bitsandbytes_the_error_says_how_to_install_it(monkeypatch):
+def test_without_bitsandbytes_the_error_says_how_to_install_it(config, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs bitsandbytes: pip install 'mmkd\[quant\]'"):
-        check_section(TeacherSection(kind="live", model="x", quantize="int8"))
+        check_teacher(Config(**config(teacher={"kind": "live", "model": "x", "quantize": "int8"})))

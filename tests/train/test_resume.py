@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import ranks
 import torch
 
 from mmkd.checkpoints import latest_complete, mark_complete
-from mmkd.errors import TrainingError
+from mmkd.errors import ConfigError, TrainingError
 
 
 def checkpoints(settings: dict) -> Path:
@@ -67,6 +69,27 @@ def test_a_checkpoint_holds_nothing_of_the_frozen_tower_or_the_teacher(finished,
     assert not tower
     assert all(name.startswith("student.") for name in state)
     assert any(name.startswith("student.projector") for name in state)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("run", {"seed": 4}, r"run\.seed is 4, and the run in .* began with 3: going on, it would skip rows"),
+        ("data", {"packing": True}, r"data\.packing is True, and the run in .* began with False"),
+        ("data", {"mixture": [{"source": "easyvqa"}]}, r"data\.mixture is .*easyvqa.*, and the run in .* began with"),
+        ("stage", {"batch_size": 4}, "batch_size of stage distill is 4, and the run in .* began with 8"),
+    ],
+)
+def test_what_would_read_other_rows_is_refused(stopped, section, changes, message):
+    settings = deepcopy(stopped(2, after=5))
+    changed = settings["stages"][0] if section == "stage" else settings[section]
+    changed |= changes
+    written = (Path(settings["run"]["dir"]) / "config.yaml").read_text()
+    [error] = ranks.on_ranks(1, ranks.go, settings, True)
+    assert isinstance(error, ConfigError)
+    assert re.match(message, str(error))
+    assert (Path(settings["run"]["dir"]) / "config.yaml").read_text() == written
 
 
 @pytest.mark.distributed

@@ -29,6 +29,7 @@ def share(model: str) -> tuple[int, int, int]:
     _calls_its_head_alone(teacher, model)
     with pytest.raises(ConfigError, match=r"teacher.zero3 gathers the teacher's weights for reading only"):
         teacher.check(Needs(teacher=True, teacher_head=True))
+    teacher.check(Needs(teacher=True, teacher_attention=(0,), turned=True))  # reads two tokens with what is cut up
     parameters = list(teacher.model.parameters())
     held = sum(parameter.numel() + parameter.ds_tensor.numel() for parameter in parameters)
     return sum(parameter.ds_numel for parameter in parameters), held, len(parameters)
