@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmkd.config.vision_schema import VisionConfig
 from mmkd.errors import ConfigError
 from mmkd.vision_distill.methods import OFA, Method, build_method
+from mmkd.vision_distill.sources import check_images
 from mmkd.vision_distill.space_ofa import require_in_space, require_no_target
 from mmkd.vision_distill.spaces import SPACES, check_space, contrastive_spec
 
@@ -12,11 +13,15 @@ LOGIT_METHODS = ("ofa", "kd", "dkd", "dist")  # which teach the student's classi
 
 
 def check_vision(config: VisionConfig) -> None:
-    """Refuse options that no method takes, methods without their teacher or in a space where they say nothing, a label
-    that counts twice or not at all, and a classifier that is scored and never taught.
+    """Refuse sources that there are not, options that no source or method takes, methods without their teacher or in a
+    space where they say nothing, a label that counts twice or not at all, and a classifier that is scored and never
+    taught.
 
     Raises: ConfigError.
     """
+    for name, section in (("data.train", config.data.train), ("data.test", config.data.test)):
+        if section is not None:
+            check_images(section, at=name, config=config)
     options = check_space(config.space, config)
     methods = {}
     for i, section in enumerate(config.objectives):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 from safetensors import SafetensorError
 from timm.models import save_for_hf
 
@@ -51,6 +52,21 @@ def load_classifier(section: ClassifierSection, classes: list[str] | None, at: s
         options=section.options,
         pretrained=section.pretrained,
     )
+
+
+def load_patch_teacher(section: ClassifierSection) -> ClassifierParts:
+    """The teacher of the space patches: a classifier of timm, or a tower of any other adapter at its own tap (of a ViT
+    the last layer but one), in the place of the classifier. Raises: as `load_classifier` and the adapter."""
+    if Path(section.model).is_dir() or (spec := Spec.parse(section.model)).source == "timm":
+        return load_classifier(section, None, "teacher")
+    if section.options:
+        raise ConfigError(f"teacher.options are of timm alone; teacher.model is {section.model!r}. Leave them out.")
+    seen = adapter("vision", spec)().load(
+        spec, image_size=section.image_size, taps=None, grid=None, pretrained=section.pretrained
+    )
+    processor, side = seen.image_processor, seen.tower.config.image_size
+    mean, std, filter = processor.image_mean, processor.image_std, Resampling(processor.resample).name.lower()
+    return ClassifierParts(seen.tower, (side, side), tuple(mean), tuple(std), filter, classes=None)
 
 
 def check_classes(parts: ClassifierParts, classes: list[str], at: str) -> None:

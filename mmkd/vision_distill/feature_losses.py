@@ -1,4 +1,5 @@
-"""Baselines that compare features: FitNet, CRD, RKD. All computed in fp32, no gradient to the teacher."""
+"""Baselines that compare features: FitNet, CRD, RKD. All computed in fp32, under autocast too, which would round the
+cosines and so what is divided by a temperature of 0.07; no gradient to the teacher."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def crd(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float = 
     Gradients reach both sides' embeddings, as the teacher's is a learned projection of detached features.
     """
     dtype = torch.promote_types(student.dtype, torch.float32)
-    scores = normalize(student.to(dtype), dim=-1) @ normalize(teacher.to(dtype), dim=-1).T / temperature  # [B, B]
+    with torch.autocast(student.device.type, enabled=False):
+        scores = normalize(student.to(dtype), dim=-1) @ normalize(teacher.to(dtype), dim=-1).T / temperature  # [B, B]
     same_class = targets[:, None] == targets[None, :]
     scores = scores.masked_fill(same_class & ~torch.eye(len(targets), dtype=torch.bool, device=scores.device), -1e4)
     pairs = torch.arange(len(targets), device=scores.device)
@@ -71,4 +73,5 @@ def _distances(embeddings: Tensor, distinct: Tensor) -> Tensor:
 def _cosines(embeddings: Tensor) -> Tensor:
     """Cosine of the angle at j between i and k, [B (j), B (i), B (k)]."""
     towards = normalize(embeddings[None] - embeddings[:, None], dim=-1)  # [j, i, D]
-    return towards @ towards.transpose(1, 2)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return towards @ towards.transpose(1, 2)

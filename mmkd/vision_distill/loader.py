@@ -15,7 +15,7 @@ from mmkd.config.vision_schema import AugmentSection, CropSection
 from mmkd.data.images import open_image
 from mmkd.data.loader import BatchLoader, batch_loader
 from mmkd.data.mixture import Mixture, StepSampler
-from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.rejected import BadRow, RejectedLog, mend_or_drop
 from mmkd.errors import DataError, MmkdError
 from mmkd.vision_distill.augment import Augment
 from mmkd.vision_distill.sources import LabelledImage, LabelledImages
@@ -120,5 +120,7 @@ def build_loader(
 ) -> BatchLoader:
     """Endless micro batches of one rank, from optimiser step `start_step` on. Arguments as in `mmkd.data.loader`."""
     sampler = StepSampler(batch_size, micro_batch_size, rank, world_size, start_step)
-    batches = LabelledBatches(images, views, crop, seed, RejectedLog(rejected), augment or AugmentSection())
+    batches = LabelledBatches(
+        images, views, crop, seed, RejectedLog(rejected, mend_or_drop("data.train")), augment or AugmentSection()
+    )
     return batch_loader(batches, sampler, workers)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmkd.checkpoints import is_complete
 from mmkd.config.vision_schema import ClassifierSection, VisionConfig
+from mmkd.precision import on_cpu
 from mmkd.train.checks import check_trackers
 from mmkd.train.run import how_to_go_on, open_run
 from mmkd.train.stage import run_trainer, training_arguments
@@ -50,10 +51,15 @@ def train_student(
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.deepspeed import make_safe
     from mmkd.vision_distill.augment import check_augment, check_sizes
-    from mmkd.vision_distill.classifiers import check_classes, load_classifier, preprocessing, save_classifier
+    from mmkd.vision_distill.classifiers import (
+        check_classes,
+        load_classifier,
+        load_patch_teacher,
+        preprocessing,
+        save_classifier,
+    )
     from mmkd.vision_distill.codebook import fitted
     from mmkd.vision_distill.loader import build_loader
-    from mmkd.vision_distill.methods import METHODS
     from mmkd.vision_distill.sources import open_images
     from mmkd.vision_distill.space_ofa import build_space_method
     from mmkd.vision_distill.spaces import SPACES, Patches, check_space, load_contrastive
@@ -68,18 +74,19 @@ def train_student(
     torch.manual_seed(config.run.seed)
     student = load_classifier(config.student, images.classes, "student")
     views = {"student_pixels": preprocessing(student)}
-    on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
+    cpu = on_cpu(config.training.device)
     teacher, space = None, None
-    asked = any(METHODS[section.name].teacher for section in config.objectives)
-    if config.teacher is not None and asked:
+    if config.teacher is not None and asks_teacher(config):
         if config.space.kind in ("contrastive", "prompts"):
             teacher = load_contrastive(config.teacher, config.space.kind)
             space = SPACES[config.space.kind](teacher, images.classes, **options)
+        elif config.space.kind == "patches":
+            teacher = load_patch_teacher(config.teacher)
         else:
             teacher = load_classifier(config.teacher, None, "teacher")
         views["teacher_pixels"] = preprocessing(teacher)
         teacher.model.eval().requires_grad_(False)
-        if not on_cpu:
+        if not cpu:
             teacher.model.to(torch.device("cuda", int(os.environ["LOCAL_RANK"])))
         if config.space.kind == "labels":
             check_classes(teacher, images.classes, "teacher")
@@ -111,7 +118,7 @@ def train_student(
     # Weights and optimiser stay fp32 and the task multiplies in bf16: batch-norm statistics do not bear bf16.
     fp32 = config.model_copy(update={"training": config.training.model_copy(update={"precision": "fp32"})})
     folder = run / "checkpoints" / recipe.name
-    args = training_arguments(fp32, recipe, plan, folder, on_cpu)
+    args = training_arguments(fp32, recipe, plan, folder, cpu)
 
     def batches(step: int) -> Any:
         return build_loader(
@@ -146,6 +153,13 @@ def train_student(
     dist.barrier()
 
 
+def asks_teacher(config: VisionConfig) -> bool:
+    """Whether an objective learns from the teacher: one that is written down and not asked need not be there."""
+    from mmkd.vision_distill.methods import METHODS
+
+    return any(METHODS[section.name].teacher for section in config.objectives)
+
+
 def table(task: Any, teacher: Any) -> str:
     """Two or three lines: what learns, and from what."""
 
@@ -164,7 +178,7 @@ def score(config: VisionConfig, run: Path, model: Path) -> dict[str, Any]:
     from mmkd.vision_distill.scores import top1
 
     sections = {"student": ClassifierSection(model=str(model), image_size=config.student.image_size)}
-    if config.teacher is not None and config.space.kind == "labels":
+    if config.teacher is not None and asks_teacher(config) and config.space.kind == "labels":
         sections["teacher"] = config.teacher
     scores = {name: top1(config, load_classifier(section, None, name), name) for name, section in sections.items()}
     write_whole(run / "scores.json", [json.dumps(scores, indent=1), "\n"])

@@ -9,6 +9,7 @@ import torch
 from mmkd.config.vision_schema import VisionConfig
 from mmkd.contracts import ClassifierParts
 from mmkd.errors import ConfigError
+from mmkd.precision import on_cpu
 from mmkd.vision_distill.classifiers import check_classes, preprocessing
 from mmkd.vision_distill.loader import scored_batches
 from mmkd.vision_distill.sources import open_images
@@ -26,8 +27,7 @@ def top1(config: VisionConfig, parts: ClassifierParts, name: str) -> dict[str, A
         raise ConfigError("config: data.test is missing; scores need it.")
     images = open_images(config.data.test, at="data.test", config=config)
     check_classes(parts, images.classes, name)
-    on_cpu = not torch.cuda.is_available() or config.training.device == "cpu"
-    device = torch.device("cpu" if on_cpu else "cuda")
+    device = torch.device("cpu" if on_cpu(config.training.device) else "cuda")
     model = parts.model.eval().to(device)
     correct = 0
     for batch in scored_batches(images, {"pixels": preprocessing(parts)}, config.data.crop, BATCH):

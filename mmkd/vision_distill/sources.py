@@ -183,16 +183,24 @@ def open_images(section: ImagesSection, *, at: str = "", config: Any = None) -> 
 
     Raises: ConfigError for an unknown source or option, DataError where there is nothing to read.
     """
-    if section.source not in SOURCES:
-        raise ConfigError(
-            f"config: {at}.source is {section.source!r}; allowed: {', '.join(sorted(SOURCES))}."
-            f"{near(section.source, SOURCES)}"
-        )
-    function = SOURCES[section.source]
-    images = function(**check_options(section.source, section.options(), function, at=at, config=config))
+    function, options = check_images(section, at=at, config=config)
+    images = function(**options)
     if section.fold is not None:
         images = Fold(images, *section.fold)
     if not len(images):
         part = f" in fold {list(section.fold)}" if section.fold else ""
         raise DataError(f"{at}: source {section.source} ({section.options()}) has no images{part}.")
     return images
+
+
+def check_images(
+    section: ImagesSection, *, at: str = "", config: Any = None
+) -> tuple[Callable[..., LabelledImages], dict[str, Any]]:
+    """What opens a source, and its options; nothing is read. Raises ConfigError for an unknown source or option."""
+    if section.source not in SOURCES:
+        raise ConfigError(
+            f"config: {at}.source is {section.source!r}; allowed: {', '.join(sorted(SOURCES))}."
+            f"{near(section.source, SOURCES)}"
+        )
+    function = SOURCES[section.source]
+    return function, check_options(section.source, section.options(), function, at=at, config=config)

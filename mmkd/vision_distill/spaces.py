@@ -17,6 +17,7 @@ from mmkd.config.problems import near
 from mmkd.config.vision_schema import ClassifierSection, SpaceSection
 from mmkd.contracts import ContrastiveParts, Spec, adapter
 from mmkd.errors import ConfigError
+from mmkd.models.vision_tower import VisionTower
 from mmkd.objectives.checks import count, number
 from mmkd.vision_distill.exits import find_exits, read_staged
 
@@ -138,6 +139,7 @@ class Patches(Space):
     would confirm the teacher by itself.
 
     Args:
+        model: a classifier of timm, read where its last stage ends, or a tower, read at its tap.
         codes: M; images: how many the centres are made from; scale: sharpness of the assignment.
     """
 
@@ -154,15 +156,18 @@ class Patches(Space):
     def __init__(self, model: Any, size: tuple[int, int], codes: int = 1024, images: int = 1000, scale: float = 20.0):
         self.check({"codes": codes, "images": images, "scale": scale})
         self.model, self.codes, self.images, self.scale = model, codes, images, float(scale)
-        self.exits = find_exits(model, size, "teacher")[-1:]
-        self.width = self.exits[0].channels
+        self.exits = [] if isinstance(model, VisionTower) else find_exits(model, size, "teacher")[-1:]
+        self.width = self.exits[0].channels if self.exits else model.hidden_size
         self.rows: Tensor | None = None  # [M, d], from `codebook.fitted`
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """[B, d, rows, columns], not yet of length 1."""
-        [stage] = read_staged(self.model, self.exits, pixels).stages
-        return stage.map.float()
+        if self.exits:
+            [stage] = read_staged(self.model, self.exits, pixels).stages
+            return stage.map.float()
+        [found] = self.model.stages(pixels)
+        return found.float()
 
     @torch.no_grad()
     def teach(self, pixels: Tensor, labels: Tensor, captions: Sequence[str | None]) -> SpaceTargets:

@@ -169,3 +169,11 @@ def test_fitnet_takes_odd_and_oblong_grids():
     loss = fitnet(s, normal(2, 2, 3, 7, 14))
     loss.backward()
     assert (s.grad.abs() > 0).all()  # every place has its say
+
+
+@pytest.mark.parametrize("loss", [lambda s, t: crd(s, t, TARGETS), rkd])
+def test_autocast_does_not_round_what_is_compared(loss):
+    student, teacher = normal(1, B, 8).float(), normal(2, B, 8).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = loss(student, teacher)
+    torch.testing.assert_close(rounded, loss(student, teacher), rtol=1e-6, atol=0)
