@@ -11,6 +11,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
+from mmkd.chat_marks import without_marks
 from mmkd.errors import DataError
 from mmkd.evaluate.loading import Loaded
 
@@ -52,9 +53,8 @@ def read_request(index: int, request: Instance, datasets: dict[str, Any], loaded
     for message in messages:
         if blind:
             message["content"] = [part for part in message["content"] if part["type"] != "image"]
-        for part in message["content"]:
-            if part["type"] == "text" and marker:
-                part["text"] = part["text"].replace(marker, "")  # some tasks write the marker into the question too
+    if marker:
+        messages = without_marks(messages, [marker])  # some tasks write the marker into the question too
     opened = [] if blind else [_open(image) for image in images]
     text = loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     key = json.dumps(settings, sort_keys=True, default=str)

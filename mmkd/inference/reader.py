@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from mmkd.chat_marks import chat_marks, without_marks
 from mmkd.data.images import open_image
 from mmkd.errors import ConfigError, DataError
 from mmkd.evaluate.loading import Loaded, load
@@ -55,6 +56,7 @@ class Reader:
             raise ConfigError(f"{remember} images to remember: at least 1.")
         self.loaded, self.tokens, self.remember = loaded, tokens, remember
         self.counts = Counts()
+        self._marks = chat_marks(loaded.processor.tokenizer, getattr(loaded.processor, "image_token", None))
         self._kept: OrderedDict[str, VocoCache] = OrderedDict()
 
     @classmethod
@@ -101,14 +103,15 @@ class Reader:
         """Arguments of `generate` for one chat.
 
         Args:
-            messages: role and content, a content part {"type": "image"} for each image.
+            messages: role and content, a content part {"type": "image"} for each image. What would be a special token
+                in their text is left out.
             images: their encoded bytes, in the order of the parts.
 
         Raises: DataError for an image that is broken or too large, or a chat that the template does not take.
         """
         processor, model = self.loaded.processor, self.loaded.model
         try:
-            clean = _unmarked(messages, processor)
+            clean = without_marks(messages, self._marks)
             text = processor.apply_chat_template(clean, add_generation_prompt=True, tokenize=False)
         except jinja2.TemplateError as error:  # it refuses these roles, or their order
             raise DataError(f"the model's chat template does not take this chat: {error}.") from error
@@ -167,15 +170,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _unmarked(messages: Messages, processor: Any) -> Messages:
-    """The messages without the image marker in their text, where it would stand for an image that is not there."""
-    marker = getattr(processor, "image_token", None)
-
-    def clean(content: Any) -> Any:
-        if isinstance(content, str):
-            return content.replace(marker, "")
-        return [{**part, "text": clean(part["text"])} if part["type"] == "text" else part for part in content]
-
-    return [{**message, "content": clean(message["content"])} for message in messages] if marker else messages

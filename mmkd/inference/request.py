@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mmkd.inference.request_images import RequestError
 
@@ -58,6 +58,8 @@ class ChatRequest(BaseModel):
     frequency_penalty: Annotated[float, Field(ge=0, le=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     n: Literal[1] | None = None
     presence_penalty: Literal[0] | None = None
 
@@ -67,6 +69,14 @@ class ChatRequest(BaseModel):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
+
+    @model_validator(mode="after")
+    def _whole_log_probs(self) -> ChatRequest:
+        if self.logprobs and self.stream:
+            raise ValueError("logprobs come with a whole answer only; leave stream out")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
 
     @classmethod
     def parse(cls, body: bytes) -> ChatRequest:

@@ -12,19 +12,23 @@ import ipaddress
 import socket
 import uuid
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from mmkd.data.byte_spans import byte_table
 from mmkd.errors import ConfigError, DataError
 from mmkd.inference.reader import Reader
 from mmkd.inference.request import ChatRequest
 from mmkd.inference.request_images import ImageSources, RequestError
 
 try:
-    import openai  # noqa: F401  without it transformers' server ends in a NameError
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, StreamingResponse
+    from openai.types import CompletionUsage
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.utils import GenerationState
@@ -61,10 +65,49 @@ class ChatServer(ChatCompletionHandler):
         inputs = await manager.async_submit(self.reader.inputs, request.to_messages(), images)
         config = self._build_generation_config(request.generation(), model.generation_config)
         config.max_new_tokens = min(config.max_new_tokens, self.reader.room(inputs))
+        name = f"chatcmpl-{uuid.uuid4().hex}"
+        if request.logprobs:
+            return await self._scored(name, inputs, config, manager, request.top_logprobs or 0)
         respond = self._streaming if request.stream else self._non_streaming
         tokenizer = self.reader.loaded.processor.tokenizer  # stop strings need it, not the processor
-        response = respond(f"chatcmpl-{uuid.uuid4().hex}", model, tokenizer, self.name, inputs, config, manager)
+        response = respond(name, model, tokenizer, self.name, inputs, config, manager)
         return response if isinstance(response, StreamingResponse) else await response
+
+    async def _scored(self, name: str, inputs: dict, config: Any, manager: Any, most: int) -> JSONResponse:
+        """A whole answer with the log-probabilities of its tokens, as the model has them before temperature and top_p,
+        and of the `most` likeliest at each place. Nothing is told of special tokens, such as the one that ends it."""
+        loaded, length = self.reader.loaded, inputs["input_ids"].shape[1]
+        tokenizer = loaded.processor.tokenizer
+        options = {"generation_config": config, "tokenizer": tokenizer, "return_dict_in_generate": True}
+        made = await manager.async_submit(loaded.model.generate, **inputs, **options, output_logits=True)
+        ids = made.sequences[0, length:].tolist()
+        content = []
+        for i, logits in zip(ids, made.logits, strict=True):
+            log_probs = logits[0].float().log_softmax(-1)
+            if self._bytes(i):
+                likeliest = [self._token(j, log_probs) for j in log_probs.topk(most).indices.tolist()]
+                content.append(self._token(i, log_probs) | {"top_logprobs": likeliest})
+        usage = CompletionUsage(prompt_tokens=length, completion_tokens=len(ids), total_tokens=length + len(ids))
+        finish = "length" if len(ids) >= config.max_new_tokens else "stop"
+        body = self._build_completion(name, tokenizer.decode(ids, skip_special_tokens=True), self.name, finish, usage)
+        body["choices"][0]["logprobs"] = {"content": content}
+        return JSONResponse(body)
+
+    def _token(self, i: int, log_probs: Tensor) -> dict[str, Any]:
+        data = self._bytes(i)
+        text = data.decode(errors="replace") if data else self.reader.loaded.processor.tokenizer.decode([i])
+        return {"token": text, "bytes": list(data) if data else None, "logprob": float(log_probs[i])}
+
+    def _bytes(self, i: int) -> bytes:
+        """Of a token; none of a special one, nor of the padding of a wide head."""
+        return self._table[i] if i < len(self._table) else b""
+
+    @cached_property
+    def _table(self) -> list[bytes]:
+        try:
+            return byte_table(self.reader.loaded.processor.tokenizer)
+        except ConfigError as error:
+            raise RequestError(f"logprobs: {error}") from error
 
     def _build_generation_config(self, body: dict, model_generation_config: Any, use_cb: bool = False) -> Any:
         config = super()._build_generation_config(body, model_generation_config, use_cb)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mmkd.config.synthesis_schema import AnswerConfig
 from mmkd.data.records import Provenance, Record, Turn
-from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.rejected import BadRow, RejectedLog, mend_or_drop
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.cards import write_card
@@ -47,7 +47,7 @@ def answer_records(config: AnswerConfig) -> Outcome:
     records, out = open_rows(config.data), Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
-    log = RejectedLog(out / "rejected.jsonl")
+    log = RejectedLog(out / "rejected.jsonl", mend_or_drop("data"))
     good = usable(records, log, "data")
     with open_asker(config.model, out / "answers", config.reasks) as asker:
         relabel = Relabel(asker, Sampling(**config.sampling.model_dump()), config.may_be_cut, config.system)

@@ -23,6 +23,7 @@ from mmkd.synthesis.store import Entry, Store
 from mmkd.synthesis.tally import Tally
 from mmkd.synthesis.visible import visible
 
+LOST = "broken reply"  # a kind of unusable entry that is no try of its own
 READY_AHEAD = 2  # answers, in multiples of the back end's concurrency, that may wait to be taken
 
 
@@ -49,8 +50,9 @@ class Asker:
     ):
         self.backend, self.store, self.reasks = backend, store, reasks
         self.all_replied, self.check = all_replied, check
-        self._probe: asyncio.Future[None] | None = None
+        self._probe: asyncio.Future[Answer | None] | None = None
         self.tally = tally or Tally()
+        self._arriving: dict[str, str] = {}  # ids of replies that are being looked at, and whose they are
         self._asked: dict[str, asyncio.Future[Answer]] = {}  # on their way, so that equal requests are paid once
         self._runs: dict[_Run, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
@@ -117,9 +119,9 @@ class Asker:
         if (kept := await self._kept(key, request)) is not None:
             return kept
         if request.images and self.check is not None and not probing:
-            await self._reads_images(request, self.check)
-            if (kept := await self._kept(key, request)) is not None:  # the probe has asked it
-                return kept
+            answer = await self._reads_images(request, self.check) or await self._kept(key, request)
+            if answer is not None:
+                return answer
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[key] = future
         try:
@@ -143,27 +145,34 @@ class Asker:
         self.tally.stored(final)
         return answer_of(final, request)
 
-    async def _reads_images(self, request: Request, check: ImageCheck) -> None:
-        """Find out by the first request with pictures; all others that have some wait for it."""
+    async def _reads_images(self, request: Request, check: ImageCheck) -> Answer | None:
+        """Find out by the first request with pictures, whose answer is returned; all others that have some wait for it.
+        Where it got no replies that tell, those go on, and the next one finds out."""
 
-        async def probe() -> None:
+        async def probe() -> Answer | None:
+            if check.passed:
+                return None
+            pair = check.pair(request)
+            ended = await asyncio.gather(*(self.one(one, probing=True) for one in pair), return_exceptions=True)
+            for one in ended:
+                if isinstance(one, BaseException):
+                    raise one
+            answers = [one for one in ended if isinstance(one, Answer)]
+            check.decide(request, *(first_usage(self.store, one) for one in answers))
             if not check.passed:
-                pair = check.pair(request)
-                ended = await asyncio.gather(*(self.one(one, probing=True) for one in pair), return_exceptions=True)
-                for one in ended:
-                    if isinstance(one, BaseException):
-                        raise one
-                used = [first_usage(self.store, one) for one in ended if isinstance(one, Answer)]
-                check.decide(request, *used)
+                self._probe = None
+            return answers[0]
 
-        if self._probe is None:
-            self._probe = asyncio.ensure_future(probe())
-        await asyncio.shield(self._probe)
+        if self._probe is not None:
+            await asyncio.shield(self._probe)
+            return None
+        self._probe = asyncio.ensure_future(probe())
+        return await asyncio.shield(self._probe)
 
     async def _ask(self, request: Request, key: str, content: dict[str, Any]) -> Answer:
         described = {"id": request.id, "prompt": request.prompt, "license": request.license, **content}
         blank = Entry(key, Status.UNANSWERED, self.backend.model, described, license=self.backend.license)
-        paid = [entry for entry in self.store.entries(key) if entry.status is Status.UNUSABLE]
+        paid = [entry for entry in self.store.entries(key) if entry.status is Status.UNUSABLE and entry.kind != LOST]
         spent = sum((entry.usage for entry in paid), Usage())
         text, problem = _last(request, paid)
         tries = len(paid)
@@ -173,10 +182,13 @@ class Asker:
             try:
                 reply = await self.backend.complete(call)
             except NoReply as error:
+                spent += self._lost(blank, error.lost)
                 return self._keep(replace(blank, kind=error.kind, reason=str(error)), request, spent)
             except (Refused, BadRow) as error:
+                spent += self._lost(blank, error.lost if isinstance(error, Refused) else Usage())
                 entry = replace(blank, status=Status.REFUSED, kind=error.kind, reason=str(error))
                 return self._keep(entry, request, spent)
+            spent += self._lost(blank, reply.lost)
             value = self._seen_before(key, reply) or await self._unread(request, reply) or read_reply(request, reply)
             spent += reply.usage
             entry = replace(
@@ -194,8 +206,18 @@ class Asker:
 
     def _keep(self, entry: Entry, request: Request, spent: Usage) -> Answer:
         self.store.append(replace(entry, time=time.time()))
+        self._arriving.pop(entry.response_id or "", None)
         self.tally.kept(entry)
         return replace(answer_of(entry, request), usage=spent)
+
+    def _lost(self, blank: Entry, lost: Usage) -> Usage:
+        """What a call may have cost beside its reply, kept as an entry of its own."""
+        if lost != Usage():
+            reason = "what came first was no chat completion, and may have been charged"
+            entry = replace(blank, status=Status.UNUSABLE, kind=LOST, reason=reason, usage=lost, time=time.time())
+            self.store.append(entry)
+            self.tally.kept(entry)
+        return lost
 
     async def _unread(self, request: Request, reply: Completion) -> Problem | None:
         if self.check is None or not request.images:
@@ -205,8 +227,11 @@ class Asker:
 
     def _seen_before(self, key: str, reply: Completion) -> Problem | None:
         """A server or proxy that mixes up its replies gives one twice, under one id."""
-        owner = self.store.owner(reply.response_id) if reply.response_id else None
+        if not reply.response_id:
+            return None
+        owner = self.store.owner(reply.response_id) or self._arriving.get(reply.response_id)
         if owner is None:
+            self._arriving[reply.response_id] = key
             return None
         other = "this request" if owner == key else f"request {owner[:12]}"
         return Problem(
@@ -259,14 +284,17 @@ class _Run:
 
 def first_usage(store: Store, answer: Answer) -> Usage | None:
     """Of the first reply to a request: later tries may have longer prompts."""
-    return next((entry.usage for entry in store.entries(answer.key) if entry.usage.prompt_tokens), None)
+    silent = (Status.REFUSED, Status.UNANSWERED)
+    replies = (one for one in store.entries(answer.key) if one.status not in silent and one.kind != LOST)
+    return next((one.usage for one in replies), None)
 
 
 def answer_of(entry: Entry, request: Request) -> Answer:
     """A kept entry as the answer to `request`, with what was paid for this entry alone."""
     if entry.status is not Status.DONE:
         return Answer(request, entry.key, entry.status, entry.model, "", None, entry.kind, entry.reason, entry.usage)
-    value = read_reply(request, Completion(entry.text, entry.usage, entry.finish))
+    # Without its finish reason: what was taken for whole when it was paid for stays done.
+    value = read_reply(request, Completion(entry.text, entry.usage))
     if isinstance(value, Problem):
         raise DataError(f"entry {entry.key} of the store says {entry.text[:80]!r}, which is no answer: {value.reason}.")
     return Answer(

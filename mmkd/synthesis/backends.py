@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from mmkd.data.records import Turn
-from mmkd.synthesis.requests import Completion, Sampling
+from mmkd.synthesis.requests import Completion, Sampling, Usage
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Backend(Protocol):
     Attributes:
         model: its identity: answers are stored under it, so it changes whenever the weights do.
         license: of what it writes.
-        extra_body: what a server is told with each call beside the call itself; part of what an answer is known by.
+        extra_body: see `EndpointSection.beside`; empty for a model of this process.
         concurrency: calls that keep it busy.
     """
 
@@ -51,19 +51,27 @@ class Backend(Protocol):
 
 
 class NoReply(Exception):
-    """Nothing usable came back, and nothing is known to have been paid: asked again by the next run."""
+    """Nothing usable came back: asked again by the next run.
+
+    Attributes:
+        lost: see `Completion`.
+    """
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)
-        self.kind = kind
+        self.kind, self.lost = kind, Usage()
 
 
 class Refused(Exception):
-    """The back end does not take this call: too long, a broken image, a field that it does not know."""
+    """The back end does not take this call: too long, a broken image, a field that it does not know.
+
+    Attributes:
+        lost: see `Completion`.
+    """
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)
-        self.kind = kind
+        self.kind, self.lost = kind, Usage()
 
 
 def with_images_first(turns: Sequence[Turn], images: int) -> list[tuple[Turn, int]]:

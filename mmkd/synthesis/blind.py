@@ -29,8 +29,8 @@ def answered_blind(
 
     A question is answered blind where all of its tries are right. With one try a guess would do: half of all questions
     for yes or no would go. A model that always says yes still takes those whose answer is yes, so look at the answers'
-    balance in the data card. An empty reply is a wrong one. Where a reply is missing or refused, and none of the others
-    is wrong, nothing is known.
+    balance in the data card. An empty reply is a wrong one. Where a reply is missing, refused or cut off before it said
+    a word, and none of the others is wrong, nothing is known.
 
     Args:
         requests: without images, each called NAME#NUMBER; answers: the right one of each question, by name.

@@ -6,16 +6,26 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)  # fmt: skip
 
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.errors import ConfigError
-from mmkd.synthesis.backends import Call, NoReply
+from mmkd.synthesis.backends import Call, NoReply, Refused
 from mmkd.synthesis.messages import to_messages, with_schema
 from mmkd.synthesis.paid import Paid
 from mmkd.synthesis.requests import Completion, ScoredToken, Usage
+from mmkd.synthesis.schemas import strict
 
 try:
     import httpx2  # openai's own HTTP library
@@ -36,9 +46,29 @@ GRAMMAR_FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {  # beside OpenAI'
 }
 
 
+def _or_none(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """A good answer is not bought again for what is wrong beside it."""
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+class _Part(BaseModel):
+    type: str
+    text: str | None = None
+
+
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[_Part] | None = None
     refusal: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Parts that are no text are a model's thoughts, or its sources."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content if part.type == "text")
+        return self.content or ""
 
 
 class _LogProbs(BaseModel):
@@ -50,19 +80,33 @@ class _Choice(BaseModel):
     logprobs: _LogProbs | None = None
     finish_reason: str | None = None
 
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _as_asked(cls, value: Any, info: ValidationInfo) -> Any:
+        return value if info.context else None  # whether they were asked for; some servers send some all the same
+
 
 class _Usage(BaseModel):
     prompt_tokens: int = Field(ge=0, le=MOST_TOKENS)
-    completion_tokens: int = Field(0, ge=0, le=MOST_TOKENS)
+    completion_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
 
 
-class _Reply(BaseModel):
+class _Charged(BaseModel):
+    """What can be read of a reply that is no chat completion."""
+
+    usage: Annotated[_Usage | None, WrapValidator(_or_none)] = None
+
+
+class _Reply(_Charged):
     """The part of a chat completion that is read."""
 
     choices: list[_Choice] = Field(min_length=1, max_length=1)
-    id: str | None = None
-    model: str | None = None
-    usage: _Usage | None = None
+    id: Annotated[str | None, WrapValidator(_or_none)] = None
+    model: Annotated[str | None, WrapValidator(_or_none)] = None
+
+
+class _TooLong(ValueError):
+    pass
 
 
 class Endpoint:
@@ -70,20 +114,24 @@ class Endpoint:
 
     A call goes out within budget and rates; a 429, a 5xx, a cut or slow connection and a reply that is no chat
     completion send it again, with growing, jittered waits, no sooner than the server's Retry-After, until retry_seconds
-    have passed. A 4xx that speaks of this call refuses it; one that speaks of every call (key, model, path) stops the
-    run. Of several servers, each try goes to the one with the fewest calls on their way, and one that failed is left
-    alone for a while.
+    have passed or MOST_MISSHAPEN replies were JSON of a wrong shape. Tries whose reply is no chat completion may have
+    been charged: they count by the usage that it states, else at the most that the call can use. A 4xx that speaks of
+    this call refuses it; one that speaks of every call (key, model, path) stops the run. Of several servers, each try
+    goes to the one with the fewest calls on their way, and one that failed is left alone for a while. A 403 speaks of
+    every call until one was answered; then of this one, whose words a router's moderation did not like.
 
     Args:
         paid: what this model was paid before, for the budget; others may share it.
+        answered: whether an earlier run got answers from it.
 
     Raises: ConfigError where the key's environment variable is not set.
     """
 
-    def __init__(self, section: EndpointSection, paid: Paid | None = None):
+    def __init__(self, section: EndpointSection, paid: Paid | None = None, answered: bool = False):
         self.section, self.model, self.license = section, section.model, section.license
-        self.extra_body = section.extra_body
+        self.extra_body = section.beside
         self.concurrency = section.concurrency * (1 + len(section.replicas))
+        self._answered = answered
         self.sent = 0  # HTTP requests, retries included
         self._budget, self._rates = Budget(section.budget, paid or Paid()), Rates(section)
         self._server_forms = section.structured != "validate"
@@ -91,13 +139,16 @@ class Endpoint:
         self._servers = servers_of(section, _key(section.api_key_env))
 
     async def complete(self, call: Call) -> Completion:
-        most = self._most(call)
+        most, lost = self._most(call), list[Usage]()
         await self._budget.reserve(most)
         used = Usage()
         try:
-            completion = await self._retrying(call, most)
+            completion = await self._retrying(call, most, lost)
             used = completion.usage
-            return completion
+            return replace(completion, lost=sum(lost, Usage()))
+        except (NoReply, Refused) as error:
+            error.lost = sum(lost, Usage())
+            raise
         finally:
             self._budget.settle(most, used)
 
@@ -105,37 +156,49 @@ class Endpoint:
         for server in self._servers:
             await server.client.close()
 
-    async def _retrying(self, call: Call, most: Usage) -> Completion:
+    async def _retrying(self, call: Call, most: Usage, lost: list[Usage]) -> Completion:
         messages = await asyncio.to_thread(to_messages, call.turns, call.images)  # decoding and base64 take their time
         clock = Clock()
+        tries = retried(self.section.retry_seconds, self._random, clock)
         try:
-            async for attempt in retried(self.section.retry_seconds, self._random, clock):
+            async for attempt in tries:
                 with attempt:
                     server = min(self._servers, key=Server.burden)
                     with server.called():
                         await server.pause.over()
                         with clock.stopped():
                             await self._rates.wait(most)
-                        return await self._once(server, call, messages, most)
+                        return await self._once(server, call, messages, most, lost)
         except Trouble as trouble:
-            raise NoReply(trouble.kind, f"{trouble} (sent again for {self.section.retry_seconds:.0f} s)") from trouble
+            how = f"tries: {tries.statistics['attempt_number']}; retry_seconds: {self.section.retry_seconds:g}"
+            raise NoReply(trouble.kind, f"{trouble} ({how})") from trouble
         raise AssertionError("tenacity ends with a return or an exception")
 
-    async def _once(self, server: Server, call: Call, messages: list[dict[str, Any]], most: Usage) -> Completion:
+    async def _once(
+        self, server: Server, call: Call, messages: list[dict[str, Any]], most: Usage, lost: list[Usage]
+    ) -> Completion:
         self.sent += 1
-        forms = self._server_forms
+        forms, body = self._server_forms, b""
         try:
             async with asyncio.timeout(self.section.timeout):
                 # With the schema in its prompt it is another call: a server may answer one of a known name as before.
                 stated = call.schema is not None and not forms and self.section.structured == "auto"
                 name = f"{call.id}-stated" if stated else call.id
                 body = await self._body(server, name, self._arguments(call, messages, forms))
-            return self._completion(_Reply.model_validate_json(body), most)
+            reply = _Reply.model_validate_json(body, context=call.sampling.log_probs)
+            self._answered = True
+            return self._completion(reply, most)
         except openai.APIStatusError as error:
             if call.schema and forms and self.section.structured == "auto" and _no_forms(error):
                 self._server_forms = False  # the schema is stated in the prompt from now on
-                return await self._once(server, call, messages, most)
-            raise server.told(error) from error
+                return await self._once(server, call, messages, most, lost)
+            raise server.told(error, self._answered) from error
+        except (ValidationError, _TooLong, httpx2.DecodingError) as error:
+            lost.append(self._of_broken(body, most))
+            trouble = server.told(error)
+            if not self._budget.lose(lost[-1]):
+                raise NoReply("broken reply", f"{trouble}; the budget does not cover another try") from error
+            raise trouble from error
         except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError) as error:  # pydantic's is a ValueError
             raise server.told(error) from error
 
@@ -147,11 +210,11 @@ class Endpoint:
             async for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MOST_REPLY:
-                    raise ValueError(f"a reply of more than {MOST_REPLY:,} bytes")
+                    raise _TooLong(f"a reply of more than {MOST_REPLY:,} bytes")
         return bytes(body)
 
     def _arguments(self, call: Call, messages: list[dict[str, Any]], forms: bool) -> dict[str, Any]:
-        sampling, extra = call.sampling, dict(self.extra_body)
+        sampling, extra = call.sampling, dict(self.section.extra_body)
         arguments: dict[str, Any] = {
             "model": self.section.model,
             "messages": messages if forms or call.schema is None else with_schema(messages, call.schema),
@@ -159,6 +222,8 @@ class Endpoint:
             self.section.token_field: sampling.max_tokens,
             "seed": sampling.seed,
         }
+        for name in self.section.omit:
+            arguments.pop(name, None)
         if sampling.log_probs:
             arguments |= {"logprobs": True, "top_logprobs": sampling.log_probs}
         if sampling.top_p != 1:
@@ -171,30 +236,41 @@ class Endpoint:
                 )
             extra |= GRAMMAR_FIELDS[self.section.grammar](sampling.grammar)
         if call.schema is not None and forms:
-            form = {"name": call.schema.__name__, "schema": call.schema.model_json_schema(), "strict": True}
+            form = {"name": call.schema.__name__, "schema": strict(call.schema.model_json_schema()), "strict": True}
             arguments["response_format"] = {"type": "json_schema", "json_schema": form}
         if extra:
             arguments["extra_body"] = extra
         return arguments
 
     def _completion(self, reply: _Reply, most: Usage) -> Completion:
-        choice, used = reply.choices[0], reply.usage
-        usage = (
-            priced(self.section.price, used.prompt_tokens, used.completion_tokens)
-            if used
-            else Usage(most.prompt_tokens, most.answer_tokens, most.cost, estimated=True)
-        )
-        if choice.message.refusal and not choice.message.content:
+        choice, usage = reply.choices[0], self._used(reply.usage, most)
+        if choice.message.refusal and not choice.message.text:
             return Completion(choice.message.refusal, usage, "refusal", self._id(reply), reply.model)
         scored = choice.logprobs.content if choice.logprobs else None
         return Completion(
-            choice.message.content or "",
+            choice.message.text,
             usage,
             choice.finish_reason or "stop",
             self._id(reply),
             reply.model,
             tuple(scored) if scored is not None else None,
         )
+
+    def _used(self, told: _Usage | None, most: Usage) -> Usage:
+        """What a reply was charged at, by its own word; what it does not tell, at the most that it can be. No prompt
+        has 0 tokens: some servers say so of a count that they do not keep."""
+        if told is None or not told.prompt_tokens:
+            return replace(most, estimated=True)
+        if told.completion_tokens is None:
+            return priced(self.section.price, told.prompt_tokens, most.answer_tokens, estimated=True)
+        return priced(self.section.price, told.prompt_tokens, told.completion_tokens)
+
+    def _of_broken(self, body: bytes, most: Usage) -> Usage:
+        """What a reply that is no chat completion was charged at."""
+        try:
+            return self._used(_Charged.model_validate_json(body).usage, most)
+        except ValidationError:
+            return self._used(None, most)
 
     def _id(self, reply: _Reply) -> str | None:
         return (reply.id or None) if self.section.unique_ids else None

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTok
 
 from mmkd.errors import ConfigError
 from mmkd.synthesis.backends import Call
+from mmkd.synthesis.schemas import closed
 
 # Between tokens one space at most: a model that may write any number of blanks can write them for ever.
 JSON_LAYOUT = {"whitespace_pattern": r" ?", "whitespace_flexible": True}
@@ -93,17 +94,6 @@ class Constraint:
         except ImportError as error:
             raise ConfigError('answers that follow a grammar need llguidance: pip install "mmkd[data]"') from error
         return llguidance
-
-
-def closed(schema: Any) -> Any:
-    """A JSON schema whose objects have no fields but those that it names: pydantic would ignore others, and a model
-    could go on adding them."""
-    if isinstance(schema, list):
-        return [closed(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inside = {name: closed(value) for name, value in schema.items()}
-    return {"additionalProperties": False} | inside if isinstance(schema.get("properties"), dict) else inside
 
 
 class GrammarRows(LogitsProcessor):

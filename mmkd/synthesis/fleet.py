@@ -121,7 +121,7 @@ class Fleet(Asker):
         endpoint = self.section.endpoint
         if endpoint is not None:
             concurrency = endpoint.concurrency * (1 + len(endpoint.replicas))
-            return Elsewhere(endpoint.model, endpoint.license, concurrency, endpoint.extra_body)
+            return Elsewhere(endpoint.model, endpoint.license, concurrency, endpoint.beside)
         orders = Orders(self.section, self.reasks, os.getcwd(), self.store.folder.resolve())
         task = ray.remote(num_cpus=self.fleet.cpus, num_gpus=self.fleet.gpus, max_calls=1)(_known)
         found = ray.get(task.remote(orders))
@@ -160,7 +160,8 @@ class Fleet(Asker):
             yield answer
 
     def _look(self, request: Request) -> None:
-        """Find out by the first request with pictures whether the server reads them."""
+        """Find out by the first request with pictures whether the server reads them. Where it got no replies that tell,
+        workers find out by theirs."""
         self._looked = True
         if self.check is not None and not self.check.passed:
             pair = self.check.pair(request)
@@ -188,7 +189,9 @@ class Fleet(Asker):
         if section.endpoint is not None:
             part = parted(section.endpoint, self.fleet.workers, self._paid.spent, total)
             section = section.model_copy(update={"endpoint": part})
-        return Orders(section, self.reasks, os.getcwd(), self.store.folder.resolve(), self.backend.model)
+        model = self.backend.model
+        home, folder = os.getcwd(), self.store.folder.resolve()
+        return Orders(section, self.reasks, home, folder, model, self.store.answered(model))
 
     def _put(self, requests: Sequence[tuple[str, Request]]) -> Any:
         """A block of one row, in Ray's object store."""

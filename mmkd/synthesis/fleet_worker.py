@@ -64,6 +64,7 @@ class Orders:
     Attributes:
         section: the model, its rates and budget those of one worker and one request.
         model: its identity, as the process that starts the workers knows it; None where it is to be found out.
+        answered: see `Endpoint`.
         home: the working directory in which relative paths are meant.
         folder: of the store that the shards go into.
     """
@@ -73,6 +74,7 @@ class Orders:
     home: str
     folder: Path
     model: str | None = None
+    answered: bool = False
 
 
 class Worker:
@@ -120,10 +122,9 @@ class Worker:
             raise
 
     def _check(self) -> ImageCheck | None:
-        """By what the process that starts the workers found out; None where its probe told nothing."""
+        """By what the process that starts the workers found out, or another worker; else this one finds out."""
         endpoint = self.orders.section.endpoint
-        check = ImageCheck(endpoint, self.orders.folder) if endpoint is not None and endpoint.check_images else None
-        return check if check is not None and check.passed else None
+        return ImageCheck(endpoint, self.orders.folder) if endpoint is not None and endpoint.check_images else None
 
     def _begin(self, batch: Batch) -> DataError | None:
         """Note that the batch was begun; what is wrong where too many workers ended at the same place of it. Ray
@@ -179,4 +180,5 @@ class Worker:
         }
         # What the shard paid on a worker that died counts; what was paid before it was made does not.
         paid = sum((entry.usage for entry in store.entries() if entry not in batch.paid), Usage())
-        return Endpoint(section.model_copy(update={"budget": budget.model_copy(update=part)}), Paid(paid))
+        section = section.model_copy(update={"budget": budget.model_copy(update=part)})
+        return Endpoint(section, Paid(paid), self.orders.answered)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
+from filelock import FileLock
 from PIL import Image
 
 from mmkd.config.endpoint_schema import EndpointSection
@@ -39,9 +40,9 @@ class Probe:
 class ImageCheck:
     """By the prompt tokens that a server counts. An Asker has one, and so sees to it for whoever asks with pictures.
 
-    The first request with pictures is asked with and without them; what that told is written down in the folder of the
-    store, for this server and model. Every reply is held against it: one to a prompt too short for its pictures is no
-    answer.
+    The first request with pictures is asked with and without them, and the next one where that got no replies. What
+    that told is written down in the folder of the store, for this server and model. Every reply is held against it: one
+    to a prompt too short for its pictures is no answer.
     """
 
     def __init__(self, section: EndpointSection, folder: Path):
@@ -67,8 +68,8 @@ class ImageCheck:
         """
         if seen is None or blind is None:
             return
-        if seen.estimated or blind.estimated:
-            raise ConfigError(f"{self.section.url} does not say how many tokens a prompt has. {OFF}")
+        if any(used.estimated or not used.prompt_tokens for used in (seen, blind)):
+            raise ConfigError(f"{self.section.url} does not say how many tokens prompt and answer have. {OFF}")
         pictures = len(request.images)
         more = seen.prompt_tokens - blind.prompt_tokens
         if more < pictures:
@@ -78,7 +79,8 @@ class ImageCheck:
             )
         pixels = max(sum(map(_pixels, request.images)) / pictures, 1.0)
         self.probe = Probe(*self._who(), more // pictures, pixels, blind.prompt_tokens, max(_text_bytes(request), 1))
-        write_whole(self.file, [json.dumps(asdict(self.probe)), "\n"])
+        with FileLock(self.file.with_suffix(".lock")):  # workers of a fleet may find out at once
+            write_whole(self.file, [json.dumps(asdict(self.probe)), "\n"])
 
     def unread(self, request: Request, usage: Usage) -> str | None:
         """Why its pictures cannot have been read for this reply: the prompt had fewer than `least` tokens."""

@@ -22,7 +22,7 @@ from mmkd.config.judge_schema import JudgeConfig
 from mmkd.data.on_disk import ById
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Provenance, Record, Turn
-from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.rejected import BadRow, RejectedLog, mend_or_drop
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.cards import write_card
@@ -169,7 +169,7 @@ class _Asked:
 def _fresh_log(out: Path) -> RejectedLog:
     out.mkdir(parents=True, exist_ok=True)
     (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run
-    return RejectedLog(out / "rejected.jsonl")
+    return RejectedLog(out / "rejected.jsonl", mend_or_drop("data"))
 
 
 class _Rows:

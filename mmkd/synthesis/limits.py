@@ -37,6 +37,12 @@ class Budget:
             while not self._reserved(most):
                 await asyncio.sleep(LOOK_AGAIN)  # who gives back may run in another loop
 
+    def lose(self, used: Usage) -> bool:
+        """Count what a call that goes on may have cost so far; whether it may be sent again."""
+        with self.paid.lock:
+            self.paid.spent += used
+            return self._covers(Usage())
+
     def settle(self, most: Usage, used: Usage) -> None:
         paid = self.paid
         with paid.lock:

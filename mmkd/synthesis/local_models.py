@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mmkd.chat_marks import chat_marks, without_marks
 from mmkd.config.synthesis_schema import LanguageModelSection, VlmSection
 from mmkd.contracts import Spec, adapter
 from mmkd.data.images import read_image
@@ -30,12 +31,13 @@ def language_model(section: LanguageModelSection) -> LocalModel:
     ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    marks = chat_marks(tokenizer)
     most = getattr(model.config, "max_position_embeddings", None) or 1 << 30
 
     def prepare(call: Call) -> tuple[Inputs, int]:
         if call.images:
             raise DataError(f"{section.source} reads text; this request has {len(call.images)} images.")
-        text = _text(_messages(call), tokenizer)
+        text = _text(without_marks(_messages(call), marks), tokenizer)
         batch = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
         inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
         length = inputs["input_ids"].shape[1]

@@ -15,21 +15,21 @@ from mmkd.synthesis.shards import merge_left
 from mmkd.synthesis.store import Store
 
 
-def open_backend(section: ModelSection, paid: Paid) -> Backend:
-    """The model, with what it was paid before counted against its budget.
+def open_backend(section: ModelSection, paid: Paid, answered: bool) -> Backend:
+    """The model, with what it was paid before counted against its budget; see `Endpoint`.
 
     Raises: ConfigError, AssetError where it cannot be loaded or asked.
     """
     if section.endpoint is not None:
         from mmkd.synthesis.client import Endpoint
 
-        return Endpoint(section.endpoint, paid)
+        return Endpoint(section.endpoint, paid, answered)
     return open_local(section)
 
 
 def open_asker(
     section: ModelSection,
-    folder: str | Path,
+    folder: str | Path | Store,
     reasks: int = 2,
     all_replied: bool = False,
     shared_budget: bool = False,
@@ -38,6 +38,7 @@ def open_asker(
     """An Asker that keeps its answers in `folder`, here or through a fleet; close it, or use it in a `with`.
 
     Args:
+        folder: or its store, which the asker closes; see `Store.again`.
         all_replied: see `Asker`.
         shared_budget: of a job whose stores lie side by side and are open one at a time: what the others paid a model
             of this name counts against the budget, too.
@@ -45,7 +46,7 @@ def open_asker(
 
     Raises: as `open_backend`; DataError where another process writes one of the stores.
     """
-    store = Store(folder)
+    store = folder if isinstance(folder, Store) else Store(folder)
     try:
         merge_left(store)
         endpoint, paid = section.endpoint, Paid()
@@ -56,7 +57,9 @@ def open_asker(
             paid = Paid(store.spent(endpoint.model) + beside)
         check = ImageCheck(endpoint, store.folder) if endpoint is not None and endpoint.check_images else None
         if section.fleet is None:
-            return Asker(open_backend(section, paid), store, reasks, all_replied=all_replied, check=check)
+            answered = endpoint is not None and store.answered(endpoint.model)
+            backend = open_backend(section, paid, answered)
+            return Asker(backend, store, reasks, all_replied=all_replied, check=check)
         from mmkd.synthesis.fleet import Fleet
 
         return Fleet(section, section.fleet, store, reasks, all_replied=all_replied, paid=paid, check=check)

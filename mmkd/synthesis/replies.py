@@ -11,9 +11,12 @@ from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Completion, Request, Sampling
 from mmkd.synthesis.visible import visible
 
-EMPTY = "empty reply"
+EMPTY, CUT_OFF = "empty reply", "cut off"
 FENCES = ("```", "```json")
-BROKEN_OFF = ("abort", "error")  # finish reasons of servers that stopped in the middle of a reply
+# Finish reasons, in small letters. Any other, a server's own abort or a call of a tool, leaves a reply without its end.
+WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
+AT_LIMIT = ("length", "model_length", "max_tokens")
+WITHHELD = ("refusal", "content_filter")
 MOST_QUOTED = 2000  # letters of a wrong reply that are shown to the model again
 MOST_NAMED = 200  # letters of the name of a field that is wrong
 
@@ -35,15 +38,19 @@ class Problem:
 
 def read_reply(request: Request, reply: Completion) -> BaseModel | Problem | None:
     """The value of a JSON answer, None for a good free text, or a Problem."""
-    if reply.finish == "refusal" or reply.finish == "content_filter":
+    finish = reply.finish.lower()
+    if finish in WITHHELD:
         return Problem("refused by the model", visible(reply.text[:300]) or "filtered", final=True)
-    if reply.finish in BROKEN_OFF:
-        return Problem("broken off", f"the server ended the reply before its end, finish reason {reply.finish}")
-    if not reply.text.strip():
-        return Problem(EMPTY, f"no text, finish reason {reply.finish}")
-    if reply.finish == "length" and not (request.may_be_cut and request.schema is None):
-        reason = f"the reply ran into max_tokens {request.sampling.max_tokens}; raise it, or allow it with may_be_cut"
-        return Problem("cut off", reason, final=request.sampling.temperature == 0)  # which would say the same again
+    if finish not in WHOLE + AT_LIMIT:
+        named = visible(reply.finish[:80])
+        return Problem("broken off", f"the server ended the reply before its end, finish reason {named}")
+    said = bool(reply.text.strip())
+    if finish in AT_LIMIT and not (said and request.may_be_cut and request.schema is None):
+        way_out = "; raise it, or allow it with may_be_cut" if said else " before it said a word; raise it"
+        reason = f"the reply ran into max_tokens {request.sampling.max_tokens}{way_out}"
+        return Problem(CUT_OFF, reason, final=request.sampling.temperature == 0)  # which would say the same again
+    if not said:
+        return Problem(EMPTY, f"no text, finish reason {finish}")
     if request.schema is None:
         return None
     try:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from mmkd.data.images import read_image
 from mmkd.data.records import Turn
@@ -49,7 +49,9 @@ class TokenScore(BaseModel):
 class ScoredToken(TokenScore):
     """A token of an answer, and the likeliest at its place."""
 
-    top_logprobs: list[TokenScore] = Field(default_factory=list, max_length=1000)
+    top_logprobs: Annotated[list[TokenScore], BeforeValidator(lambda told: told or [])] = Field(  # null for none
+        default_factory=list, max_length=1000
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Completion:
         response_id: the endpoint's name for it; two requests never share one.
         served_by: the model that the endpoint says it used.
         tokens: of the text with their log-probabilities, where the endpoint gives them.
+        lost: what replies to the same call may have cost that came before and were no chat completions.
     """
 
     text: str
@@ -143,6 +146,7 @@ class Completion:
     response_id: str | None = None
     served_by: str | None = None
     tokens: tuple[ScoredToken, ...] | None = None
+    lost: Usage = field(default_factory=Usage)
 
 
 class Status(StrEnum):
@@ -150,7 +154,7 @@ class Status(StrEnum):
 
     DONE = "done"
     REJECTED = "rejected"  # paid for as often as allowed, and no answer; never asked again
-    UNUSABLE = "unusable"  # one reply that was paid for and is no answer; the key is asked again
+    UNUSABLE = "unusable"  # what was paid for and is no answer; the key is asked again
     REFUSED = "refused"  # the back end did not take it, nothing was paid; the next run tries again
     UNANSWERED = "unanswered"  # nothing came back, nothing was paid; the next run asks again
 

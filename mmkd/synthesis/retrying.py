@@ -20,6 +20,7 @@ from mmkd.synthesis.visible import visible
 
 LONGEST_WAIT = 60.0  # seconds between two tries of a call
 LONGEST_RETRY_AFTER = 300.0  # what a server may ask for
+MOST_MISSHAPEN = 3  # whole replies to a call that are JSON and no chat completion
 PASSING = {408, 409, 425, 429}
 OF_ALL_CALLS = {401, 402, 403, 404, 405, 407, 410}
 
@@ -35,6 +36,10 @@ class Trouble(Exception):
     def __init__(self, kind: str, reason: str, retry_after: float = 0.0):
         super().__init__(reason)
         self.kind, self.retry_after = kind, retry_after
+
+
+class Misshapen(Trouble):
+    """A whole reply that is JSON and no chat completion, which no waiting mends."""
 
 
 @dataclass
@@ -53,7 +58,9 @@ class Clock:
 
 
 def retried(seconds: float, source: random.Random, clock: Clock) -> tenacity.AsyncRetrying:
-    """Tries of one call, further and further apart, until `seconds` have passed while the clock was not stopped."""
+    """Tries of one call, further and further apart, until `seconds` have passed while the clock was not stopped, or
+    MOST_MISSHAPEN replies have come."""
+    misshapen = 0
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -62,7 +69,12 @@ def retried(seconds: float, source: random.Random, clock: Clock) -> tenacity.Asy
         return jittered + (error.retry_after if isinstance(error, Trouble) else 0.0)
 
     def over(state: tenacity.RetryCallState) -> bool:
-        return (state.seconds_since_start or 0.0) - clock.waited + state.upcoming_sleep >= seconds
+        nonlocal misshapen
+        misshapen += state.outcome is not None and isinstance(state.outcome.exception(), Misshapen)
+        return (
+            misshapen == MOST_MISSHAPEN
+            or (state.seconds_since_start or 0.0) - clock.waited + state.upcoming_sleep >= seconds
+        )
 
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(Trouble),
@@ -72,28 +84,35 @@ def retried(seconds: float, source: random.Random, clock: Clock) -> tenacity.Asy
     )
 
 
-def trouble_of(error: Exception, section: EndpointSection) -> Exception:
-    """Trouble, Refused, or ConfigError, with what the server said."""
+def trouble_of(error: Exception, section: EndpointSection, answered: bool = False) -> Exception:
+    """Trouble, Refused, or ConfigError, with what the server said.
+
+    Args:
+        answered: it has answered another call, so a 403 speaks of this one: routers give it to what they moderate.
+    """
     if isinstance(error, (TimeoutError, openai.APITimeoutError)):
         return Trouble("timeout", f"{section.url}: no whole reply within {section.timeout:g} s")
     if isinstance(error, openai.APIStatusError):
-        return _of_status(error, section)
+        return _of_status(error, section, answered)
     if isinstance(error, openai.APIConnectionError):
         return Trouble("connection", f"{section.url}: {error.__cause__ or error}")
     if isinstance(error, ValidationError):
-        first = error.errors(include_input=False, include_url=False)[0]
+        first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the reply"
-        return Trouble("broken reply", f"no chat completion: {place}: {first['msg']}")
+        told = f"no chat completion: {place}: {first['msg']}"
+        if isinstance(first["input"], dict) and (why := first["input"].get("error")):
+            return Trouble("broken reply", f"{told}; it says {visible(str(why)[:300])}")  # of a router, with a 200
+        return (Trouble if first["type"] == "json_invalid" else Misshapen)("broken reply", told)
     return Trouble("broken reply", f"{type(error).__name__}: {error}")
 
 
-def _of_status(error: openai.APIStatusError, section: EndpointSection) -> Exception:
+def _of_status(error: openai.APIStatusError, section: EndpointSection, answered: bool) -> Exception:
     status = error.status_code
     said = f"HTTP {status}: {visible(str(error)[:300])}"
     if status in PASSING or status >= 500:
         kind = "rate limit" if status == 429 else f"HTTP {status}"
         return Trouble(kind, f"{section.url}: {said}", _seconds(error.response.headers.get("retry-after")))
-    if status in OF_ALL_CALLS or status < 400:
+    if (status in OF_ALL_CALLS and not (status == 403 and answered)) or status < 400:
         return ConfigError(
             f"{section.url} does not answer for model {section.model!r}: {said}. Check url, model and api_key_env."
         )

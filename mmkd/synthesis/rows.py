@@ -48,8 +48,11 @@ def open_rows(sections: Sequence[SourceSection]) -> Chained:
     return Chained(sources)
 
 
-def usable(records: Sequence[Record], log: RejectedLog, source: str) -> list[int]:
+def usable(records: Sequence[Record], log: RejectedLog, source: str, with_pictures: bool = False) -> list[int]:
     """Indices of the rows that can be read, their pictures included; the others are written to the log.
+
+    Args:
+        with_pictures: whether a row without one is of no use.
 
     Raises: DataError once more than 10 % of at least 50 rows were bad, or where none is left.
     """
@@ -58,7 +61,7 @@ def usable(records: Sequence[Record], log: RejectedLog, source: str) -> list[int
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding lets other threads run
         for start in range(0, len(records), AT_ONCE):
             for index, name, problem in _looked_at(
-                records, range(start, min(start + AT_ONCE, len(records))), seen, pool
+                records, range(start, min(start + AT_ONCE, len(records))), seen, pool, with_pictures
             ):
                 if problem is None:
                     log.good()
@@ -71,7 +74,7 @@ def usable(records: Sequence[Record], log: RejectedLog, source: str) -> list[int
 
 
 def _looked_at(
-    records: Sequence[Record], indices: range, seen: set[str], pool: ThreadPoolExecutor
+    records: Sequence[Record], indices: range, seen: set[str], pool: ThreadPoolExecutor, with_pictures: bool
 ) -> Iterator[tuple[int, str, BadRow | None]]:
     """(index, id, what is wrong) of each row, in order."""
     rows: list[tuple[int, Record | BadRow]] = []
@@ -80,6 +83,8 @@ def _looked_at(
         try:
             record = records[index]
             _require_text(record)
+            if with_pictures and not record.images:
+                raise BadRow("it has no picture; what is asked here is asked about one.", "no picture")
         except BadRow as error:
             rows.append((index, error))
             continue

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-# Of an endpoint. Where it is served, how fast, and what may be spent there makes no other answers.
+# Of an endpoint. Where it is served, how fast, and what may be spent there makes no other answers; nor does `omit`, by
+# which a server answers that refused before: its answers are known by it.
 MAKES_ANSWERS = ("model", "extra_body")
 
 

@@ -10,12 +10,13 @@ from rich.table import Table
 
 from mmkd.config.load import check_options
 from mmkd.config.synthesis_schema import SelectConfig
-from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.rejected import BadRow, RejectedLog, mend_or_drop
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.rows import open_rows, usable
 from mmkd.synthesis.selection import Rows
 from mmkd.synthesis.selection.registry import selector
+from mmkd.synthesis.visible import in_table
 
 
 def select_records(config: SelectConfig) -> Path:
@@ -33,7 +34,7 @@ def select_records(config: SelectConfig) -> Path:
     records, out = open_rows(config.data), Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier selection
-    log = RejectedLog(out / "rejected.jsonl")
+    log = RejectedLog(out / "rejected.jsonl", mend_or_drop("data"))
     kept = usable(records, log, "data")
     table = Table("selector", "rows", "kept", title=f"{len(records):,} rows", title_justify="left")
     table.add_row("readable", f"{len(records):,}", f"{len(kept):,}")
@@ -59,5 +60,5 @@ def select_records(config: SelectConfig) -> Path:
 def _by_task(before: Counter[str], after: Counter[str]) -> Table:
     table = Table("task", "rows", "kept")
     for task, count in before.most_common(20):
-        table.add_row(task or "(none)", f"{count:,}", f"{after[task]:,}")
+        table.add_row(in_table(task) or "(none)", f"{count:,}", f"{after[task]:,}")
     return table

@@ -20,6 +20,7 @@ from mmkd.data.teacher_side import answer_runs
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.answering import Relabel, ask_all, questions
+from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.requests import Answer, Sampling, Status
 from mmkd.synthesis.rows import open_rows, usable
@@ -35,7 +36,8 @@ AT = "data.mixture"
 
 def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) -> None:
     """Fill `teacher.store` from `teacher.endpoint`, and write the records with the endpoint's answers to
-    STORE/records.jsonl: log-probabilities are of what the endpoint says itself, so a student trains on those.
+    STORE/records.jsonl, with a data card: log-probabilities are of what the endpoint says itself, so a student trains
+    on those.
 
     Every reply is kept in STORE/answers before it is used, so a kill loses none and none is paid for twice.
 
@@ -76,6 +78,9 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
         ask_all(relabel, records, good)
         served = Served(relabel, mapping, Collator(student, config.data.max_length), settings, log)
         write_jsonl(folder / "records.jsonl", served.fill(folder, records, set(good), manifest))
+    facts = {"model": endpoint.model, "sampling": f"the likeliest token, at most {sampling.max_tokens} of them"}
+    facts["rows without a reply yet"] = f"{served.pending:,} of {manifest.rows:,}"
+    write_card(folder, "the questions of records, answered by the model whose log-probabilities are kept here", facts)
     _say(say, folder, served, manifest)
 
 
@@ -90,13 +95,13 @@ def require_log_probs(
     none = f"{endpoint.url} gives no log-probs of {endpoint.model!r}"
     if answer.status is Status.REFUSED and "logprob" in answer.reason:
         raise ConfigError(
-            f"{none} ({answer.reason}). Serve it with vLLM, SGLang or llama.cpp, lower teacher.k, or train on its "
-            "answers alone (mmkd answer)."
+            f"{none} ({answer.reason}). Serve it with mmkd serve, vLLM, SGLang or llama.cpp, lower teacher.k, or "
+            "train on its answers alone (mmkd answer)."
         )
     if answer.done and not answer.tokens:
         raise ConfigError(
-            f"{none}: the reply has none, though they were asked for. Serve it with vLLM, SGLang or llama.cpp, or "
-            "train on its answers alone (mmkd answer)."
+            f"{none}: the reply has none, though they were asked for. Serve it with mmkd serve, vLLM, SGLang or "
+            "llama.cpp, or train on its answers alone (mmkd answer)."
         )
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
+import httpx2
 import openai
 
 from mmkd.config.endpoint_schema import EndpointSection
+from mmkd.errors import ConfigError
 from mmkd.synthesis.limits import Pause
 from mmkd.synthesis.retrying import Trouble, trouble_of
+from mmkd.synthesis.visible import visible
 
+MOST_ERROR = 64 * 2**10  # bytes of a reply that is an error; the client would take in any number
 LONGEST_AVOIDED = 60.0  # seconds that a server which keeps failing gets no call, where there is another
 
 
@@ -21,19 +25,26 @@ class Server:
     Attributes:
         section: the endpoint's, with this address.
         calls: on their way.
+
+    Raises: ConfigError for what is no address.
     """
 
     def __init__(self, section: EndpointSection, key: str):
         self.section, self.pause, self.calls = section, Pause(), 0
         self._failures, self._avoided_until = 0, 0.0
-        self.client = openai.AsyncOpenAI(
-            base_url=section.url,
-            api_key=key,
-            max_retries=0,
-            timeout=section.timeout,
-            # A redirect would carry the key and the images to another host.
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=section.timeout),
-        )
+        try:
+            self.client = openai.AsyncOpenAI(
+                base_url=section.url,
+                api_key=key,
+                max_retries=0,
+                timeout=section.timeout,
+                # A redirect would carry the key and the images to another host.
+                http_client=openai.DefaultAsyncHttpxClient(
+                    follow_redirects=False, timeout=section.timeout, event_hooks={"response": [_cut]}
+                ),
+            )
+        except httpx2.InvalidURL as error:  # what the config's own look at an address let pass
+            raise ConfigError(f"endpoint: {visible(section.url[:300])} is no address: {error}") from error
 
     def burden(self) -> tuple[bool, int]:
         """The server with the least gets the next call. One that refuses connections has always few calls on their
@@ -55,13 +66,35 @@ class Server:
         finally:
             self.calls -= 1
 
-    def told(self, error: Exception) -> Exception:
-        """Trouble, Refused or ConfigError, with what this server said; where it said when to come back, it is left
-        alone until then."""
-        told = trouble_of(error, self.section)
+    def told(self, error: Exception, answered: bool = False) -> Exception:
+        """See `trouble_of`; where this server said when to come back, it is left alone until then."""
+        told = trouble_of(error, self.section, answered)
         if isinstance(told, Trouble) and told.retry_after:
             self.pause.extend(told.retry_after)
         return told
+
+
+class _Beginning(httpx2.AsyncByteStream):
+    """The first MOST_ERROR bytes of a stream."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream):
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = MOST_ERROR
+        async for chunk in self._stream:
+            yield chunk[:left]
+            left -= len(chunk)
+            if left <= 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _cut(response: httpx2.Response) -> None:
+    if not response.is_success and isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = _Beginning(response.stream)
 
 
 def servers_of(section: EndpointSection, key: str) -> list[Server]:

@@ -88,13 +88,15 @@ class Store:
             self._writer.acquire(timeout=0)
         except Timeout:
             raise DataError(
-                f"{self.folder} is being written by another process; wait for it, or give another folder."
+                f"{self.folder} is being written by another process, or by another part of this one; wait for it, or "
+                "give another folder."
             ) from None
         self.journal = self.folder / "journal.jsonl"
         self._file = os.open(self.journal, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self._lock = threading.RLock()
         self._size, self._synced = whole_lines(self._file), time.monotonic()
         self._passed_over: set[int] = set()  # places of lines that cannot be read
+        self._users = 1
         self._behind = False  # whether the index lacks lines of the journal, because the disk took no more
         try:
             with self._indexing():
@@ -104,6 +106,12 @@ class Store:
             os.close(self._file)
             self._writer.release()
             raise
+
+    def again(self) -> Store:
+        """Itself, for one more who closes it; it is closed when all have done so."""
+        with self._lock:
+            self._users += 1
+        return self
 
     def append(self, entry: Entry) -> None:
         """Raises DataError where the disk takes no more. The journal is then as it was before, or has the entry and the
@@ -157,6 +165,10 @@ class Store:
         with self._lock:
             return self._index.spent(model)
 
+    def answered(self, model: str) -> bool:
+        """Whether it holds an answer of this model."""
+        return any(name == model and status.final for name, status, _ in self.counts())
+
     def counts(self) -> dict[tuple[str, Status, str], int]:
         """Entries by model, status and kind."""
         with self._lock:
@@ -164,10 +176,15 @@ class Store:
 
     def close(self) -> None:
         """Raises DataError where the disk takes no more; the store is closed all the same."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
         if self.broken:
             Console(stderr=True).print(
                 f"{self.journal}: {self.broken:,} lines cannot be read and are passed over; what they said is asked "
-                "for again"
+                "for again",
+                markup=False,
             )
         with self._lock:
             try:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from mmkd.synthesis.requests import Status, Usage
 from mmkd.synthesis.store import Entry
+from mmkd.synthesis.visible import in_table
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Tally:
 
     def table(self, title: str) -> Table:
         """Yield and cost, and why replies were no answers."""
-        table = Table("", "", title=title, title_justify="left", show_header=False)
+        table = Table("", "", title=in_table(title), title_justify="left", show_header=False)
         table.columns[1].justify = "right"
         table.add_row("kept before", f"{self.reused:,}")
         table.add_row("asked now", f"{self.ended:,}")

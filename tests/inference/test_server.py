@@ -18,8 +18,10 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from starlette.testclient import TestClient
 
+from mmkd.data.byte_spans import byte_table
 from mmkd.errors import ConfigError
 from mmkd.inference import server as server_module
 from mmkd.inference.reader import Reader
@@ -193,6 +195,49 @@ def test_a_stop_string_ends_the_answer(client, picture):
 def test_only_addresses_of_this_machine_are_loopback():
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8")] == [True] * 4
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "192.168.0.2", "example.org")] == [False] * 4
+
+
+@torch.no_grad()
+def test_log_probs_are_the_models_own_before_temperature_with_the_bytes_of_each_token(client, reader, picture):
+    body = ask("What?", data_url(picture(0)), logprobs=True, top_logprobs=3, temperature=2.0, seed=1)
+    status, answer = post(client, body)
+    assert status == 200, answer
+    [choice] = answer["choices"]
+    told = choice["logprobs"]["content"]
+    tokenizer, model = reader.loaded.processor.tokenizer, reader.loaded.model
+    table = byte_table(tokenizer)
+    ids = [table.index(bytes(token["bytes"])) for token in told]
+    assert 0 < len(ids) <= answer["usage"]["completion_tokens"] <= 6
+    assert tokenizer.decode(ids) == choice["message"]["content"]
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    inputs = reader.inputs(messages, [picture(0)])
+    prompt = inputs.pop("input_ids")
+    for place, token in enumerate(told):
+        so_far = torch.cat([prompt, torch.tensor([ids[:place]], dtype=torch.long)], 1)
+        inputs["attention_mask"] = torch.ones_like(so_far)
+        made = model.generate(
+            so_far, **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        log_probs = made.logits[0][0].float().log_softmax(-1)
+        assert token["logprob"] == pytest.approx(float(log_probs[ids[place]]), abs=1e-4)
+        best = log_probs.topk(3)
+        assert [one["logprob"] for one in token["top_logprobs"]] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert [bytes(one["bytes"] or b"") for one in token["top_logprobs"]] == [table[i] for i in best.indices]
+        assert token["token"] == bytes(token["bytes"]).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"logprobs": True, "stream": True}, "logprobs come with a whole answer only; leave stream out"),
+        ({"top_logprobs": 3}, "top_logprobs needs logprobs: true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less than or equal to 20"),
+    ],
+)
+def test_log_probs_that_cannot_be_told_are_refused(client, fields, message):
+    status, said = refused(client, ask("What?", **fields))
+    assert status == 400
+    assert message in said
 
 
 def test_a_model_is_called_by_its_folder_its_run_or_its_hub_id(tmp_path):

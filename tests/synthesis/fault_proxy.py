@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,20 @@ FAULTS = (
     "hang", "429", "500", "cut", "drip", "not json", "half json", "no choices", "two choices", "empty", "duplicate",
     "html", "refused connection", "huge usage",
 )  # fmt: skip
+USAGES = {
+    "no usage": None, "null usage": {"prompt_tokens": None, "completion_tokens": None}, "empty usage": {},
+    "no tokens": {"prompt_tokens": 0, "completion_tokens": 0}, "no answer tokens": {"prompt_tokens": 10},
+    "null answer tokens": {"prompt_tokens": 10, "completion_tokens": None}, "usage in words": "much",
+    "huge usage": {"prompt_tokens": 10**30, "completion_tokens": 5},
+}  # fmt: skip
 HEAD = "HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n{extra}connection: close\r\n\r\n"
+
+
+class AtOnce(random.Random):
+    """No wait between tries."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return a
 
 
 @dataclass
@@ -25,6 +39,8 @@ class Seen:
 
     Attributes:
         call: its Idempotency-Key; fault: what was done to it; whole: a chat completion was sent to the end.
+        sent: the body of an undamaged reply.
+        endless: bytes of a body without end that the client took.
     """
 
     call: str
@@ -33,6 +49,8 @@ class Seen:
     began: float
     ended: float = 0.0
     whole: bool = False
+    sent: bytes = b""
+    endless: int = 0
 
 
 @dataclass
@@ -43,14 +61,18 @@ class FaultProxy:
         upstream: the server behind, up to /v1; None answers by `content` alone.
         fault: the fault for the n-th request, "" for none.
         content: what the assistant says in the place of the server, given the request's body.
+        beside: what stands in each reply in the place of what would.
         delay: seconds that each reply takes more; drip: seconds between two bytes of a dripping one.
+        full: (n, last): a reply is sent only while n requests are here, until the last-th has come.
     """
 
     upstream: str | None
     fault: Callable[[int, dict[str, Any]], str] = lambda number, body: ""
     content: Callable[[dict[str, Any]], str] | None = None
+    beside: dict[str, Any] = field(default_factory=dict)
     delay: float = 0.0
     drip: float = 0.05
+    full: tuple[int, int] | None = None
     seen: list[Seen] = field(default_factory=list)
     url: str = ""
 
@@ -70,6 +92,7 @@ class FaultProxy:
         async def main() -> None:
             self._stop = asyncio.Event()
             self._last = b""
+            self._here, self._came = 0, asyncio.Condition()
             async with httpx2.AsyncClient(timeout=120) as self._client:
                 server = await asyncio.start_server(self._connection, "127.0.0.1", 0, limit=2**26)
                 self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
@@ -89,6 +112,9 @@ class FaultProxy:
             self.seen.append(seen)
             await self._reply(seen, writer)
             seen.ended = time.monotonic()
+            if fault == "":  # a reply is given twice only after its owner has it whole and hangs up
+                await reader.read()
+                self._last = seen.sent or self._last
         except (OSError, EOFError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -104,8 +130,12 @@ class FaultProxy:
             await self._send(writer, 429, b'{"error": {"message": "slow down"}}', extra="retry-after: 0.05\r\n")
         elif fault == "400":
             await self._send(writer, 400, b'{"error": {"message": "unknown field"}}')
+        elif fault == "403":
+            await self._send(writer, 403, b'{"error": {"message": "flagged"}}')
         elif fault == "500":
             await self._send(writer, 500, b'{"error": {"message": "oops"}}')
+        elif fault.startswith("endless "):
+            await self._endless(seen, writer, int(fault.split()[1]))
         elif fault == "html":
             await self._send(writer, 200, b"<html>sign in</html>", kind="text/html")
         elif fault == "not json":
@@ -117,6 +147,13 @@ class FaultProxy:
     async def _upstream(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if self.delay:
             await asyncio.sleep(self.delay)
+        if self.full is not None:
+            places, last = self.full
+            async with self._came:
+                self._here += 1
+                self._came.notify_all()
+                await self._came.wait_for(lambda: self._here >= places or len(self.seen) >= last)
+                self._here -= 1
         if self.upstream is not None:
             asked = body if self.content is None else _shortened(body)
             response = await self._client.post(self.upstream + "/chat/completions", json=asked)
@@ -128,26 +165,31 @@ class FaultProxy:
         if status == 200 and self.content is not None:
             answer["choices"][0]["message"]["content"] = self.content(body)
             answer["choices"][0]["finish_reason"] = "stop"
-        return status, answer
+        return status, answer | self.beside
 
     async def _damaged(self, seen: Seen, writer: asyncio.StreamWriter, status: int, answer: dict[str, Any]) -> None:
         fault = seen.fault
         if status == 200 and fault == "empty":
             answer["choices"][0]["message"]["content"] = ""
+            answer["choices"][0]["finish_reason"] = "stop"
+        elif status == 200 and fault == "all thought":
+            answer["choices"][0]["message"]["content"] = ""
+            answer["choices"][0]["finish_reason"] = "length"
         elif status == 200 and fault == "half json":
             text = answer["choices"][0]["message"]["content"]
             answer["choices"][0]["message"]["content"] = text[: len(text) // 2]
         elif status == 200 and fault == "no choices":
             answer["choices"] = []
-        elif status == 200 and fault == "two choices":
+        elif status == 200 and fault.startswith("two choices"):
             answer["choices"] *= 2
-        elif status == 200 and fault == "huge usage":
-            answer["usage"]["prompt_tokens"] = 10**30
+        elif status == 200 and fault == "error with a 200":
+            answer = {"error": {"code": 502, "message": "no provider now"}}
+        if status == 200 and (usage := fault.removeprefix("two choices, ")) in USAGES:
+            answer["usage"] = USAGES[usage]
         data = json.dumps(answer).encode()
         if fault == "duplicate" and self._last:
             data = self._last
-        if status == 200 and fault == "":
-            self._last = data
+        seen.sent = data if status == 200 else b""
         if fault == "cut":
             writer.write(HEAD.format(status=200, kind="application/json", length=len(data), extra="").encode())
             writer.write(data[: len(data) // 2])
@@ -155,7 +197,15 @@ class FaultProxy:
             writer.transport.abort()
             return
         await self._send(writer, status, data, drip=self.drip if fault == "drip" else 0)
-        seen.whole = status == 200 and fault in ("", "empty", "half json", "duplicate")
+        seen.whole = status == 200 and fault in ("", "empty", "half json", "duplicate", *USAGES)
+
+    async def _endless(self, seen: Seen, writer: asyncio.StreamWriter, status: int) -> None:
+        writer.write(f"HTTP/1.1 {status} X\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        chunk = b"oops, " * 10_000
+        while seen.endless < 2**28:
+            writer.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+            await writer.drain()
+            seen.endless += len(chunk)
 
     async def _send(
         self, writer: asyncio.StreamWriter, status: int, data: bytes, kind: str = "application/json", extra: str = "",

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmkd.synthesis.asking import Asker
+from mmkd.errors import ConfigError
+from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.client import Endpoint
-from mmkd.synthesis.requests import Completion, Request, Usage
-from mmkd.synthesis.store import Store
+from mmkd.synthesis.image_tokens import ImageCheck
+from mmkd.synthesis.requests import Completion, Request, Status, Usage
+from mmkd.synthesis.store import Entry, Store
 from tests.synthesis.fault_proxy import FaultProxy
 
 
@@ -95,6 +97,22 @@ def test_a_reply_refused_by_the_model_is_not_asked_for_again(request_of, tmp_pat
     assert len(backend.calls) == 1
 
 
+def test_one_reply_given_to_two_requests_at_once_answers_only_one(endpoint, request_of, tmp_path):
+    class Slow(ImageCheck):
+        passed = True
+
+        def unread(self, request, usage) -> None:
+            time.sleep(0.3)  # the second reply comes while the first is looked at
+
+    replies = [Completion(text, Usage(1, 1), response_id=name) for text, name in (("a", "1"), ("a", "1"), ("b", "2"))]
+    check = Slow(endpoint("http://127.0.0.1:1/v1"), tmp_path)
+    with Asker(Scripted(*replies), Store(tmp_path), check=check) as asker:
+        answers = list(asker.answer([request_of(0), request_of(1)]))
+        kinds = [entry.kind for entry in asker.store.entries() if entry.kind]
+    assert sorted(answer.text for answer in answers) == ["a", "b"]
+    assert kinds == ["duplicated reply"]
+
+
 def test_the_table_shows_yield_cost_and_why(request_of, tmp_path):
     from rich.console import Console
 
@@ -106,9 +124,10 @@ def test_the_table_shows_yield_cost_and_why(request_of, tmp_path):
     with Asker(Scripted(*replies), Store(tmp_path), reasks=0) as asker:
         list(asker.answer([request_of(n, images=()) for n in range(3)]))
         console = Console(width=80, file=io.StringIO())
-        console.print(asker.tally.table("scripted"))
+        console.print(asker.tally.table("a[/b]\x1b[2J"))
         line = asker.tally.line()
     text = console.file.getvalue()
+    assert "a[/b]\\x1b[2J" in text
     for name, value in [
         ("done", "2 (66.7%)"),
         ("rejected", "1"),
@@ -117,3 +136,24 @@ def test_the_table_shows_yield_cost_and_why(request_of, tmp_path):
     ]:
         assert any(name in row and value in row for row in text.splitlines()), (name, text)
     assert line == "2 done · 1 rejected · cost 1.25"
+
+
+@pytest.mark.parametrize("fault", ["400", "500"])
+def test_whether_pictures_are_read_is_found_out_by_the_next_request_where_the_first_got_nothing(
+    endpoint, request_of, tmp_path, fault
+):
+    def first(number, body) -> str:
+        return fault if "What 0?" in str(body) and "image_url" in str(body) else ""
+
+    with FaultProxy(None, fault=first) as proxy:  # ten prompt tokens, whatever is sent
+        section, found = endpoint(proxy.url, concurrency=1, retry_seconds=0), []
+        asker = Asker(Endpoint(section), Store(tmp_path), check=ImageCheck(section, tmp_path))
+        with asker, pytest.raises(ConfigError, match=r"1 image\(s\) in a prompt add 0 tokens"):
+            found.extend(asker.answer(request_of(number) for number in range(9)))
+        assert [answer.request.id for answer in found] == ["q0"]
+        assert len(proxy.seen) == 4
+
+
+def test_what_was_taken_for_whole_when_it_was_paid_for_stays_done(request_of):
+    entry = Entry("k", Status.DONE, "m", {}, text="A cat.", finish="a word of its own")
+    assert answer_of(entry, request_of(0)).done

@@ -79,6 +79,19 @@ def test_where_no_reply_comes_nothing_is_known_and_an_empty_one_is_wrong(kept, t
         assert len(kept(proxy, LONG, temperature=0.5)[0]) == 6
 
 
+def test_a_model_that_only_thought_has_not_said_anything_wrong(kept, tmp_path):
+    with FaultProxy(None, fault=lambda number, body: "all thought") as proxy:
+        assert kept(proxy, LONG) == ([], {"blind test unknown": 6})
+        assert len(proxy.seen) == 18
+        write_jsonl(tmp_path / "rows.jsonl", [Record("r", [Turn("user", "what?"), Turn("assistant", "red")])])
+        selector = {"name": "image_need", "model": {"endpoint": {"url": proxy.url, "model": "m"}}}
+        data = [{"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}]
+        config = SelectConfig.model_validate({"data": data, "select": [selector], "out": str(tmp_path / "out")})
+        assert not list(jsonl(str(select_records(config))))
+        assert len(proxy.seen) == 19  # at temperature 0 it would think the same again
+    assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["kind"] == "blind test unknown"
+
+
 def test_a_selection_sets_aside_what_nobody_knows(tmp_path):
     rows = [Record(f"r{n}", [Turn("user", f"what is {n}?"), Turn("assistant", "red")]) for n in range(4)]
     write_jsonl(tmp_path / "rows.jsonl", rows)

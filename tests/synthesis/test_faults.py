@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.client import Endpoint
 from mmkd.synthesis.requests import Answer, Request, Sampling, Status
 from mmkd.synthesis.store import Store
-from tests.synthesis.fault_proxy import FAULTS, FaultProxy
+from mmkd.teachers.identity import served_identity
+from tests.synthesis.fault_proxy import FAULTS, AtOnce, FaultProxy
 
 
 class Score(BaseModel):
@@ -110,8 +113,74 @@ def test_through_all_faults_every_item_ends_and_none_is_scored_from_garbage(serv
             assert answer.reason
     assert sum(answer.done for answer in answers) > 50
     with Store(tmp_path) as store:
-        assert len(list(store.entries())) == delivered  # every reply that came is kept, and nothing else
-        assert sum(store.counts().values()) == delivered
+        lost = [entry for entry in store.entries() if entry.kind == "broken reply"]
+        assert lost
+        assert all((entry.text, entry.status) == ("", Status.UNUSABLE) for entry in lost)
+        # Every reply that came is kept, and nothing else but the cost of what was none, and that no reply came.
+        given_up = sum(answer.status is Status.UNANSWERED for answer in answers)
+        assert len(list(store.entries())) == sum(store.counts().values()) == delivered + len(lost) + given_up
+
+
+def choice(content="x", **beside) -> dict:
+    return {"choices": [{"message": {"content": content}, "finish_reason": "stop", **beside}]}
+
+
+def scored(log_prob, likeliest) -> dict:
+    return choice(logprobs={"content": [{"token": "x", "logprob": log_prob, "top_logprobs": likeliest}]})
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"id": 7},
+        {"model": ["m"], "id": None},
+        scored(None, None),
+        choice(logprobs="none"),
+        choice([{"type": "text", "text": "x"}]),
+        choice([{"type": "thinking", "thinking": [{"type": "text", "text": "well"}]}, {"type": "text", "text": "x"}]),
+    ],
+)
+def test_a_good_reply_with_odd_words_beside_it_is_paid_once_and_an_answer(endpoint, request_of, tmp_path, beside):
+    with FaultProxy(None, beside=beside) as proxy:
+        [answer] = ask_all(endpoint(proxy.url), tmp_path, [request_of(0, images=())])
+        assert len(proxy.seen) == 1
+    assert (answer.done, answer.text, answer.tokens) == (True, "x", None)
+
+
+def test_log_probs_that_were_asked_for_are_read_and_null_stands_for_none_others(endpoint, request_of, tmp_path):
+    with FaultProxy(None, beside=scored(-0.5, None)) as proxy:
+        [answer] = ask_all(
+            endpoint(proxy.url), tmp_path, [request_of(0, images=(), sampling=Sampling(max_tokens=6, log_probs=2))]
+        )
+    assert [(token.token, token.logprob, token.top_logprobs) for token in answer.tokens or ()] == [("x", -0.5, [])]
+
+
+@pytest.mark.parametrize(
+    ("beside", "place"),
+    [
+        ({"choices": []}, "choices"),
+        (scored(None, []), r"choices\.0\.logprobs\.content\.0\.logprob"),
+        ({"choices": 1}, ""),
+    ],
+)
+def test_a_wrong_shape_is_given_up_after_three_replies_for_no_waiting_mends_it(
+    endpoint, request_of, tmp_path, beside, place
+):
+    request = request_of(0, images=(), sampling=Sampling(max_tokens=6, log_probs=2))
+    with FaultProxy(None, beside=beside) as proxy:
+        [answer] = ask_all(endpoint(proxy.url), tmp_path, [request])
+        assert len(proxy.seen) == 3
+    assert (answer.status, answer.kind) == (Status.UNANSWERED, "broken reply")
+    assert re.search(rf"no chat completion: {place}.*\(tries: 3; retry_seconds: 120\)$", answer.reason)
+
+
+def test_an_error_that_a_router_tells_with_a_200_may_pass(endpoint, request_of, tmp_path):
+    with FaultProxy(None, fault=lambda number, body: "error with a 200" if number < 4 else "") as proxy:
+        backend = Endpoint(endpoint(proxy.url))
+        backend._random = AtOnce()
+        with Asker(backend, Store(tmp_path)) as asker:
+            [answer] = asker.answer([request_of(0, images=())])
+    assert answer.done
 
 
 def test_json_that_stays_wrong_is_rejected_with_what_was_wrong(served, endpoint, request_of, tmp_path):
@@ -141,6 +210,29 @@ def test_a_server_without_response_format_is_asked_with_the_schema_in_the_prompt
     assert forms == [True, False, False, False]
     assert proxy.seen[0].call != proxy.seen[1].call  # or a server could reply as before
     assert "JSON schema" in str(proxy.seen[1].body["messages"])
+
+
+def test_a_server_is_given_the_schema_as_strict_mode_demands_it(endpoint, request_of, tmp_path):
+    class Part(BaseModel):
+        properties: str
+        default: int = 3
+
+    class Whole(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        parts: list[Part] = Field(default_factory=list)
+        note: str | None = None
+
+    said = '{"parts": [{"properties": "p", "default": 1}], "note": null}'
+    with FaultProxy(None, content=lambda body: said) as proxy:
+        [answer] = ask_all(endpoint(proxy.url), tmp_path, [request_of(0, images=(), schema=Whole)])
+    assert isinstance(answer.value, Whole)
+    form = proxy.seen[0].body["response_format"]["json_schema"]
+    assert form["strict"] is True
+    part = form["schema"]["$defs"]["Part"]
+    assert part["required"] == list(part["properties"]) == ["properties", "default"]
+    assert form["schema"]["required"] == list(form["schema"]["properties"]) == ["parts", "note"]
+    assert part["additionalProperties"] is form["schema"]["additionalProperties"] is False
+    assert not any("default" in one for one in (*part["properties"].values(), *form["schema"]["properties"].values()))
 
 
 def test_a_dead_server_stops_the_run_and_the_next_run_asks_again(served, endpoint, request_of, tmp_path):
@@ -196,20 +288,19 @@ def test_a_field_that_the_server_does_not_know_stops_the_run_and_rejects_nothing
 def test_all_calls_wait_where_the_server_says_when_to_come_back(endpoint, request_of, tmp_path):
     with FaultProxy(None, fault=lambda number, body: "429" if number < 8 else "") as proxy:
         answers = ask_all(endpoint(proxy.url), tmp_path, [request_of(number) for number in range(30)])
-        refused = max(seen.ended for seen in proxy.seen[:8])
+        refused = max(seen.began for seen in proxy.seen[:8])  # when it ended, the client may have known for a while
         later = min(seen.began for seen in proxy.seen[8:])
     assert all(answer.done for answer in answers)
-    assert later - refused > 0.04  # Retry-After: 0.05
+    assert later - refused > 0.05  # Retry-After: 0.05
 
 
 def test_the_client_keeps_a_server_busy(endpoint, request_of, tmp_path):
-    """The mean number of calls at the server, from when all places are taken until none is left to send."""
+    """Each reply is followed by the next request before another one has to come: here none comes before that."""
     requests = [request_of(number, images=()) for number in range(40)]
-    with FaultProxy(None, delay=1.2) as proxy:
-        ask_all(endpoint(proxy.url, concurrency=10), tmp_path, requests)
-        began, last = proxy.seen[9].began, proxy.seen[-1].began
-        held = sum(max(0.0, min(seen.ended, last) - max(seen.began, began)) for seen in proxy.seen)
-    assert held / (last - began) > 0.9 * 10
+    with FaultProxy(None, full=(10, 40)) as proxy:
+        answers = ask_all(endpoint(proxy.url, concurrency=10, timeout=20, retry_seconds=0), tmp_path, requests)
+    assert len(proxy.seen) == 40
+    assert all(answer.done for answer in answers)
 
 
 def test_fields_of_a_vendor_go_into_the_request_and_into_what_an_answer_is_known_by(endpoint, request_of, tmp_path):
@@ -227,7 +318,60 @@ def test_fields_of_a_vendor_go_into_the_request_and_into_what_an_answer_is_known
         endpoint("http://x/v1", extra_body={"temperature": 1})
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [(500, Status.UNANSWERED, "HTTP 500"), (400, Status.REFUSED, "refused by the server"), (307, None, "")],
+)
+def test_of_an_error_without_end_the_beginning_is_read(endpoint, request_of, tmp_path, code, status, kind):
+    with FaultProxy(None, fault=lambda number, body: "" if number else f"endless {code}") as proxy:
+        section, requests = endpoint(proxy.url, retry_seconds=0, concurrency=1), [request_of(n) for n in range(2)]
+        if status is None:
+            with pytest.raises(ConfigError, match="HTTP 307: "):
+                ask_all(section, tmp_path, requests)
+        else:
+            answer, other = ask_all(section, tmp_path, requests)
+            assert (answer.status, answer.kind, other.done) == (status, kind, True)
+        time.sleep(0.2)
+        assert proxy.seen[0].endless < 2**25  # what buffers between hold
+
+
+def test_what_a_vendor_refuses_is_not_sent_and_answers_without_it_are_others(endpoint, request_of, tmp_path):
+    requests = [request_of(0, images=())]
+    with FaultProxy(None) as proxy:
+        plain, bare = endpoint(proxy.url), endpoint(proxy.url, omit=["temperature", "seed"])
+        for section in (plain, bare, plain, endpoint(proxy.url, omit=["seed", "temperature"])):
+            assert ask_all(section, tmp_path, requests)[0].done
+        first, second = (seen.body for seen in proxy.seen)
+    assert first.keys() - second.keys() == {"seed", "temperature"}
+    assert not second.keys() - first.keys()
+    assert plain.beside == {}  # such answers are known by what they were known by
+    assert served_identity(plain) != served_identity(bare)
+    with pytest.raises(ValidationError, match="Input should be 'seed' or 'temperature'"):
+        endpoint("http://x/v1", omit=["messages"])
+
+
 @pytest.mark.parametrize("fields", [{"url": "127.0.0.1:8000/v1"}, {"replicas": ["http://x/v1", "127.0.0.1:8000/v1"]}])
 def test_an_address_without_its_scheme_is_told_before_anything_is_asked(endpoint, fields):
     with pytest.raises(ValidationError, match=r"'127\.0\.0\.1:8000/v1' does not begin with http:// or"):
         endpoint(**{"url": "http://x/v1"} | fields)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:99999/v1", "http://[::1/v1", "http://x:80O0/v1", "http://:8000/v1", "http://x:0/v1"]
+)
+def test_a_slip_in_an_address_is_told_before_anything_is_asked(endpoint, url):
+    for fields in ({"url": url}, {"url": "http://x/v1", "replicas": [url]}):
+        with pytest.raises(ValidationError, match=re.escape(repr(url)) + " (is no address: |names no host)"):
+            endpoint(**fields)
+
+
+@pytest.mark.parametrize("url", ["http://1.2.3.999/v1", "http://[::1]x/v1", "http://x/\x1b[2J"])
+def test_what_the_client_takes_for_no_address_is_told_too(endpoint, url):
+    with pytest.raises(ConfigError, match="is no address: ") as told:
+        Endpoint(endpoint(url))
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8000/v1", "https://ü.example/v1", "http://u:p@h:1/v1"])
+def test_odd_addresses_are_addresses(endpoint, url):
+    Endpoint(endpoint(url))

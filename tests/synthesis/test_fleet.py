@@ -13,17 +13,20 @@ import numpy as np
 import psutil
 import pytest
 
+from mmkd.config.evolve_schema import EvolveConfig
 from mmkd.config.load import load_as
 from mmkd.config.synthesis_schema import AnswerConfig, ModelSection
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import AssetError
 from mmkd.synthesis.answering import answer_records
+from mmkd.synthesis.evolving.run import evolve
 from mmkd.synthesis.fleet_worker import COLUMN, Batch, Done, Orders, Worker
 from mmkd.synthesis.judging.judge import Item, Judge, Verdict
 from mmkd.synthesis.limits import BudgetSpent
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.store import Store
+from tests.synthesis.evolving import fake_writer
 from tests.synthesis.fault_proxy import FaultProxy
 
 pytestmark = pytest.mark.slow
@@ -146,6 +149,27 @@ def test_a_worker_that_dies_costs_the_calls_on_their_way(cluster, endpoint, pict
         assert fleet == graded(model, tmp_path / "alone")
 
 
+def test_an_evolution_by_a_fleet_is_that_of_one_process(cluster, endpoint, tmp_path):
+    with FaultProxy(None, content=fake_writer.said) as proxy:
+        for out, more in (("alone", {}), ("fleet", {"fleet": {"workers": 1}})):
+            model = {"endpoint": endpoint(proxy.url, check_images=False).model_dump(), **more}
+            fields = {
+                "data": [{"source": "scenes", "count": 2, "grid": 2}],
+                "out": str(tmp_path / out),
+                "rounds": 1,
+                "per_image": 2,
+                "evolver": {"kind": "llm", "model": model},
+                "judge": {"kind": "model", "model": model, "tolerance": 9},
+                "blind": None,
+                "tools": {"detector": "classical"},
+            }
+            evolve(EvolveConfig.model_validate(fields))
+            proxy.seen.clear()
+    alone, fleet = ((tmp_path / out / "rounds" / "1.jsonl").read_bytes() for out in ("alone", "fleet"))
+    assert fleet == alone
+    assert b'"kept":true' in fleet
+
+
 def test_a_budget_is_neither_passed_nor_left_by_the_parts_of_a_fleet(cluster, endpoint, records, tmp_path):
     with FaultProxy(None, content=said) as proxy:
         settings = {"check_images": False, "image_tokens": 10, "concurrency": 2}
@@ -190,3 +214,23 @@ def test_a_batch_that_ends_every_worker_is_given_up(endpoint, request_of, tmp_pa
         troubles.append(worker({COLUMN: column})[COLUMN][0].trouble)
     assert troubles[:3] == [None] * 3
     assert "3 workers ended one after the other" in str(troubles[3])
+
+
+def test_a_worker_finds_out_whether_pictures_are_read_where_nobody_did_yet(endpoint, request_of, tmp_path):
+    class Reading(FaultProxy):
+        reads = 0
+
+        async def _upstream(self, body):
+            status, answer = await super()._upstream(body)
+            answer["usage"]["prompt_tokens"] += self.reads * str(body).count("'image_url':")
+            return status, answer
+
+    with Reading(None) as proxy:
+        worker = Worker(Orders(ModelSection(endpoint=endpoint(proxy.url)), 0, os.getcwd(), tmp_path))
+        batch = Batch("0", tuple(request_of(number) for number in range(3)))
+        assert "add 0 tokens" in str(worker.ask(batch).trouble)
+        proxy.reads = 20
+        batches = [Batch(str(name), (request_of(3 * name), request_of(3 * name + 1))) for name in (1, 2, 3)]
+        dones = [worker.ask(batch) for batch in batches]
+        assert [(len(done.answers), done.trouble) for done in dones] == [(2, None)] * 3
+        assert sum("image_url" not in str(seen.body) for seen in proxy.seen) == 2  # the later batches know

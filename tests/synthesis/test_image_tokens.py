@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.data.records import Turn
+from mmkd.errors import ConfigError
 from mmkd.synthesis.image_tokens import ImageCheck
 from mmkd.synthesis.requests import Request, Usage
 
@@ -78,3 +79,9 @@ def test_a_later_run_knows_what_the_probe_told_of_this_server_and_of_no_other(ch
 def test_what_cannot_be_read_of_a_probe_is_found_out_again(tmp_path, text):
     (tmp_path / "reads_images.json").write_text(text)
     assert not ImageCheck(SERVER, tmp_path).passed
+
+
+@pytest.mark.parametrize("counted", [Usage(), Usage(500, 1, estimated=True)])
+def test_a_server_that_counts_no_prompt_tokens_is_told_and_not_asked_for_ever(tmp_path, counted):
+    with pytest.raises(ConfigError, match=r"does not say how many tokens prompt and answer have.*check_images: false"):
+        ImageCheck(SERVER, tmp_path).decide(request("what is it, then?", 336), counted, counted)

@@ -126,12 +126,12 @@ def test_calibration_counts_what_has_no_score_apart():
     ]
     known = {f"i{n}": (10.0, 1.0) for n in range(4)}
     found = calibrate(verdicts, known, CORRECTNESS)
-    assert (found.items, found.unscored) == (6, 1)
+    assert (found.items, found.unscored) == (6, 2)
     assert found.table == {("high", "high"): 2, ("low", "low"): 2, ("high", "low"): 1, ("low", "high"): 1}
     assert found.agreement == pytest.approx(4 / 6)
     assert found.kappa == pytest.approx(1 / 3)
     assert "tau-b" in str(found.shown().caption)
-    with pytest.raises(DataError, match="1 have a label only"):
+    with pytest.raises(DataError, match="2 have a label only"):
         calibrate(verdicts[3:], known, CORRECTNESS)
     with pytest.raises(ValueError):  # a label for each answer
         calibrate(verdicts[:1], {"i0": (10.0,)}, CORRECTNESS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,13 +10,14 @@ from contextlib import suppress
 import pytest
 
 from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.backends import Call
 from mmkd.synthesis.client import Endpoint
 from mmkd.synthesis.limits import BudgetSpent
 from mmkd.synthesis.paid import Paid, purse_of
-from mmkd.synthesis.requests import Sampling
+from mmkd.synthesis.requests import Sampling, Status
 from mmkd.synthesis.retrying import LONGEST_RETRY_AFTER, _seconds
 from mmkd.synthesis.store import Store
-from tests.synthesis.fault_proxy import FaultProxy
+from tests.synthesis.fault_proxy import USAGES, AtOnce, FaultProxy
 
 
 def asked(section, folder, requests) -> list:
@@ -74,16 +74,74 @@ def test_askers_that_share_a_budget_do_not_pass_it_together(endpoint, request_of
     assert purse["another"].spent.tokens == 0
 
 
-def test_money_is_a_budget_too_and_a_reply_without_usage_counts_in_full(endpoint, request_of, tmp_path, monkeypatch):
-    from mmkd.synthesis import client
-
-    monkeypatch.setattr(client._Reply, "usage", None, raising=False)
-    with FaultProxy(None) as proxy:
-        section = endpoint(proxy.url, budget={"cost": 1.0}, price={"prompt": 1000.0, "answer": 1000.0}, concurrency=3)
-        error = asked(section, tmp_path, [request_of(number, images=()) for number in range(100)])[-1]
+@pytest.mark.parametrize(
+    ("fault", "usage", "afforded"),
+    [
+        ("", (10, 5), 5),
+        *((fault, (10, 7), 4) for fault in USAGES if "answer tokens" in fault),
+        *((fault, (23, 7), 3) for fault in USAGES if "answer tokens" not in fault),
+    ],
+)
+def test_money_is_a_budget_too_and_what_a_reply_does_not_tell_counts_in_full(
+    endpoint, request_of, tmp_path, fault, usage, afforded
+):
+    requests = [request_of(number, images=(), sampling=Sampling(max_tokens=7)) for number in range(9)]
+    with FaultProxy(None, fault=lambda number, body: fault) as proxy:
+        section = endpoint(proxy.url, budget={"cost": 0.09}, price={"prompt": 1000.0, "answer": 1000.0}, concurrency=1)
+        *answers, error = asked(section, tmp_path, requests)
     assert isinstance(error, BudgetSpent)
+    assert len(answers) == len(proxy.seen) == afforded
+    for answer in answers:
+        assert (answer.usage.prompt_tokens, answer.usage.answer_tokens) == usage
+        assert answer.usage.estimated == (fault != "")
     with Store(tmp_path) as store:
-        assert 0.5 < store.spent().cost <= 1.0
+        assert store.spent().cost == pytest.approx(0.001 * sum(usage) * afforded)
+
+
+@pytest.mark.parametrize(
+    ("fault", "tokens"),
+    [
+        ("two choices", 15),
+        ("two choices, no usage", None),
+        ("two choices, null usage", None),
+        ("two choices, no tokens", None),
+        ("html", None),
+    ],
+)
+def test_a_reply_that_is_no_chat_completion_is_paid_and_never_takes_a_call_past_the_budget(
+    endpoint, request_of, tmp_path, fault, tokens
+):
+    requests = [request_of(number, images=(), sampling=Sampling(max_tokens=5)) for number in range(9)]
+    with FaultProxy(None, fault=lambda number, body: fault) as proxy:
+        backend = Endpoint(endpoint(proxy.url, budget={"tokens": 60}, concurrency=1, price={"prompt": 1.0}))
+        backend._random = AtOnce()
+        with Asker(backend, Store(tmp_path)) as asker:
+            answers = asker.answer(requests)
+            first = next(answers)
+            with pytest.raises(BudgetSpent, match="of 60 tokens are spent"):
+                list(answers)
+        most = backend._most(Call("c", requests[0].turns, (), requests[0].sampling)).tokens
+    assert first.status is Status.UNANSWERED
+    assert first.reason.endswith("; the budget does not cover another try")
+    assert len(proxy.seen) * (tokens or most) == first.usage.tokens <= 60
+    with Store(tmp_path) as store:
+        assert store.spent() == first.usage  # the next run knows
+        assert store.spent().estimated == (tokens is None)
+        assert [(e.status, e.kind) for e in store.entries()] == [
+            (Status.UNUSABLE, "broken reply"), (Status.UNANSWERED, "broken reply"),
+        ]  # fmt: skip
+
+
+def test_a_call_that_first_got_no_chat_completion_is_told_with_both_costs(endpoint, request_of, tmp_path):
+    request = request_of(0, images=())
+    with FaultProxy(None, fault=lambda number, body: "" if number else "two choices") as proxy:
+        asker = Asker(Endpoint(endpoint(proxy.url)), Store(tmp_path), reasks=0)
+        with asker:
+            [answer] = asker.answer([request])
+            [again] = asker.answer([request])
+            assert asker.store.spent().tokens == 30
+    assert (answer.done, answer.usage.tokens, again.done) == (True, 30, True)
+    assert (len(proxy.seen), asker.tally.ended) == (2, 1)
 
 
 def test_requests_a_minute_are_spread_over_the_minute(endpoint, request_of, tmp_path):
@@ -128,10 +186,6 @@ def test_waiting_for_a_turn_is_no_part_of_the_time_for_retries(endpoint, request
 
         async def wait(self, most) -> None:
             await asyncio.sleep(next(self.seconds))
-
-    class AtOnce(random.Random):
-        def uniform(self, a: float, b: float) -> float:
-            return a
 
     with FaultProxy(None, fault=lambda number, body: "500" if number == 0 else "") as proxy:
         backend = Endpoint(endpoint(proxy.url, retry_seconds=1.5))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mmkd.errors import DataError
+from mmkd.config.synthesis_schema import ModelSection
+from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.client import Endpoint
+from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.requests import Answer, Request, Status
 from mmkd.synthesis.store import Store
 from tests.synthesis.fault_proxy import FaultProxy
@@ -71,3 +73,25 @@ def test_a_refusal_is_the_requests_own_unless_all_are_refused(endpoint, requests
         proxy.fault = faults("400", "What")
         with pytest.raises(DataError, match=r"all 20 requests to tiny were refused.*unknown field.*mend"):
             asked(section, tmp_path / "all", requests, [])
+
+
+def test_a_403_of_a_server_that_answers_is_the_requests_own(endpoint, requests, tmp_path):
+    with FaultProxy(None, fault=faults("403", FAILING[0])) as proxy:
+        section, found = endpoint(proxy.url, concurrency=1), []
+        asked(section, tmp_path, requests, found)
+        [refused] = (answer for answer in found if not answer.done)
+        assert (refused.status, "HTTP 403" in refused.reason) == (Status.REFUSED, True)
+        flagged = [request for request in requests if request.id == refused.request.id]
+        with open_asker(ModelSection(endpoint=section), tmp_path) as asker:  # whose store tells that it answers
+            [again] = asker.answer(flagged)
+        assert again.status is Status.REFUSED
+        with pytest.raises(ConfigError, match=r"does not answer for model 'tiny': HTTP 403.*api_key_env"):
+            asked(section, tmp_path / "new", flagged, [])
+
+
+def test_a_server_that_answers_no_more_but_403_stops_the_run(endpoint, request_of, tmp_path):
+    requests = [request_of(number, images=()) for number in range(100)]
+    with FaultProxy(None, fault=lambda number, body: "403" if number >= 20 else "") as proxy:
+        with pytest.raises(DataError, match=r"30 of 50 requests to tiny got no reply or were refused.*HTTP 403"):
+            asked(endpoint(proxy.url, concurrency=1), tmp_path, requests, [])
+        assert len(proxy.seen) == 50

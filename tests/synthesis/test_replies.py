@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.data.records import Turn
-from mmkd.synthesis.replies import Problem, read_reply, unfenced
+from mmkd.synthesis.replies import EMPTY, Problem, read_reply, unfenced
 from mmkd.synthesis.requests import Completion, Request, Sampling, Usage
 from mmkd.synthesis.retrying import trouble_of
 
@@ -78,17 +78,34 @@ def test_a_servers_words_cannot_command_the_terminal_that_shows_them():
     request = Request("q", (Turn("user", "well?"),))
     refused = read_reply(request, Completion(words, Usage(), "refusal"))
     assert isinstance(refused, Problem)
-    for told in (str(trouble_of(error, EndpointSection(url="http://x/v1", model="m"))), refused.reason):
+    empty = read_reply(request, Completion("", Usage(), words + "x" * 1_000_000))
+    assert isinstance(empty, Problem)
+    for told in (str(trouble_of(error, EndpointSection(url="http://x/v1", model="m"))), refused.reason, empty.reason):
         assert "gone" in told
         assert told.isprintable()
+        assert len(told) < 300
 
 
-@pytest.mark.parametrize("finish", ["abort", "error"])
+@pytest.mark.parametrize("finish", ["abort", "error", "insufficient_system_resource", "tool_calls", "SAFETY"])
 def test_what_a_server_broke_off_is_asked_again_and_no_answer(finish):
     problem = read_reply(Request("r", (Turn("user", "What is it?"),)), Completion("It is a re", Usage(), finish))
     assert isinstance(problem, Problem)
     assert not problem.final
     assert problem.reason == f"the server ended the reply before its end, finish reason {finish}"
+
+
+@pytest.mark.parametrize("finish", ["stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence"])
+def test_each_servers_word_for_an_end_is_one(finish):
+    assert read_reply(Request("r", (Turn("user", "What is it?"),)), Completion("A cat.", Usage(), finish)) is None
+
+
+@pytest.mark.parametrize("finish", ["length", "model_length", "max_tokens", "MAX_TOKENS"])
+def test_each_servers_word_for_the_limit_is_one(finish):
+    request, cut = Request("r", (Turn("user", "What is it?"),)), Completion("It is a re", Usage(), finish)
+    problem = read_reply(request, cut)
+    assert isinstance(problem, Problem)
+    assert problem.kind == "cut off"
+    assert read_reply(replace(request, may_be_cut=True), cut) is None
 
 
 @pytest.mark.parametrize(("temperature", "final"), [(0.0, True), (0.7, False)])
@@ -98,3 +115,15 @@ def test_a_reply_that_was_cut_off_is_paid_again_only_where_it_may_come_out_short
     assert isinstance(problem, Problem)
     assert (problem.kind, problem.final) == ("cut off", final)
     assert read_reply(replace(request, may_be_cut=True), Completion("It is a re", Usage(), "length")) is None
+
+
+@pytest.mark.parametrize(("temperature", "final"), [(0.0, True), (0.7, False)])
+def test_a_reply_that_ended_in_thought_is_cut_off_and_not_empty(temperature, final):
+    request = Request("r", (Turn("user", "What is it?"),), sampling=Sampling(temperature=temperature), may_be_cut=True)
+    problem = read_reply(request, Completion(" ", Usage(), "length"))
+    assert isinstance(problem, Problem)
+    assert (problem.kind, problem.final) == ("cut off", final)
+    assert problem.reason == "the reply ran into max_tokens 512 before it said a word; raise it"
+    silent = read_reply(request, Completion(" ", Usage(), "stop"))
+    assert isinstance(silent, Problem)
+    assert silent.kind == EMPTY

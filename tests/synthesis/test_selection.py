@@ -15,7 +15,7 @@ from mmkd.config.synthesis_schema import SelectConfig
 from mmkd.data.record_files import jsonl
 from mmkd.data.records import Record, Turn
 from mmkd.data.write_records import write_jsonl
-from mmkd.errors import ConfigError
+from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.selecting import select_records
 from mmkd.synthesis.selection import Rows
 from mmkd.synthesis.selection.balance import balance
@@ -130,6 +130,17 @@ def test_quantization_keeps_the_share_and_every_kind(rows):
         quantization(rows(records), keep=1.0)
 
 
+@pytest.mark.parametrize(
+    ("count", "keep", "kept"), [(10, 0.5, 5), (15, 0.1, 2), (90, 0.05, 5), (30, 0.1, 3), (7, 0.01, 1)]
+)
+def test_quantization_of_small_sets_keeps_the_share_too(rows, count, keep, kept):
+    records = [
+        Record(id=f"r{i}", turns=[Turn("user", f"question {i}"), Turn("assistant", "yes")]) for i in range(count)
+    ]
+    assert count - len(quantization(rows(records), keep=keep)) == kept
+    assert count - len(quantization(rows(records), keep=keep, chunk=11, bins=3)) == kept
+
+
 @pytest.fixture
 def file(tmp_path):
     records = [
@@ -171,6 +182,12 @@ def test_select_drops_what_a_blind_model_answers_and_says_why(tmp_path, file, en
     assert proxy.url not in card
 
 
+def test_a_task_may_be_named_like_markup_of_the_terminal(tmp_path, capsys):
+    write_jsonl(tmp_path / "in.jsonl", [row("r", "What?", "red", scene(0), task="[/INST]")])
+    select_records(config(tmp_path, tmp_path / "in.jsonl", {"name": "balance", "most": 1}))
+    assert "[/INST]" in capsys.readouterr().err
+
+
 def test_a_wrong_selector_or_option_is_named_before_a_row_is_read(tmp_path):
     for selectors, words in [
         ({"name": "near_duplicate"}, "Did you mean near_duplicates"),
@@ -182,6 +199,14 @@ def test_a_wrong_selector_or_option_is_named_before_a_row_is_read(tmp_path):
             select_records(config(tmp_path, "no-such-file", selectors))
     with pytest.raises(ConfigError, match=r"image_need: model: .*exactly one of endpoint, language, vlm"):
         select_records(config(tmp_path, _one(tmp_path), {"name": "image_need", "model": {}}))
+
+
+def test_too_many_rows_that_nobody_can_read_end_it_with_the_key_that_names_them(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [row(str(number), "How many?", "2") for number in range(40)])
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(line + "\nno row" for line in lines))
+    with pytest.raises(DataError, match=r"rows tried could not be used, .* take the source out of data\.$"):
+        select_records(config(tmp_path, tmp_path / "rows.jsonl", {"name": "balance", "most": 3}))
 
 
 def test_a_selector_of_another_package_is_known_by_its_entry_point(tmp_path, monkeypatch):

@@ -171,6 +171,10 @@ def test_its_rows_are_those_of_the_same_model_asked_live_about_its_own_answers(m
     store = LogitStore(tmp_path / "store")
     assert len(store) == 6
     assert "records.jsonl" in said[-1]
+    card = (tmp_path / "store/card.md").read_text()
+    assert card.startswith("# Data card: store\n\n6 chat records")
+    assert f"| model | {config.teacher.endpoint.model} |" in card
+    assert "| rows without a reply yet | 0 of 6 |" in card
     source = open_source(config.data.mixture[0].model_copy(update={"path": str(tmp_path / "store/records.jsonl")}))
     processor = MmkdProcessor.from_pretrained(speaker)
     batches = TeacherBatches([source], ["x"], processor, processor, 120, tmp_path / "bad.jsonl")
@@ -206,6 +210,14 @@ def test_a_server_that_gives_none_or_refuses_is_named_before_the_rest_is_asked(m
         cache_served(make(), 4, print)
     assert len(server.asked) == 2  # with the picture and without
 
+    def refuses(reply: dict[str, Any]) -> None:
+        reply.clear()
+        reply.update(status=400, error={"message": "unsupported fields: logprobs"})
+
+    server.spoil = refuses
+    with pytest.raises(ConfigError, match=r"gives no log-probs of 'tiny' \(.*unsupported fields: logprobs"):
+        cache_served(make(store=str(tmp_path / "other")), 4, print)
+
 
 def test_ranks_of_a_launcher_are_refused_before_anything_is_written(make, server, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -213,13 +225,6 @@ def test_ranks_of_a_launcher_are_refused_before_anything_is_written(make, server
     with pytest.raises(ConfigError, match="start mmkd cache by itself"):
         cache_served(config, 4, print)
     assert not Path(config.teacher.store).exists()
-
-
-def test_mmkd_serve_gives_none_and_says_so(make, served, tmp_path):
-    """`served` is the real server of other tests: transformers' generation behind it reports no log-probs."""
-    config = make(endpoint={"url": served, "model": "tiny", "retry_seconds": 1})
-    with pytest.raises(ConfigError, match=r"gives no log-probs of 'tiny' \(.*logprobs"):
-        cache_served(config, 4, print)
 
 
 def test_answers_cut_in_other_tokens_are_set_aside_by_name(make, server, tmp_path):

@@ -83,10 +83,11 @@ def test_an_index_that_is_wrong_is_made_again(tmp_path, damage):
 
 
 def test_a_line_that_cannot_be_read_is_passed_over_and_counted(tmp_path):
-    filled(tmp_path, 2).close()
-    with (tmp_path / "journal.jsonl").open("ab") as file:
+    folder = tmp_path / "named like markup [" / "b]"
+    filled(folder, 2).close()
+    with (folder / "journal.jsonl").open("ab") as file:
         file.write(b"\x00\xff garbage\n[1]\n" + entry(7).line())
-    with Store(tmp_path) as store:
+    with Store(folder) as store:
         assert store.broken == 2
         assert [e.key for e in store.entries()] == ["key0", "key1", "key7"]
 

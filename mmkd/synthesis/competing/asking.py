@@ -13,15 +13,21 @@ from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.paid import Purse
 from mmkd.synthesis.progress import shown
-from mmkd.synthesis.replies import EMPTY
+from mmkd.synthesis.raised import as_known
+from mmkd.synthesis.replies import CUT_OFF, EMPTY
 from mmkd.synthesis.requests import Request, Sampling, Status
 
 
-def open_role(model: ModelSection, asked: Path, role: str, reasks: int) -> Asker:
+def open_role(model: ModelSection, asked: Path, role: str, reasks: int, purse: Purse | None = None) -> Asker:
     """The model of a role, e.g. judge, with its store in `asked`/`role`. A step that asks it is closed only when every
-    request has been replied to (`Misses.require_replies`), and what it was paid in other roles counts, too."""
-    return open_asker(model, asked / role, reasks, all_replied=True, shared_budget=True)
+    request has been replied to (`Misses.require_replies`), and what it was paid in other roles counts, too.
+
+    Args:
+        purse: of `asked`, where several roles are open at once.
+    """
+    return open_asker(model, asked / role, reasks, all_replied=True, shared_budget=True, purse=purse)
 
 
 def answered(
@@ -34,6 +40,7 @@ def answered(
     who: str,
     may_be_cut: bool = False,
     may_be_empty: bool = False,
+    limits: Sequence[int] = (),
 ) -> Sequence[Item]:
     """The items, in their order, with the model's answers in them; those without one are written to the log. Answers
     are put on disk as they come, and read when they are asked for.
@@ -43,6 +50,7 @@ def answered(
         who: the role, teacher or student.
         may_be_cut: whether an answer that ran into max_tokens is one.
         may_be_empty: whether saying nothing, asked `reasks` times more, is an answer: of a student, it is.
+        limits: earlier values of max_tokens, see `as_known`.
 
     Raises: what `Asker.answer` raises; DataError once more than 10 % of at least 50 items have no answer; ConfigError
         for a server that does not read pictures.
@@ -54,11 +62,12 @@ def answered(
     def requests() -> Iterator[Request]:
         for number, item in enumerate(items):
             begun[item.id] = number
-            yield replace(item.request(sampling), may_be_cut=may_be_cut)
+            yield as_known(asker, replace(item.request(sampling), may_be_cut=may_be_cut), limits)
 
     with open_role(model, asked, who, reasks) as asker:
         for answer in shown(asker.answer(requests()), asker.tally, f"{who} answers", len(items)):
-            silent = may_be_empty and answer.status is Status.REJECTED and answer.kind == EMPTY
+            wordless = answer.kind == EMPTY or (may_be_cut and answer.kind == CUT_OFF)  # cut after a word, it is done
+            silent = may_be_empty and answer.status is Status.REJECTED and wordless
             good = answer.done or silent
             said = [answer.text.strip(), answer.model] if good else [answer.reason, answer.kind]
             replies.put(begun.pop(answer.request.id), [good, *said])

@@ -16,6 +16,7 @@ from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.on_disk import Made, Spool
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.synthesis.competing.asking import open_role
+from mmkd.synthesis.competing.folder import verdict_limits
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.judging import judge as judging
 from mmkd.synthesis.judging.calibration import calibrate
@@ -78,7 +79,8 @@ def open_judge(config: CompeteConfig, out: Path) -> Iterator[tuple[Scorer, Order
         if config.judge.form == "digit":
             judge = GradeJudge(asker)
         else:
-            judge = Judge(asker, sampling=Sampling(max_tokens=config.judge.max_tokens))
+            sampling = Sampling(max_tokens=config.judge.max_tokens)
+            judge = Judge(asker, sampling=sampling, limits=verdict_limits(out, config))
         yield judge, judge.bias
 
 
@@ -110,7 +112,7 @@ def assess(
         judging.Item(item.id, item.question, (item.answer, answer), tuple(item.images), item.reference, item.license)
         for item, answer in pairs
     )
-    bias, verdicts = _verdicts(config, out, asked, len(both))
+    bias, verdicts = verdicts_of(config, out, asked, len(both))
     for index, (item, _) in enumerate(pairs):
         noted(log, "judge", index, item.id, verdicts.get(index))
 
@@ -123,7 +125,7 @@ def assess(
     return Made(range(len(both)), outcome), bias
 
 
-def _verdicts(config: CompeteConfig, out: Path, asked: Iterator[judging.Item], count: int) -> tuple[OrderBias, Spool]:
+def verdicts_of(config: CompeteConfig, out: Path, asked: Iterator[judging.Item], count: int) -> tuple[OrderBias, Spool]:
     """The judge's verdicts by the place of what was asked, put on disk as they come."""
     verdicts, begun = Spool(count), dict[str, int]()  # begun: places of those on their way
 
@@ -145,7 +147,7 @@ def good_enough(config: CompeteConfig, out: Path, items: Sequence[Item], log: Re
         judging.Item(item.id, item.question, (item.answer,), tuple(item.images), item.reference, item.license)
         for item in items
     )
-    _, verdicts = _verdicts(config, out, asked, len(items))
+    _, verdicts = verdicts_of(config, out, asked, len(items))
     kept = array("q")
     for index, item in enumerate(items):
         verdict = verdicts.get(index)
@@ -217,7 +219,8 @@ def standing(outcomes: Sequence[Outcome]) -> Standing:
 
 def against_labels(outcomes: Sequence[Outcome], items: Mapping[str, Item]) -> dict[str, float | None] | None:
     """How far the judge may be believed, by the items that have a label: of both sides' answers, Kendall's tau-b with
-    the labels' scores, and how many get the same third of the scale by both (see `judging.calibration`).
+    the labels' scores, and how many get the same third of the scale by both (see `judging.calibration`). A judge of
+    form words was shown the label with each answer: of it, this says whether it reads a right answer rightly.
 
     Returns: answers, tau (None where either gives all answers one score), agreement; None where nothing has a label.
     """

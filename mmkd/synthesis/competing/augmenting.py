@@ -24,8 +24,10 @@ from mmkd.synthesis.competing.assessing import Kind, Outcome, good_enough
 from mmkd.synthesis.competing.augmentors import Draft, Parent, Wanted
 from mmkd.synthesis.competing.augmentors.registry import CHECKS, augmentor
 from mmkd.synthesis.competing.filters import Known, badly_formed
+from mmkd.synthesis.competing.folder import answer_limits
 from mmkd.synthesis.competing.items import Item
 from mmkd.synthesis.keys import require_keys
+from mmkd.synthesis.paid import purse_of
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.prompts import prompt
 from mmkd.synthesis.requests import Request, Sampling
@@ -97,7 +99,8 @@ def grow(
         remember(known, item)
     parents = drawn(config, round, ById(pool), outcomes)
     name, gone = config.augment.name, Gone(log)
-    wanted = Wanted(parents, known, out / "asked", config.seed, round, config.reasks)
+    asked = out / "asked"
+    wanted = Wanted(parents, known, asked, config.seed, round, config.reasks, purse_of(asked))
     drafts = list(augmentor(name)(wanted, **_options(config)))
     items = formed(drafts, known, round, name, gone)
     if config.filters.grounding is not None:
@@ -140,24 +143,30 @@ def answered_well(
 ) -> Sequence[Item]:
     """The items with the teacher's answers, those below the floor left out where the config has them checked."""
     sampling = Sampling(**config.sampling.model_dump())
-    told = answered(teacher, out / "asked", items, sampling, log, config.reasks, "teacher", config.may_be_cut)
+    cut, limits = config.may_be_cut, answer_limits(out, config)
+    told = answered(teacher, out / "asked", items, sampling, log, config.reasks, "teacher", cut, limits=limits)
     return good_enough(config, out, told, log) if config.check_teacher else told
 
 
 def drawn(config: CompeteConfig, round: int, items: Mapping[str, Item], outcomes: Sequence[Outcome]) -> list[Parent]:
-    """Parents of a round's drafts: the difficult share of this round, then easy ones."""
+    """Parents of a round's drafts: the difficult share of this round, then easy ones; all of one kind where there is
+    none of the other."""
     shares = config.augment.hard_share
     hard = int(config.augment.count * shares[min(round, len(shares)) - 1] + 0.5)
+    found = {}
+    for kind in (Kind.HARD, Kind.EASY):
+        of_kind = (place for place, one in enumerate(outcomes) if one.kind is kind and one.id in items)
+        found[kind] = Made(array("q", of_kind), outcomes.__getitem__)
+    if not all(found.values()):
+        hard = config.augment.count if found[Kind.HARD] else 0
     parents = []
     for kind, count in ((Kind.HARD, hard), (Kind.EASY, config.augment.count - hard)):
-        of_kind = (place for place, one in enumerate(outcomes) if one.kind is kind and one.id in items)
-        found = Made(array("q", of_kind), outcomes.__getitem__)
         rng = random.Random(f"{config.seed}/{round}/{kind}")
         number = 0
-        while found and count > 0:
-            for outcome in rng.sample(found, min(count, len(found))):
+        while found[kind] and count > 0:
+            for outcome in rng.sample(found[kind], min(count, len(found[kind]))):
                 parents.append(Parent(items[outcome.id], kind is Kind.HARD, number, outcome.student))
-            count, number = count - len(found), number + 1
+            count, number = count - len(found[kind]), number + 1
     return parents
 
 

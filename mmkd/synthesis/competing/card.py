@@ -13,7 +13,7 @@ from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import summary
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.cards import MOST_NAMED, most, rendered
-from mmkd.synthesis.competing.items import Item, open_items, read_rows
+from mmkd.synthesis.competing.items import Item, each_row, open_items
 from mmkd.synthesis.competing.pairs import FILE
 from mmkd.synthesis.competing.summary import COLUMNS, cells
 
@@ -50,7 +50,7 @@ def card(config: CompeteConfig, out: Path, rounds: Sequence[dict[str, Any]]) -> 
         trust=rounds[-1]["held_out"].get("judge_against_labels"),
         gone=sorted({kind for row in drafts.values() for kind in row["gone"]}),
         worded=list(dict.fromkeys(kind for row in drafts.values() for kind in row.get("worded", {}))),
-        pairs={row["round"]: _pairs(out, row) for row in rounds if row["round"]},
+        pairs={row["round"]: pairs_of(out, row) for row in rounds if row["round"]},
         aside=_aside(out),
     )
 
@@ -77,8 +77,8 @@ def _made(items: Sequence[Item]) -> dict[str, dict[int, int]]:
     return {name: dict(sorted(counts.items())) for name, counts in sorted(found.items())}
 
 
-def _pairs(out: Path, row: dict[str, Any]) -> dict[str, Any]:
-    pairs = Counter(pair["winner"] for pair in read_rows(out / f"round-{row['round']}" / FILE))
+def pairs_of(out: Path, row: dict[str, Any]) -> dict[str, Any]:
+    pairs = Counter(pair["winner"] for pair in each_row(out / f"round-{row['round']}" / FILE))
     return {"winners": pairs, "refined": row.get("refined"), "trained": row.get("preferred", 0)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from mmkd.config.load import load_config
 from mmkd.config.schema import Config
 from mmkd.config.synthesis_schema import ModelSection, VlmSection
 from mmkd.data.on_disk import ById, Made
-from mmkd.data.rejected import RejectedLog
+from mmkd.data.rejected import MOST_BAD, RejectedLog, mend_or_drop
+from mmkd.errors import DataError
 from mmkd.launch import launch as launch_training
 from mmkd.steps import Steps
 from mmkd.synthesis.competing import prepare, training
@@ -25,7 +26,7 @@ from mmkd.synthesis.competing.asking import Said, answered
 from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, standing
 from mmkd.synthesis.competing.augmenting import answered_well, check_augmentor, grow
 from mmkd.synthesis.competing.card import card
-from mmkd.synthesis.competing.folder import alone, require_same
+from mmkd.synthesis.competing.folder import alone, answer_limits, require_same
 from mmkd.synthesis.competing.items import Item, open_items, open_rows, write_items, write_rows
 from mmkd.synthesis.competing.pairs import FILE as PAIRS
 from mmkd.synthesis.competing.pairs import gathered, preferences
@@ -35,6 +36,12 @@ from mmkd.synthesis.competing.training import Launch
 from mmkd.synthesis.keys import require_keys
 from mmkd.synthesis.requests import Sampling
 from mmkd.whole_files import write_whole
+
+GIVEN_REMEDY = mend_or_drop("pool and held_out")
+ASKED_REMEDY = (
+    "What was cut off or could not be read is asked for again, and it alone, once judge.max_tokens or "
+    "sampling.max_tokens is raised; what has no label needs a judge.model."
+)
 
 
 def compete(config: CompeteConfig, launch: Launch | None = None) -> Path:
@@ -85,15 +92,18 @@ class Competition:
 
     def run(self) -> Path:
         self._step("prepare", self._prepare)
-        student = self._step("pretraining", self._pretrain)
+        self._step("pretraining", self._pretrain)
+        # Where models lie is not taken from what steps returned: the folder may have been moved since.
+        student = self.config.start or str(self.out / "pretraining" / "model")
         self._step("teacher", self._ask_teacher)
         rows = [self._row(0, 0, None, self._step("held-out-0", lambda: self._held_out(0, student)), None)]
         for number in range(1, self.config.rounds + 1):
             learned = self._step(f"train-{number}", lambda n=number, s=student: self._train(n, s))
-            student, preferred = learned["model"], 0
+            student, preferred = str(self._folder(number) / "student" / "model"), 0
             if "preference_training" in self.plans:
                 turned = self._step(f"prefer-{number}", lambda n=number, s=student: self._prefer(n, s))
-                student, preferred = turned["model"], turned["pairs"]
+                if preferred := turned["pairs"]:
+                    student = str(self._folder(number) / "preferred" / "model")
             pool = self._step(f"assess-{number}", lambda n=number, s=student: self._assess(n, s))
             refined = None
             if (mending := self.config.refine) is not None:
@@ -104,7 +114,8 @@ class Competition:
             new = None
             if number < self.config.rounds and not still:
                 if self.config.feedback == "mutual":
-                    self._follow(self._step(f"teach-{number}", lambda n=number: self._teach(n)))
+                    taught = self._step(f"teach-{number}", lambda n=number: self._teach(n))
+                    self._follow(taught and str(self._folder(number) / "teacher" / "model"))
                 new = self._step(f"augment-{number}", lambda n=number: self._augment(n))
             more = {"preferred": preferred, "refined": refined}
             rows.append(self._row(number, learned["rows"], pool, held, new) | more)
@@ -198,28 +209,38 @@ class Competition:
         return result.counts()
 
     def _held_out(self, number: int, student: str) -> dict[str, Any]:
-        """Both on the held-out split. The teacher is asked anew where it has learned; else its answers are kept."""
+        """Both on the held-out split. The teacher is asked anew where it has learned; else its answers are kept.
+
+        Raises: DataError where more than a tenth of the split has no verdict, however few its items are: what is left
+            would choose when the rounds stop.
+        """
         name = f"held-out-{number}"
         given = open_items(self.out / "given" / "held_out.jsonl")
         asked, config = self.out / "asked", self.config
-        log = self._log(f"{name}-teacher")
-        told = answered(self.teacher, asked, given, self.sampling, log, config.reasks, "teacher", config.may_be_cut)
+        log, limits = self._log(f"{name}-teacher"), answer_limits(self.out, config)
+        cut = config.may_be_cut
+        told = answered(self.teacher, asked, given, self.sampling, log, config.reasks, "teacher", cut, limits=limits)
         outcomes, found = self._both(told, student, name)
+        if (missing := len(given) - found["scored"]) > MOST_BAD * len(given):
+            raise DataError(
+                f"{missing} of {len(given)} held-out items have no verdict, more than {MOST_BAD:.0%}: the score "
+                f"of the others is not that of the split. The reasons are in {self.out / 'rejected'}, in {name}.jsonl "
+                f"and {name}-teacher.jsonl. {ASKED_REMEDY} The same command then goes on here."
+            )
         write_rows(self._folder(number) / "held_out.jsonl", (outcome.row() for outcome in outcomes))
         return found
 
     def _teach(self, number: int) -> str | None:
         """The teacher learns from the student's wins that are right and that no order of answers decides."""
-        wins = [
-            outcome
-            for outcome in self._outcomes(number)
-            if outcome.kind is Kind.WIN and outcome.agree and outcome.scores and outcome.scores[1] >= self.config.floor
-        ]
-        if not wins or self.teacher.vlm is None:
+        outcomes, floor = self._outcomes(number), self.config.floor
+        sure = ((place, one) for place, one in enumerate(outcomes) if one.kind is Kind.WIN and one.agree)
+        places = array("q", (place for place, one in sure if one.scores and one.scores[1] >= floor))
+        if not places or self.teacher.vlm is None:
             return None
         folder, items = self._folder(number), ById(open_items(self._pool(number - 1)))
-        rows = [asdict(items[win.id]) | {"answer": win.student, "model": f"student of round {number}"} for win in wins]
-        training.write_rows(folder / "teaching.jsonl", (Item(**row) for row in rows), self.config.seed)
+        wins, model = Made(places, outcomes.__getitem__), f"student of round {number}"
+        rows = (replace(items[win.id], answer=win.student, model=model) for win in wins)
+        training.write_rows(folder / "teaching.jsonl", rows, self.config.seed)
         plan, seed = self.plans["teacher_training"], self.config.seed + number
         rows_file = folder / "teaching.jsonl"
         plan = training.placed(plan, folder / "teacher", self.teacher.vlm.model, rows_file, self.config.turns, seed)
@@ -281,4 +302,4 @@ class Competition:
         """Of one step, begun anew with it."""
         path = self.out / "rejected" / f"{step}.jsonl"
         path.unlink(missing_ok=True)
-        return RejectedLog(path)
+        return RejectedLog(path, GIVEN_REMEDY if step == "prepare" else ASKED_REMEDY)

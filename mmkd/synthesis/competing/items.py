@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,8 +111,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
+    return list(each_row(path))
+
+
+def each_row(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_rows`, one after the other."""
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        yield from map(json.loads, file)
 
 
 def by_image(items: Sequence[Item], numbers: Iterable[int]) -> Sequence[Item]:

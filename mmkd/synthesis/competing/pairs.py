@@ -8,8 +8,9 @@ from typing import Any
 
 from mmkd.data.write_records import relative_to
 from mmkd.synthesis.competing.assessing import Kind, Outcome
-from mmkd.synthesis.competing.items import Item, read_rows
+from mmkd.synthesis.competing.items import Item, open_rows
 from mmkd.synthesis.competing.refining import Refined
+from mmkd.synthesis.requests import digest
 
 FILE = "preferences.jsonl"
 
@@ -58,12 +59,17 @@ def gathered(folders: Sequence[Path], into: Path) -> Iterator[dict[str, Any]]:
     """The pairs of rounds, oldest first, image paths relative to the folder `into`.
 
     Of one item's same two answers the newest word counts: a teacher that has learned, or a judge that is not sure, may
-    have turned them round.
+    have turned them round. Memory holds where it stands.
     """
-    found: dict[tuple[str, frozenset[str]], dict[str, Any]] = {}
-    for folder in folders:
-        for row in read_rows(folder / FILE):
-            answers = frozenset(row[name][0]["content"].strip() for name in ("chosen", "rejected"))
-            images = [relative_to(into, folder / image) for image in row["images"]]
-            found[row["id"], answers] = row | {"images": images}
-    return (row for (_, answers), row in found.items() if len(answers) == 2)
+
+    def placed(row: dict[str, Any], _: str, folder: Path) -> dict[str, Any]:
+        return row | {"images": [relative_to(into, folder / image) for image in row["images"]]}
+
+    rounds = [open_rows(folder / FILE, placed) for folder in folders]
+    newest: dict[bytes, tuple[int, int]] = {}  # round and line, by item and answers
+    for number, pairs in enumerate(rounds):
+        for place, row in enumerate(pairs):
+            answers = {row[name][0]["content"].strip() for name in ("chosen", "rejected")}
+            if len(answers) == 2:
+                newest[bytes.fromhex(digest([row["id"], *sorted(answers)]))] = number, place
+    return (rounds[number][place] for number, place in newest.values())

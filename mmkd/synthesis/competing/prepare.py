@@ -23,7 +23,7 @@ Pixels = dict[str, str]  # hash of a picture's pixels -> name of a record that s
 def items_of(
     sections: Sequence[SourceSection], name: str, images: Path, log: RejectedLog, labels: bool, independent: bool
 ) -> tuple[Sequence[Item], Pixels]:
-    """The questions of all rows that can be used, and their pictures. Items are read from disk when asked for.
+    """The questions of all rows that can be used and have pictures, and these. Items are read from disk when asked for.
 
     Args:
         name: pool or held_out; its first letter begins the items' ids.
@@ -33,7 +33,7 @@ def items_of(
     Raises: ConfigError, DataError as `open_rows` and `usable` do.
     """
     records, items, pixels, known = open_rows(sections), Spool(), Pixels(), set[str]()
-    for index in usable(records, log, name):
+    for index in usable(records, log, name, with_pictures=True):
         record = records[index]
         for image in record.images:
             if (key := _key(image)) not in known:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mmkd.synthesis.visible import in_table
+
 COLUMNS = ("round", "rows", "T", "S", "hard", "T held", "S held", "win", "order", "none", "new", "pool")  # 80 wide
 CAPTION = (
     "rows: trained on · T, S: mean scores of teacher and student on the pool, then on the held-out split · "
@@ -19,7 +21,7 @@ CAPTION = (
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """The rows of rounds.jsonl."""
     found = Table(
-        title=title,
+        title=in_table(title),
         title_justify="left",
         caption=CAPTION,
         caption_justify="left",

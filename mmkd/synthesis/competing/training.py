@@ -116,12 +116,14 @@ def rows_of(
 ) -> Sequence[Item]:
     """What the student learns in a round: all that is new, and a share of the older pool.
 
-    Left out is what the last assessment of an item found the teacher to be worse at, or not good enough at.
+    Left out is what the last verdict on an item found the teacher to be worse at, or not good enough at; one that is
+    missing undoes none before it.
 
     Args:
         history: outcomes of the rounds before, oldest first.
     """
-    last = {outcome.id: outcome.kind for outcomes in history for outcome in outcomes}
+    every = (outcome for outcomes in history for outcome in outcomes)
+    last = {outcome.id: outcome.kind for outcome in every if outcome.kind is not Kind.UNSCORED}
     old, new = array("q"), array("q")  # numbers of useful items
     for number, item in enumerate(pool):
         if last.get(item.id) not in (Kind.WIN, Kind.WEAK) and item.round < round:

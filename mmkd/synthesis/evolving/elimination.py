@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from mmkd.synthesis.asking import Asker
-from mmkd.synthesis.evolving.items import OPEN, Content, Direction
+from mmkd.synthesis.evolving.items import OPEN, Content, Direction, as_told
 from mmkd.synthesis.evolving.outcomes import Rejection, Task
 from mmkd.synthesis.programs.counting import NUMBER_WORDS
 from mmkd.synthesis.progress import shown
@@ -88,10 +88,14 @@ def eliminate(direction: Direction, ruling: Ruling, tolerance: float) -> None:
 
 
 class ModelJudge:
-    """A model that sees the image compares both versions, in both orders."""
+    """A model that sees the image compares both versions, in both orders.
 
-    def __init__(self, asker: Asker, sampling: Sampling):
-        self.asker, self.sampling = asker, sampling
+    Args:
+        chain: see EvolveConfig; the judge is shown what will be told.
+    """
+
+    def __init__(self, asker: Asker, sampling: Sampling, chain: bool):
+        self.asker, self.sampling, self.chain = asker, sampling, chain
 
     def compare(self, pairs: Sequence[tuple[Task, Content]]) -> list[Ruling]:
         requests = [self.request(task, content, order) for task, content in pairs for order in (0, 1)]
@@ -103,7 +107,8 @@ class ModelJudge:
     def request(self, task: Task, content: Content, order: int) -> Request:
         """Order 0 shows the parent first."""
         template = prompt("evolve_judge")
-        shown = [{"question": one.question, "answer": one.answer} for one in (task.parent.content, content)]
+        pair = (task.parent.content, task.parent.direction), (content, task.direction)
+        shown = [dict(zip(("question", "answer"), as_told(*one, self.chain))) for one in pair]
         turns = template.render(first=shown[order], second=shown[1 - order])
         return Request(
             f"{task.id}#{order}", turns, (task.image,), self.sampling, Comparison, prompt=str(template),

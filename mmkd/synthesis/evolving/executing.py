@@ -25,6 +25,7 @@ SAME = 0.5  # IoU from which two boxes are of one thing
 LIMITS = Limits(tool_calls=64)
 CONTRADICTED, NOT_EXECUTED = "contradicted by a tool", "a step cannot be executed"
 NEEDS = {"grounding": "find", "referring": "find", "calculate": "calculate", "ocr": "ocr"}
+_ORDER = re.compile(r"\b(?:first|second|third|fourth|fifth)\b", re.IGNORECASE)  # of steps, and no count of things
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -37,8 +38,8 @@ def execute(content: Content, view: View, tools: Toolset) -> Content:
     """The content with each step's boxes and results as the tools have them.
 
     Raises: Rejection where a step says otherwise than its tool, cannot be executed, or none is executed at all; or the
-        answer holds a number, colour or quotation that neither the steps nor the question hold, or differs from the
-        last step's number.
+        answer, or a step's description, holds a number, colour, box or quotation that neither the steps nor the
+        question hold; or the answer differs from the last step's number.
     """
     run = _Run(view, tools)
     steps = []
@@ -51,7 +52,9 @@ def execute(content: Content, view: View, tools: Toolset) -> Content:
     if not executed:  # words alone: nothing of it is checked
         raise Rejection(NOT_EXECUTED, f"none of its {len(steps)} steps is one of {', '.join(offered(tools))}")
     _check_answer(content, run, executed[-1])
-    return content.model_copy(update={"steps": steps})
+    done = content.model_copy(update={"steps": steps})
+    _check_words(done, run)
+    return done
 
 
 class _Run:
@@ -153,10 +156,22 @@ def _check_answer(content: Content, run: _Run, last: int) -> None:
         raise Rejection(
             CONTRADICTED, f"the answer is {content.answer!r}, but step {last} gives {as_text(run.values[last])}"
         )
-    told = " ".join([content.question, *run.texts, *(as_text(value) for value in run.values.values())])
-    loose = unsupported(content.answer, run.server.events, told)
-    if loose:
-        raise Rejection(CONTRADICTED, f"the answer holds what no step found: {', '.join(loose)}")
+
+
+def _check_words(content: Content, run: _Run) -> None:
+    """Of the answer, and of each step's description, which a record may tell."""
+    values = run.values.values()
+    boxes = [str(list(box)) for step in content.steps if step.function != "none" for box in step.boxes]
+    # The templates tell distances in shares of the width, of which `calculate`, without powers, gives the squares.
+    roots = [f"{round(value, 6) ** 0.5:.2f}" for value in values if 0 < value < 2]
+    held = " ".join([content.question, *run.texts, *map(as_text, values), *boxes, *roots])
+    steps = [
+        (f"the description of step {place}", _ORDER.sub(" ", step.description))
+        for place, step in enumerate(content.steps, 1)
+    ]
+    for name, text in (("the answer", content.answer), *steps):
+        if loose := unsupported(text, run.server.events, held):
+            raise Rejection(CONTRADICTED, f"{name} holds what no step found: {', '.join(loose)}")
 
 
 def _same_boxes(said: list[parts.Box], found: list[parts.Box]) -> bool:

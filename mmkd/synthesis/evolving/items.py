@@ -25,6 +25,7 @@ FORMS: tuple[str, ...] = tuple(form for form in get_args(Form) if form != OPEN)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 MOST_BOXES = 50  # of one step
+CUE = "reason step by step, then say the answer."
 Unit = Annotated[float, Field(ge=0, le=1)]
 # Left, top, right, bottom as shares of the image's width and height. Servers know arrays of a length, few know tuples.
 _FOUR = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
@@ -87,6 +88,14 @@ class Version(Closed):
     request: str | None = None
     license: str | None = None
     memo: dict[str, Any] = {}
+
+
+def as_told(content: Content, direction: Direction | None, chain: bool) -> tuple[str, str]:
+    """Question and answer as records hold them. With `chain`, those of a cognitive version tell its steps first."""
+    if not chain or direction != "cognitive":
+        return content.question, content.answer
+    told = [step.description.strip().rstrip(".") for step in content.steps if step.description.strip()]
+    return f"{content.question} {CUE}", ". ".join([*told, f"answer: {content.answer}"])
 
 
 def draw(*of: object) -> random.Random:

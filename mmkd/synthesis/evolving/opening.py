@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
@@ -23,6 +25,7 @@ from mmkd.synthesis.evolving.llm import ModelEvolver
 from mmkd.synthesis.evolving.outcomes import Evolver
 from mmkd.synthesis.evolving.rounds import Round
 from mmkd.synthesis.open import open_asker
+from mmkd.synthesis.paid import Purse, purse_of
 from mmkd.synthesis.programs.backends.base import Backends
 from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.reasons import Stop
@@ -30,6 +33,8 @@ from mmkd.synthesis.programs.tools import Toolset, View
 from mmkd.synthesis.requests import Sampling
 
 REWORD_TOKENS = 64
+ROLES = ("evolver", "judge", "blind")
+SETTINGS = "settings.json"  # of the run that began the folder
 
 
 class Parts:
@@ -38,7 +43,10 @@ class Parts:
     def __init__(self, config: EvolveConfig, out: Path):
         self.config, self.out = config, out
         self._stack = ExitStack()
-        self._askers: dict[str, Asker] = {}
+        self._askers: dict[tuple[Path, str], Asker] = {}
+        self._purses: dict[Path, Purse] = {}
+        begun = out / SETTINGS
+        self._places = places(json.loads(begun.read_text()) if begun.exists() else config.model_dump(mode="json"))
         self.console = Console(stderr=True)
         self.backends = backends(config.tools)
         self.tools = Toolset(self.backends)
@@ -46,7 +54,11 @@ class Parts:
     def __enter__(self) -> Parts:
         try:
             blind = self.config.blind
-            test = BlindTest(self._asker(blind.model), blind, self.config.evolver.sampling.seed) if blind else None
+            test = (
+                BlindTest(self._asker("blind", blind.model), blind, self.config.evolver.sampling.seed)
+                if blind
+                else None
+            )
             self.round = Round(self._evolver(), self.tools, self._judge(), test, self.config.judge.tolerance)
         except BaseException:
             self._stack.close()
@@ -75,11 +87,11 @@ class Parts:
     def identities(self) -> dict[str, str]:
         """Who did what, for the card."""
         evolver, judge, blind = self.config.evolver, self.config.judge, self.config.blind
-        wrote = self._asker(evolver.model).backend.model if evolver.model else "the templates alone"
+        wrote = self._asker("evolver", evolver.model).backend.model if evolver.model else "the templates alone"
         named = {"evolver": f"{evolver.kind}, {wrote}" if evolver.kind == "grounded" else wrote}
-        named["judge"] = self._asker(judge.model).backend.model if judge.model else "the executed steps"
+        named["judge"] = self._asker("judge", judge.model).backend.model if judge.model else "the executed steps"
         named["tools"] = self.config.tools.detector + (" and ocr" if self.config.tools.ocr else "")
-        named["without the image"] = self._asker(blind.model).backend.model if blind else "not tested"
+        named["without the image"] = self._asker("blind", blind.model).backend.model if blind else "not tested"
         return named
 
     def progress(self, line: str) -> None:
@@ -90,39 +102,43 @@ class Parts:
         sampling = Sampling(**section.sampling.model_dump())
         if section.kind == "grounded":
             short = replace(sampling, max_tokens=min(sampling.max_tokens, REWORD_TOKENS))
-            rewording = Rewording(self._asker(section.model), short) if section.model else None
+            rewording = Rewording(self._asker("evolver", section.model), short) if section.model else None
             return Grounded(sampling.seed, rewording)
         assert section.model is not None
-        return ModelEvolver(self._asker(section.model), sampling, self.tools)
+        return ModelEvolver(self._asker("evolver", section.model), sampling, self.tools)
 
     def _judge(self) -> ParentJudge:
         section = self.config.judge
         if section.model is None:
             return ToolsJudge()
         sampling = Sampling(**section.sampling.model_dump())
-        return ModelJudge(self._asker(section.model), sampling)
+        return ModelJudge(self._asker("judge", section.model), sampling, self.config.chain)
 
-    def _asker(self, section: ModelSection) -> Asker:
-        """One for all roles of equal sections: the model is loaded once and has one budget. Two servers may call their
-        models alike, so the name alone makes no two sections one.
-
-        The store is called after the first of these roles, so that a server that moved finds its answers again.
-        """
-        key = section.model_dump_json()
+    def _asker(self, role: str, section: ModelSection) -> Asker:
+        """One for all roles of equal sections whose replies lie together: the model is loaded once. What lies together
+        is held against the budget of each of its roles. Two servers may call their models alike, so the name alone
+        makes no two sections one."""
+        folder = self.out / "answers" / self._places[role]
+        key = folder, section.model_dump_json()
         if key not in self._askers:
-            role = next(role for role, model in self._models().items() if model == section)
+            store = next((asker.store.again() for (at, _), asker in self._askers.items() if at == folder), folder)
+            if folder not in self._purses:
+                self._purses[folder] = purse_of(folder)
+            purse = self._purses[folder]
             self._askers[key] = self._stack.enter_context(
-                open_asker(section, self.out / "answers" / role, self.config.reasks, all_replied=True)
+                open_asker(section, store, self.config.reasks, all_replied=True, purse=purse)
             )
         return self._askers[key]
 
-    def _models(self) -> dict[str, ModelSection | None]:
-        blind = self.config.blind
-        return {
-            "evolver": self.config.evolver.model,
-            "judge": self.config.judge.model,
-            "blind": blind.model if blind else None,
-        }
+
+def places(settings: dict[str, Any]) -> dict[str, str]:
+    """Where the replies of each role lie: with those of the first role of an equal section.
+
+    Args:
+        settings: as JSON, of the run that began the folder: how an endpoint is reached may have changed since.
+    """
+    sections = {role: (settings.get(role) or {}).get("model") for role in ROLES}
+    return {role: next(one for one in ROLES if sections[one] == sections[role]) for role in ROLES}
 
 
 def backends(section: ToolsSection) -> Backends:

@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 from mmkd.config.evolve_schema import EvolveConfig
 from mmkd.data.images import open_image
 from mmkd.data.records import Record
-from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.rejected import BadRow, RejectedLog, mend_or_drop
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.evolving.items import Version
 from mmkd.synthesis.evolving.journal import CHUNK, Journal
-from mmkd.synthesis.evolving.opening import Parts
+from mmkd.synthesis.evolving.opening import SETTINGS, Parts
 from mmkd.synthesis.evolving.outcomes import Outcome, Rejection, Task
 from mmkd.synthesis.evolving.rounds import direction_of
 from mmkd.synthesis.evolving.rules import Questions
@@ -30,7 +30,7 @@ from mmkd.synthesis.rows import open_rows, usable
 from mmkd.synthesis.same_settings import changed
 from mmkd.whole_files import write_whole
 
-RESULTS = ("out", "rounds", "versions", "chain")  # what may change between runs on one folder
+RESULTS = ("out", "rounds", "versions", "chain")  # what may change between runs on one folder; see _same_settings
 
 
 def evolve(config: EvolveConfig) -> Written:
@@ -51,7 +51,7 @@ def evolve(config: EvolveConfig) -> Written:
     except Timeout:
         raise DataError(f"{out} is being written by another run; wait for it, or give another folder.") from None
     with lock, ExitStack() as stack:
-        _same_settings(config, out / "settings.json")
+        _same_settings(config, out / SETTINGS)
         records = open_rows(config.data)
         parts = stack.enter_context(Parts(config, out))
         run = _Run(config, out, records, parts)
@@ -70,19 +70,20 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.out / "rounds")
-        self.known = Annotations(self.config.annotations)
+        self.aside = self.out / "set_aside.jsonl"
+        if not self.journal.file(0).exists():  # rows and lines that were mended are looked at anew
+            self.aside.unlink(missing_ok=True)
+        self.known = Annotations(self.config.annotations, RejectedLog(self.aside, mend_or_drop("annotations")))
         self.seed = self.config.evolver.sampling.seed
 
     def seeds(self) -> int:
         """Write round 0. Returns: how many items there are."""
         if not self.journal.file(0).exists():
-            (self.out / "set_aside.jsonl").unlink(missing_ok=True)
-            log = RejectedLog(self.out / "set_aside.jsonl")
-            self.journal.write(0, self._seeds(log))
+            self.journal.write(0, self._seeds(RejectedLog(self.aside, mend_or_drop("data"))))
         items = self.journal.begin(0, None)
         if not items:
             self.journal.file(0).unlink()  # rows that were mended are looked at anew
-            raise DataError(f"no question of {len(self.records)} records can evolve; see {self.out}/set_aside.jsonl.")
+            raise DataError(f"no question of {len(self.records)} records can evolve; see {self.aside}.")
         return items
 
     def _seeds(self, log: RejectedLog) -> Iterator[Outcome]:
@@ -151,13 +152,17 @@ class _Run:
 
 
 def _same_settings(config: EvolveConfig, file: Path) -> None:
-    """Raises ConfigError where the folder was begun with settings that make other versions."""
+    """Raises ConfigError where the folder was begun with settings that make other versions; so does `chain` where a
+    model judges what is told."""
+    free = RESULTS if config.judge.model is None else RESULTS[:-1]
     settings = config.model_dump(mode="json", exclude=set(RESULTS))
+    if config.chain and "chain" not in free:
+        settings["chain"] = True
     if not file.exists():
         write_whole(file, [json.dumps(settings, indent=1)])
         return
     if differ := changed(json.loads(file.read_text()), settings):
         raise ConfigError(
-            f"{file.parent} was begun with other settings of {', '.join(differ)}. Only {', '.join(RESULTS)} and how "
+            f"{file.parent} was begun with other settings of {', '.join(differ)}. Only {', '.join(free)} and how "
             "an endpoint is reached may change; give another folder as out."
         )

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mmkd.data.images import read_image
 from mmkd.data.records import Record
-from mmkd.data.rejected import BadRow
+from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.errors import DataError
 from mmkd.synthesis.evolving.items import OPEN, Box, Content, Name, draw
 from mmkd.synthesis.evolving.outcomes import Rejection
@@ -63,7 +63,7 @@ def seeds_of(index: int, record: Record, most: int | None, seed: int) -> Iterato
 class Known(BaseModel):
     """A line of the annotations file."""
 
-    id: str
+    id: str = Field(coerce_numbers_to_str=True)  # as of records
     caption: str = ""
     objects: list[Known.Found] | None = None
 
@@ -72,11 +72,17 @@ class Known(BaseModel):
         box: Box
 
 
+LINE = '{"id": .., "caption": .., "objects": [{"label": .., "box": [left, top, right, bottom]}]}, sides from 0 to 1'
+
+
 class Annotations:
     """What a file of annotations knows of records, by id: each line is checked once, and read when asked for. Memory
-    holds places. Raises DataError with the line that cannot be read, or where there is no such file."""
+    holds places. Lines that cannot be read are written to the log.
 
-    def __init__(self, path: str | None):
+    Raises: DataError where there is no such file, once more than 10 % of at least 50 lines were bad, or where all are.
+    """
+
+    def __init__(self, path: str | None, log: RejectedLog):
         self._places: dict[str, int] = {}
         if path is None:
             return
@@ -86,16 +92,15 @@ class Annotations:
         place = 0
         with self._path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                try:
-                    one = Known.model_validate_json(line)
-                except ValidationError as error:
-                    raise DataError(
-                        f"{path}:{number} is no annotation ({str(error).splitlines()[0]}). A line is "
-                        '{"id": .., "caption": .., "objects": [{"label": .., "box": [left, top, right, bottom]}]}, '
-                        "0 to 1."
-                    ) from error
-                self._places[one.id] = place
+                if line.strip():
+                    try:
+                        self._places[Known.model_validate_json(line).id] = place
+                        log.good()
+                    except ValidationError as error:
+                        log.reject("annotations", number, "", _bad_line(f"{path}:{number}", error))
                 place += len(line)
+        if log.bad and not self._places:
+            raise DataError(f"no line of {path} is an annotation; the reasons are in {log.path}. {log.remedy}")
 
     def of(self, record: str) -> Known:
         """Of a record without a line, nothing is known."""
@@ -104,6 +109,12 @@ class Annotations:
         with self._path.open("rb") as lines:
             lines.seek(self._places[record])
             return Known.model_validate_json(lines.readline())
+
+
+def _bad_line(where: str, error: ValidationError) -> BadRow:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"])) or "the line"
+    return BadRow(f"{where}: {field}: {first['msg']}; found {first['input']!r:.80}. A line is {LINE}.", "no annotation")
 
 
 def check_unchanged(image: str, record: Sequence[str | bytes], item: str, out: Path) -> None:

@@ -15,13 +15,11 @@ from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.evolving.card import card
-from mmkd.synthesis.evolving.items import Version
+from mmkd.synthesis.evolving.items import Version, as_told
 from mmkd.synthesis.evolving.journal import Journal
 from mmkd.synthesis.evolving.summary import shown, summarise
 from mmkd.synthesis.requests import digest
 from mmkd.whole_files import write_whole
-
-CUE = "reason step by step, then say the answer."
 
 
 @dataclass(frozen=True)
@@ -109,12 +107,7 @@ class Converter:
         return replace(seed, id=f"{index}:{seed.id}/v{number}", turns=turns, task=task, provenance=provenance)
 
     def turns(self, version: Version) -> tuple[Turn, Turn]:
-        content = version.content
-        question, answer = content.question, content.answer
-        if self.config.chain and version.direction == "cognitive":
-            told = [step.description.strip().rstrip(".") for step in content.steps if step.description.strip()]
-            question = f"{question} {CUE}"
-            answer = ". ".join([*told, f"answer: {answer}"])
+        question, answer = as_told(version.content, version.direction, self.config.chain)
         return Turn("user", question), Turn("assistant", answer)
 
 

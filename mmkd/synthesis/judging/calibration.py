@@ -21,11 +21,11 @@ class Calibration:
     """A judge against labels.
 
     Attributes:
-        items, unscored: with a label and a score; with a label and no score.
+        items, unscored: answers with a label and a score; with a label and no score.
         tau: Kendall's tau-b between the judge's scores and the known ones, -1 to 1 (Kendall 1945, with ties); NaN
-            where either side gives all items one score. p_value: of no association.
+            where either side gives all of them one score. p_value: of no association.
         table: how often each (known level, given level) came, by thirds of the scale.
-        agreement: share of items on the table's diagonal.
+        agreement: share of answers on the table's diagonal.
         kappa: Cohen's kappa of the table, agreement beyond chance; NaN where chance alone would agree always.
     """
 
@@ -42,7 +42,7 @@ class Calibration:
         for known in LEVELS:
             table.add_row(known, *(f"{self.table.get((known, given), 0):,}" for given in LEVELS))
         table.caption = (
-            f"{self.items:,} items, {self.unscored:,} without a score · Kendall tau-b {self.tau:.3f} "
+            f"{self.items:,} answers, {self.unscored:,} without a score · Kendall tau-b {self.tau:.3f} "
             f"(p {self.p_value:.2g}) · agreement {self.agreement:.1%} · kappa {self.kappa:.3f}"
         )
         return table
@@ -54,7 +54,7 @@ def calibrate(verdicts: Iterable[Verdict], known: dict[str, Sequence[float]], sc
     Args:
         known: of each answer of an item, by the item's id, on the same scale.
 
-    Raises: DataError where no item has both a label and a score.
+    Raises: DataError where no answer has both a label and a score.
     """
     given: list[float] = []
     truth: list[float] = []
@@ -64,13 +64,13 @@ def calibrate(verdicts: Iterable[Verdict], known: dict[str, Sequence[float]], sc
         if labels is None:
             continue
         if verdict.scores is None:
-            unscored += 1
+            unscored += len(labels)
             continue
         given += verdict.scores
         truth += [float(label) for label, _ in zip(labels, verdict.scores, strict=True)]
     if not given:
         raise DataError(
-            f"no item has both a label and a score ({unscored} have a label only); nothing to calibrate by."
+            f"no answer has both a label and a score ({unscored} have a label only); nothing to calibrate by."
         )
     tau, p_value = kendall(given, truth)
     table = Counter((level(t, scale), level(g, scale)) for t, g in zip(truth, given, strict=True))

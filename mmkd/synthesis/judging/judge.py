@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.judging.scales import CORRECTNESS, Scale
 from mmkd.synthesis.prompts import prompt
+from mmkd.synthesis.raised import as_known
 from mmkd.synthesis.requests import Answer, Request, Sampling
 
 
@@ -89,18 +90,29 @@ class Judge:
 
     Args:
         scale: with its rubric.
+        limits: earlier values of max_tokens, see `as_known`.
         bias: counts what the order of two answers does.
     """
 
-    def __init__(self, asker: Asker, scale: Scale = CORRECTNESS, sampling: Sampling | None = None):
-        self.asker, self.scale = asker, scale
+    def __init__(
+        self,
+        asker: Asker,
+        scale: Scale = CORRECTNESS,
+        sampling: Sampling | None = None,
+        limits: Sequence[int] = (),
+    ):
+        self.asker, self.scale, self.limits = asker, scale, limits
         self.sampling = sampling or Sampling(max_tokens=400)
         self.bias = OrderBias()
         self._pair, self._one = scale.schema("first", "second"), scale.schema("score")
 
     def judge(self, items: Iterable[Item]) -> Iterator[Verdict]:
         """A verdict for each item, as they come. Raises what `Asker.answer` raises."""
-        for item, answers in replied(self.asker, items, self.request):
+
+        def request(item: Item, order: int) -> Request:
+            return as_known(self.asker, self.request(item, order), self.limits)
+
+        for item, answers in replied(self.asker, items, request):
             verdict = verdict_of(item, answers)
             self.bias.add(verdict)
             yield verdict

@@ -35,7 +35,7 @@ def image_need(
 
     A question is answered blind where at least half of the tries give the record's own answer (but for case and
     punctuation); a row goes where at least `share` of its questions are. An empty reply is a wrong one. Where replies
-    are missing or refused, and a row would go if they were right, it goes as unknown.
+    are missing, refused or cut off before they said a word, and a row would go if they were right, it goes as unknown.
 
     Args:
         model: who is asked, as `model` of `mmkd answer`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 
@@ -35,16 +36,23 @@ def quantization(rows: Rows, keep: float, bins: int = 10, chunk: int = 4096) -> 
         raise ConfigError(f"quantization has keep {keep}, bins {bins}, chunk {chunk}; 0 < keep < 1 <= bins <= chunk.")
     random = np.random.RandomState(rows.seed)
     features = np.stack([features_of(record) for _, record in rows]) if len(rows) else np.zeros((0, 1))
-    order, dropped = random.permutation(len(rows)), {}
+    order, dropped, seen = random.permutation(len(rows)), {}, 0
     for start in range(0, len(order), chunk):
         members = order[start : start + chunk]
         for number, place in enumerate(bins_of(features[members], bins)):
-            drawn = random.permutation(len(place))[: round(keep * len(place))]
+            # Of all rows so far, so that bins of a few rows do not each round their share down to none.
+            due = _share(keep, seen + len(place)) - _share(keep, seen)
+            seen += len(place)
+            drawn = random.permutation(len(place))[:due]
             kept = set(place[drawn].tolist())
             for i in place.tolist():
                 if i not in kept:
                     dropped[rows.kept[members[i]]] = f"not drawn from bin {number}"
     return dropped
+
+
+def _share(keep: float, rows: int) -> int:
+    return math.ceil(round(keep * rows, 6))  # 0.1 x 30 is a little more than 3
 
 
 def bins_of(features: np.ndarray, bins: int) -> list[np.ndarray]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
+from rich.console import Console
 
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.data.rejected import RejectedLog, summary
 from mmkd.errors import DataError
 from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, good_enough, kind_of, standing
-from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.competing.card import card
+from mmkd.synthesis.competing.items import Item, write_items
 from mmkd.synthesis.competing.pairs import preferences
-from mmkd.synthesis.competing.summary import stopped_moving
+from mmkd.synthesis.competing.summary import stopped_moving, table
 
 
 @pytest.fixture
@@ -97,6 +101,23 @@ def test_a_judge_is_compared_with_the_labels_that_are_there():
     assert 0 < (found["tau"] or 0) < 1
     assert against_labels(judged[2:], items) is None
     assert against_labels([Outcome("i0", Kind.UNSCORED, "red", "no", None)], items) is None
+
+
+@pytest.mark.parametrize("form", ["words", "digit"])
+def test_the_card_says_that_a_judge_of_words_was_shown_the_labels_it_is_held_against(config, tmp_path, form):
+    write_items(tmp_path / "pool" / "0.jsonl", [item(0, "red", "red")])
+    held = asdict(standing([Outcome("i0", Kind.HARD, "red", "no", (9.0, 2.0))]))
+    held["judge_against_labels"] = {"answers": 2, "tau": 1.0, "agreement": 1.0}
+    row = {"round": 0, "trained": 0, "held_out": held, "compared": 0, "disagreed": 0, "pool": 1}
+    judge = {"model": {"vlm": {"model": "judge"}}, "form": form}
+    told = card(CompeteConfig.model_validate(config.model_dump() | {"judge": judge}), tmp_path, [row])
+    assert "Kendall tau-b 1.0,\n100% in the same third of the scale." in told
+    assert ("It was shown the label" in told) == (form == "words")
+
+
+def test_the_table_of_a_folder_named_like_markup(capsys):
+    Console().print(table([], "runs[/b]: teacher against student"))
+    assert "runs[/b]: teacher" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.schema import SourceSection
 from mmkd.config.synthesis_schema import ModelSection
-from mmkd.data.rejected import RejectedLog
+from mmkd.data.rejected import RejectedLog, summary
 from mmkd.data.scene_questions import COLORS, SHAPES
 from mmkd.data.scenes import scene
 from mmkd.errors import ConfigError
@@ -131,11 +132,21 @@ def test_the_hard_share_rises_by_round_and_nothing_else_is_a_parent():
         assert [parent.number for parent in found[:hard]] == list(range(hard))
 
 
+@pytest.mark.parametrize("kind", [Kind.HARD, Kind.EASY])
+def test_what_one_kind_lacks_is_made_of_the_other(kind):
+    items = {name: Item(name, "q", ()) for name in "ab"}
+    found = drawn(config(), 1, items, [outcome("a", kind), outcome("b", Kind.WIN)])
+    assert [(parent.item.id, parent.hard, parent.number) for parent in found] == [
+        ("a", kind is Kind.HARD, number) for number in range(10)
+    ]
+    assert drawn(config(), 1, items, [outcome("b", Kind.WIN)]) == []
+
+
 def test_a_round_learns_the_new_a_share_of_the_old_and_no_answer_that_lost():
     pool = [Item(f"{round}.{n}", "q", (f"{n % 2}.png",), round=round) for round in range(3) for n in range(10)]
     history = [
         [outcome("0.0", Kind.WIN), outcome("0.1", Kind.WEAK), outcome("0.2", Kind.WIN)],
-        [outcome("0.2", Kind.EASY)],
+        [outcome("0.1", Kind.UNSCORED), outcome("0.2", Kind.EASY), outcome("0.3", Kind.UNSCORED)],
     ]
     whole = {item.id for item in rows_of(pool, history, 3, 1.0, 0)}
     assert whole == {item.id for item in pool} - {"0.0", "0.1"}
@@ -163,6 +174,21 @@ def test_a_picture_in_both_is_found_in_another_file_format_and_named(tmp_path):
     assert items[0].reference is None
     with pytest.raises(ConfigError, match=r"share 1 pictures \(held/held7 = pool/pool7\)"):
         require_apart(held, trained, "pool")
+
+
+def test_a_row_without_a_picture_is_set_aside_since_none_keeps_it_out_of_the_held_out_split(tmp_path):
+    (tmp_path / "picture.png").write_bytes(scene("train", 0, 0, 2).png())
+    rows = [
+        {"id": f"r{n}", "images": ["picture.png"] * (n < 2), "turns": [{"role": "user", "text": "what?"}]}
+        for n in range(3)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [SourceSection.model_validate({"source": "jsonl", "path": str(tmp_path / "rows.jsonl")})]
+    log = RejectedLog(tmp_path / "log.jsonl")
+    items, _ = items_of(sources, "held_out", tmp_path / "images", log, True, True)
+    assert [item.id for item in items] == ["h0.0", "h1.0"]
+    assert summary(log.path) == {"no picture": 1}
+    assert (log.seen, log.bad) == (3, 1)
 
 
 def test_only_the_first_question_of_a_dialogue_is_taken_where_they_hang_together(tmp_path):

@@ -50,12 +50,15 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_
         straight.join(1200)
         assert straight.exitcode == 0
         seconds, needed = time.monotonic() - began, len(proxy.seen)
+        replies = len(kept_calls(tmp_path / "straight" / "asked"))
 
         config, draw, kills = competition("killed", **mending), random.Random(), 0
         while True:
             before, kept_before = len(proxy.seen), kept_calls(tmp_path / "killed" / "asked")
             process = start(config)
-            process.join(draw.uniform(0.05, 4 / KILLS) * seconds if kills < KILLS else 1200)
+            # Up to twice an even part of what is left, by the replies that came.
+            part = seconds * (1 - len(kept_before) / replies) / (KILLS - kills + 1)
+            process.join(part * draw.uniform(0.1, 1.9) if kills < KILLS else 1200)
             ended = process.exitcode
             process.kill()
             process.join()
@@ -64,7 +67,7 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_
                 assert ended == 0
                 break
             kills += 1
-        assert kills >= KILLS / 4  # it may end before it has been killed as often
+        assert kills >= 0.75 * KILLS  # it may end before it has been killed as often
         # No more than what was on its way at a kill was answered in vain.
         assert needed <= len(proxy.seen) - needed <= needed + kills * ON_THEIR_WAY
         before = len(proxy.seen)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+from mmkd.config.compete_schema import RefineSection
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.on_disk import ById, Made, Spool
 from mmkd.data.rejected import RejectedLog
-from mmkd.synthesis.competing import asking, assessing
+from mmkd.synthesis.competing import asking, assessing, training
 from mmkd.synthesis.competing.asking import Said, answered
-from mmkd.synthesis.competing.assessing import OrderBias, assess, good_enough, standing
-from mmkd.synthesis.competing.items import Item, open_items, read_items, write_items
+from mmkd.synthesis.competing.assessing import Kind, OrderBias, Outcome, assess, good_enough, standing
+from mmkd.synthesis.competing.card import pairs_of
+from mmkd.synthesis.competing.compete import Competition
+from mmkd.synthesis.competing.items import Item, open_items, open_rows, read_items, write_items, write_rows
+from mmkd.synthesis.competing.pairs import gathered
+from mmkd.synthesis.competing.refining import Mended
 from mmkd.synthesis.judging.judge import Verdict
 from mmkd.synthesis.requests import Answer, Sampling, Status
 from tests.synthesis.competing.test_growing import config
@@ -46,7 +53,9 @@ class Talker:
     def _said(request) -> Answer:
         if int(request.id[1:]) % 20 == 7:
             return Answer(request, "k", Status.REJECTED, "m", kind="cut off", reason="too long")
-        return Answer(request, "k", Status.DONE, "m", f"{request.id} " + "x" * LONG)
+        said = f"{request.id} " + "x" * LONG
+        value = Mended.model_construct(fault="seen", answer=said) if request.schema is Mended else None
+        return Answer(request, "k", Status.DONE, "m", said, value)
 
 
 class Even:
@@ -91,6 +100,36 @@ def test_a_round_of_long_answers_does_not_grow_with_them(stubs, tmp_path):
     assert (found.scored, found.unscored, found.teacher) == (379, 1, 9.0)
     assert [item.id for item in good[:4]] == ["p0", "p1", "p2", "p4"]
     assert read_items(tmp_path / "pool.jsonl") == list(pool)
+
+
+def test_mending_pairs_and_teaching_do_not_grow_with_long_answers(stubs, tmp_path, monkeypatch):
+    mutual = config(feedback="mutual", teacher_training={"config": "t"})
+    one = Competition(mutual, {"teacher_training": None}, tmp_path, lambda *_: None)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(training, "placed", lambda *_: None)
+    monkeypatch.setattr(training, "trained", lambda *_: "learned")
+    write_items(one._pool(0), (Item(f"p{n}", f"what is {n}?", (f"{n}.png",)) for n in range(COUNT)))
+    long = "y" * LONG
+
+    def outcomes(kind: Kind, scores: tuple[float, float]) -> Iterator[dict[str, Any]]:
+        return (Outcome(f"p{n}", kind, "right", f"{n} {long}", scores).row() for n in range(COUNT))
+
+    write_rows(one._folder(1) / "verdicts.jsonl", outcomes(Kind.HARD, (9.0, 1.0)))
+    write_rows(one._folder(2) / "verdicts.jsonl", outcomes(Kind.WIN, (1.0, 9.0)))
+    write_items(one._pool(1), open_items(one._pool(0)))
+    tracemalloc.start()
+    counts = one._refine(1, RefineSection())
+    pairs = gathered([one._folder(1), one._folder(1)], one._folder(2))
+    count = write_rows(one._folder(2) / "pairs.jsonl", pairs)
+    winners = pairs_of(tmp_path, {"round": 1})["winners"]
+    taught = one._teach(2)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 0.25 * COUNT * LONG
+    mended = sum(n % 20 != 7 and n % 9 != 8 and n != 3 for n in range(COUNT))
+    assert (counts["asked"], counts["kept"], count) == (COUNT, mended, COUNT)
+    assert winners == {"refiner": mended, "teacher": COUNT - mended}
+    assert taught == "learned"
+    assert len(open_rows(one._folder(2) / "teaching.jsonl", lambda row, *_: row)) == COUNT
 
 
 def test_what_is_put_in_any_order_is_read_by_its_number(tmp_path):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mmkd.synthesis.evolving.elimination import Comparison, ModelJudge
-from mmkd.synthesis.evolving.items import DIRECTIONS, FORMS, OPEN, Content, Version
+from mmkd.synthesis.evolving.items import CUE, DIRECTIONS, FORMS, OPEN, Content, Step, Version
 from mmkd.synthesis.evolving.llm import ModelEvolver
 from mmkd.synthesis.evolving.outcomes import Task
 from mmkd.synthesis.programs.backends.classical import classical
@@ -82,7 +82,7 @@ def test_a_failed_item_is_drawn_anew_in_the_next_round(evolver):
 
 
 def test_the_judge_sees_image_parent_and_child_in_both_orders():
-    judge = ModelJudge(None, Sampling())  # type: ignore[arg-type]
+    judge = ModelJudge(None, Sampling(), chain=False)  # type: ignore[arg-type]
     straight, turned = (judge.request(task("cognitive"), content("Which cat?", "the left"), order) for order in (0, 1))
     assert straight.images == turned.images == (b"png",)
     assert straight.schema is Comparison
@@ -92,6 +92,19 @@ def test_the_judge_sees_image_parent_and_child_in_both_orders():
 
     assert shown(straight.turns[1].text) == shown(turned.turns[1].text)[::-1]
     assert shown(straight.turns[1].text)[0] == ("How many cats are there?", "2")
+
+
+def test_the_judge_of_answers_that_tell_their_steps_is_shown_them():
+    step = Step(function="none", argument="", boxes=[], result="", description="I look at the left one.")
+    child = content("Which cat?", "the left").model_copy(update={"steps": [step]})
+    shown = {
+        (direction, chain): ModelJudge(None, Sampling(), chain).request(task(direction), child, 0).turns[1].text  # type: ignore[arg-type]
+        for direction in ("cognitive", "perceptual")
+        for chain in (True, False)
+    }
+    told = f"Question: Which cat? {CUE}\nAnswer: I look at the left one. answer: the left\n"
+    assert [key for key, text in shown.items() if told in text] == [("cognitive", True)]
+    assert all("Question: How many cats are there?\nAnswer: 2\n" in text for text in shown.values())
 
 
 def test_the_blind_model_is_told_that_it_sees_nothing():

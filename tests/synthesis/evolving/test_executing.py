@@ -16,8 +16,8 @@ from mmkd.synthesis.programs.backends.classical import classical
 from mmkd.synthesis.programs.tools import Toolset, View
 
 
-def step(function: str, argument: str = "", boxes=(), result: str = "") -> Step:
-    return Step(function=function, argument=argument, boxes=list(boxes), result=result, description="")
+def step(function: str, argument: str = "", boxes=(), result: str = "", description: str = "") -> Step:
+    return Step(function=function, argument=argument, boxes=list(boxes), result=result, description=description)
 
 
 def content(*steps: Step, question: str = "how many?", answer: str = "something") -> Content:
@@ -96,6 +96,25 @@ def test_an_answer_with_a_number_or_colour_that_nothing_found_is_contradicted(se
     rejected(CONTRADICTED, "number 17", content(*steps, answer="about 17 of them"), view, tools)
     rejected(CONTRADICTED, "color magenta", content(*steps, answer="a magenta one"), view, tools)
     execute(content(*steps, answer=f"a {label}"), view, tools)
+
+
+def test_a_description_that_tells_what_nothing_found_is_contradicted(seen, tools):
+    blank = View(Image.new("RGB", (64, 64), "white"), classical())
+    told = 'I see seven blue squares at [1, 2, 3, 4] and a sign that says "STOP"'
+    held = "number 7, box [1.0, 2.0, 3.0, 4.0], color blue, quote 'stop'"
+    for steps in (
+        [step("grounding", "red circle", description=told)],
+        [step("grounding", "shape"), step("none", description=told)],
+    ):
+        words = f"the description of step {len(steps)} holds what no step found: {held}"
+        rejected(CONTRADICTED, words, content(*steps, answer="0"), blank, tools)
+    view, found = seen
+    label, boxes = next(iter(found.items()))
+    right = f"{len(boxes)} of {label}, the first at {list(boxes[0])}; twice as many are {2 * len(boxes)}"
+    steps = [step("grounding", label, boxes, "", right), step("calculate", "2 * #1 * 1", description=right)]
+    execute(content(*steps), view, tools)
+    counted = "Fifth, find it; fourth, look again"  # steps, and no things
+    execute(content(step("grounding", label, boxes, "", counted), answer=f"a {label}"), view, tools)
 
 
 @pytest.mark.parametrize("steps", [[], [step("none", result="7 red dogs")]])

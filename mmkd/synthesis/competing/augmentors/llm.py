@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.errors import ConfigError
-from mmkd.synthesis.competing.asking import open_role
 from mmkd.synthesis.competing.augmentors.presence import asked_for_presence, checked_share
 from mmkd.synthesis.competing.augmentors.registry import Draft, Parent, Wanted, register
 from mmkd.synthesis.progress import shown
@@ -75,7 +74,7 @@ def llm(
         images = item.images if sees else ()
         return Request(name, turns, images, sampling, NewQuestion, prompt=str(used), license=item.license)
 
-    with open_role(model, wanted.folder, "augment", wanted.reasks) as asker:
+    with wanted.open(model, "augment") as asker:
         requests = (request(name, parent) for name, parent in parents.items())
         answers = {
             answer.request.id: answer

@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.config.compete_schema import CompeteConfig
+from mmkd.config.synthesis_schema import ModelSection
+from mmkd.synthesis.asking import Asker
+from mmkd.synthesis.competing.asking import open_role
 from mmkd.synthesis.competing.filters import Known
 from mmkd.synthesis.competing.items import Item
+from mmkd.synthesis.paid import Purse
 from mmkd.synthesis.plugins import by_name
 
 
@@ -43,7 +47,8 @@ class Wanted:
 
     Attributes:
         known: the questions that are in the pool.
-        folder: where an augmentor keeps what it asked of models, which it opens by `competing.asking.open_role`.
+        folder: where an augmentor keeps what it asked of models, which it opens by `open`.
+        purse: what models were paid there.
     """
 
     parents: Sequence[Parent]
@@ -52,6 +57,12 @@ class Wanted:
     seed: int
     round: int
     reasks: int
+    purse: Purse | None = None
+
+    def open(self, model: ModelSection, role: str) -> Asker:
+        """A model, with its store in `folder`/`role`; to be closed, or used in a `with`. Several may be open at once,
+        each in a role of its own. Raises as `open_asker`."""
+        return open_role(model, self.folder, role, self.reasks, self.purse)
 
 
 @dataclass(frozen=True)

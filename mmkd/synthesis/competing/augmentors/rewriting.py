@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mmkd.config.synthesis_schema import ModelSection
-from mmkd.synthesis.competing.asking import open_role
 from mmkd.synthesis.competing.augmentors.registry import Draft, Wanted
 from mmkd.synthesis.progress import shown
 from mmkd.synthesis.requests import Answer, Sampling
@@ -25,7 +24,7 @@ def rewritten(wanted: Wanted, drafts: Sequence[Draft], model: ModelSection) -> I
     """
     asked = {str(place): draft for place, draft in enumerate(drafts) if not draft.problem}
     requests = (rewording_request(name, one.question, _sampling(wanted, name, one)) for name, one in asked.items())
-    with open_role(model, wanted.folder, "rewrite", wanted.reasks) as asker:
+    with wanted.open(model, "rewrite") as asker:
         replies = shown(asker.answer(requests), asker.tally, "other words", len(asked))
         answers = {answer.request.id: answer for answer in replies}
         license = asker.backend.license

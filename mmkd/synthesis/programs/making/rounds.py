@@ -20,6 +20,7 @@ from mmkd.data.records import Record
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.paid import purse_of
 from mmkd.synthesis.programs.making.run import Made, make_programs
+from mmkd.synthesis.visible import in_table
 from mmkd.whole_files import write_whole
 
 
@@ -105,7 +106,7 @@ def _question(record: Record) -> tuple[str | bytes, ...]:
 
 def _table(yields: dict[str, dict[str, Any]]) -> Table:
     types = list(dict.fromkeys(kind for one in yields.values() for kind in one))
-    table = Table("verified", *types)
+    table = Table("verified", *map(in_table, types))
     for name, one in yields.items():
         table.add_row(name, *(f"{one[t]['verified'] / max(1, one[t]['rows']):.1%}" if t in one else "" for t in types))
     return table

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mmkd.config.programs_schema import ProgramsConfig
 from mmkd.data.records import Provenance, Record, Turn
-from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.rejected import BadRow, RejectedLog, mend_or_drop
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.asking import Asker
@@ -84,7 +84,7 @@ def make_programs(config: ProgramsConfig, round: int | None = None, purse: Purse
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(out / "verdicts.jsonl"))  # from here on the folder is ours
         (out / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
-        log = RejectedLog(out / "rejected.jsonl")
+        log = RejectedLog(out / "rejected.jsonl", mend_or_drop("data"))
         items = items_of(records, usable(records, log, "data"))
         purse = purse_of(out) if purse is None else purse
         backends, troubles = stack.enter_context(open_backends(config.tools, out / "tools", purse))

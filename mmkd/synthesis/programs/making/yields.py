@@ -14,6 +14,7 @@ from mmkd.synthesis.programs.making.trying import is_right
 from mmkd.synthesis.programs.making.writing import Candidate
 from mmkd.synthesis.programs.reasons import Reason, Verdict
 from mmkd.synthesis.programs.runner import Outcome
+from mmkd.synthesis.visible import in_table
 
 
 @dataclass
@@ -81,5 +82,5 @@ class Yields:
         for name, one in [*sorted(self.types.items()), ("all", self.all)]:
             why = one.reasons.most_common(1)[0][0] if one.reasons else ""
             counts = (f"{count:,}" for count in (one.rows, one.ran, one.right, one.verified))
-            table.add_row(name, *counts, f"{one.verified / max(1, one.rows):.1%}", why)
+            table.add_row(in_table(name), *counts, f"{one.verified / max(1, one.rows):.1%}", in_table(why))
         return table

@@ -47,7 +47,7 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_asks_nothing_t
     assert len(writer.asked) == CALLS
     straight, writer.delay = {key.rsplit("-", 1)[0] for _, _, key in writer.asked}, 0.02
     writer.asked.clear()
-    draw, out = random.Random(5), tmp_path / "killed"
+    draw, out, kills = random.Random(5), tmp_path / "killed", 0
     # While programs are asked for, and while they run: at so many replies and verdicts, and a moment later.
     for moment in sorted(draw.sample(range(CALLS + QUESTIONS - 8), KILLS)):
         process = start(config(out))
@@ -55,15 +55,16 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_asks_nothing_t
         while process.is_alive() and len(kept(out)) + len(tried(out)) < moment:
             time.sleep(0.005)
         time.sleep(after)
-        assert process.is_alive(), "it was over before it could be killed"
         process.kill()
         process.join()
+        kills += process.exitcode != 0
         assert not before & {key.rsplit("-", 1)[0] for _, _, key in writer.asked[asked:]}
+    assert kills >= 0.75 * KILLS  # on a busy machine it may end before the last moments are seen
     asked, before = len(writer.asked), kept(out)
     assert ended(start(config(out))) == 0
     assert not before & {key.rsplit("-", 1)[0] for _, _, key in writer.asked[asked:]}
     # Nothing is asked twice but what was on its way when a kill came.
-    assert len(writer.asked) <= CALLS + KILLS * AT_ONCE
+    assert len(writer.asked) <= CALLS + kills * AT_ONCE
     assert {key.rsplit("-", 1)[0] for _, _, key in writer.asked} == straight
     for name in ("records.jsonl", "programs.jsonl", "writer.jsonl", "yield.json"):
         assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name

@@ -7,6 +7,7 @@ import time
 from multiprocessing import get_context
 
 import pytest
+from rich.console import Console
 from transformers import Trainer
 
 from mmkd.checkpoints import is_complete, latest_complete
@@ -15,9 +16,10 @@ from mmkd.data.record_files import jsonl
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.write_records import write_jsonl
 from mmkd.synthesis.programs.backends.classical import classical
-from mmkd.synthesis.programs.making.rounds import make_rounds, merged, taught
+from mmkd.synthesis.programs.making.rounds import _table, make_rounds, merged, taught
 from mmkd.synthesis.programs.making.run import Made
 from mmkd.synthesis.programs.making.writing import Prompts
+from mmkd.synthesis.programs.making.yields import Yield, Yields
 from mmkd.synthesis.programs.tools import Toolset
 from tests.tiny_writer import PROGRAM, tiny_writer
 
@@ -91,6 +93,14 @@ def test_rounds_killed_in_the_tuning_go_on_there_and_tell_the_yield_of_each(conf
     assert told["circle"].provenance.program == PROGRAM
     assert told["circle"].provenance.round == 1
     assert told["circle"].provenance.model.startswith(f"local:{out / 'round-0' / 'writer'} ")
+
+
+def test_the_tables_of_types_named_like_markup(capsys):
+    every = Yields()
+    every.types["[/INST]"] = Yield(rows=2, verified=1)
+    for table in (every.table(), _table({"round-0": every.to_dict()})):
+        Console().print(table)
+        assert "[/INST]" in capsys.readouterr().out
 
 
 def test_the_newest_round_of_a_question_teaches_with_as_few_examples_as_asked_for(tmp_path):

@@ -17,10 +17,12 @@ def test_workers_killed_again_and_again_leave_the_records_of_an_undisturbed_run(
     mine = {child.pid for child in psutil.Process().children()}  # whatever else this test process has started
 
     def disturbed(self, code, inputs, call, limits):
-        number = next(started)
+        calls = count() if next(started) % 5 == 0 else count(1)
 
         def killing(*asked):
-            if number % 5 == 0:  # in the middle of this program; of whatever runs beside it; or while nobody uses it
+            # In the middle of this program; of whatever runs beside it; or while nobody uses it. At the first call
+            # alone: on a busy machine a program beside one of many calls would die as often as is allowed.
+            if next(calls) == 0:
                 for worker in psutil.Process().children():
                     with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
                         if worker.pid not in mine and worker.name() in ("monty", "worker"):
