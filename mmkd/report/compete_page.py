@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmkd.report import browse
 from mmkd.report.album import Album
 from mmkd.report.answers import Asked, Said
 from mmkd.report.browse import Node, Row, browser, number, text
@@ -17,6 +20,7 @@ from mmkd.report.sections import Section, count_table, round_chart
 from mmkd.synthesis.competing.summary import CAPTION, COLUMNS, cells
 
 ORDER = {"hard": 0, "win": 1, "weak": 2, "unscored": 3, "easy": 4}  # what is looked for first
+SHOWN = {"hard": "Difficult items", "win": "Wins of the student"}  # kinds with examples, and their heading
 EXAMPLES = 6
 MOST_BEFORE = 12  # of a family; rounds are fewer
 SIDES = (("teacher", "teacher"), ("student", "s0"))  # name, style
@@ -42,20 +46,18 @@ def compete_page(folder: Folder) -> dict[str, Any]:
         if table := count_table("reason", _counted([row for row, _, _ in told], part, key)):
             sections.append(Section(heading, table=table))
     album = Album()
-    judged = sorted(_judged(folder), key=lambda one: (-one.round, one.held_out, ORDER.get(one.kind, 5)))
-    for kind, heading in (("hard", "Difficult items"), ("win", "Wins of the student")):
-        found = [one for one in judged if one.kind == kind and not one.held_out]
-        if found:
-            last = [one for one in found if one.round == found[0].round]
-            about = f"Of the pool in round {last[0].round}: the first of {len(last):,}."
-            sections.append(Section(heading, about, cards=[one.card(album) for one in last[:EXAMPLES]]))
+    judged, total, newest = _first(folder)
+    for kind, heading in SHOWN.items():
+        if found := newest.get(kind):
+            about = f"Of the pool in round {found.round}: the first of {found.count:,}."
+            sections.append(Section(heading, about, cards=[one.card(album) for one in found.first]))
     filters = ["kind", "round", "split", "type"]
     rows = (one.row(album) for one in judged)
     return {
         "sentence": "Teacher against student, scores from 1 to 10.",
         "facts": _facts(told[-1][2]) if told else [],
         "sections": sections,
-        "browser": browser(folder, "Judged answers", filters, rows, len(judged), album),
+        "browser": browser(folder, "Judged answers", filters, rows, total, album),
     }
 
 
@@ -153,6 +155,43 @@ class Judged:
         said = " · ".join(f"{one.by}: {one.text or '(nothing)'}" for one in self.said)
         style = {"hard": "wrong", "easy": "right", "win": "right"}.get(self.kind, "")
         return Node(f"{self.id}, {self.kind} in round {self.round}", f"{self.question}\n{said}", style, depth)
+
+
+@dataclass
+class Newest:
+    """The pool's items of one kind in the newest round that has some.
+
+    Attributes:
+        first: those that are shown; count: all of them.
+    """
+
+    round: int
+    first: list[Judged] = field(default_factory=list)
+    count: int = 0
+
+
+def _first(folder: Folder) -> tuple[list[Judged], int, dict[str, Newest]]:
+    """As many as a page holds, what is looked for first in front; how many there are; and the newest of SHOWN. No
+    more are held: there is a verdict for each item and round."""
+    count, newest = 0, dict[str, Newest]()
+
+    def noted() -> Iterator[Judged]:
+        nonlocal count
+        for one in _judged(folder):  # the first round first
+            count += 1
+            if one.kind in SHOWN and not one.held_out:
+                if one.kind not in newest or newest[one.kind].round < one.round:
+                    newest[one.kind] = Newest(one.round)
+                newest[one.kind].count += 1
+                if len(newest[one.kind].first) < EXAMPLES:
+                    newest[one.kind].first.append(one)
+            yield one
+
+    def order(one: Judged) -> tuple[int, bool, int]:
+        return -one.round, one.held_out, ORDER.get(one.kind, 5)
+
+    judged = heapq.nsmallest(browse.MOST_ROWS, noted(), key=order)
+    return judged, count, newest
 
 
 def _judged(folder: Folder) -> Iterator[Judged]:

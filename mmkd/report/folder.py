@@ -14,7 +14,16 @@ from mmkd.errors import MmkdError
 
 Made = TypeVar("Made")
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, yaml.YAMLError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    yaml.YAMLError,
+)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmkd.report.build import report
 from tests.report.conftest import PAYLOAD, write_run
-from tests.report.engines import evolve_folder
+from tests.report.engines import compete_folder, evolve_folder
 
 pytestmark = pytest.mark.e2e
 
@@ -80,6 +80,11 @@ def page(models, tmp_path_factory) -> Path:
 def many(tmp_path_factory) -> Path:
     """The page of many items that evolved, with hostile text in all of them."""
     return report(evolve_folder(tmp_path_factory.mktemp("many") / "out", PAYLOAD, ITEMS))
+
+
+@pytest.fixture(scope="module")
+def competed(tmp_path_factory) -> Path:
+    return report(compete_folder(tmp_path_factory.mktemp("competed") / "out", PAYLOAD))
 
 
 def run(browser: str, page: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -166,3 +171,16 @@ def test_many_items_are_filtered_quickly(browser, many, width):
     assert seen["pictures"]
     assert seen["boxes"] == pytest.approx([0.4] * 50, abs=0.02)
     assert seen["wide"] == 0
+
+
+@pytest.mark.parametrize("width", [1120, 500])
+def test_the_page_of_a_competition_fits_and_nothing_of_its_data_runs(competed, browser, width):
+    done = run(browser, competed, "--dump-dom")
+    assert title(done.stdout).endswith("/out · mmkd")
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('<article class="card row">') == 22
+    seen = measured(browser, competed, width)
+    assert seen["owned"].endswith("/out · mmkd")
+    assert seen["wide"] == 0
+    assert seen["inside"]
+    assert seen["pictures"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import re
@@ -14,7 +15,7 @@ import pytest
 
 from mmkd.data.scenes import scene
 from mmkd.errors import AssetError
-from mmkd.report import album, browse
+from mmkd.report import album, browse, compete_page
 from mmkd.report.build import report
 from tests.report.conftest import PAYLOAD, Page, read_page
 from tests.report.engines import change, compete_folder, evolve_folder, evolve_run, lines, programs_run
@@ -228,6 +229,23 @@ def test_a_page_holds_some_rows_and_pictures_and_says_how_many_it_left_out(monke
     assert "pictures: those of the last 2 records are left out" in page.text
 
 
+def test_a_page_of_a_competition_holds_no_more_verdicts_than_it_shows(monkeypatch, tmp_path):
+    out, held = compete_folder(tmp_path / "out"), []
+    whole = read_page(report(out))
+
+    def counted(*args: Any) -> Any:
+        held.append(sum(isinstance(one, compete_page.Judged) for one in gc.get_objects()))
+        return browse.browser(*args)
+
+    monkeypatch.setattr(browse, "MOST_ROWS", 2)
+    monkeypatch.setattr(compete_page, "browser", counted)
+    page = read_page(report(out))
+    assert rows_of(page) == rows_of(whole)[:2]
+    assert page.headings == [*whole.headings, "Not in this report"]
+    assert "Judged answers: 20 of 22 are left out." in page.text
+    assert held[0] <= 2 + 2 + 1  # those of two rows, two examples, and a parent
+
+
 @pytest.mark.parametrize("engine", ["programs", "compete", "evolve"])
 def test_lines_that_are_torn_or_odd_are_counted_and_the_rest_is_shown(engine, real, tmp_path):
     out, name = tmp_path / "out", {"programs": "programs.jsonl", "compete": "round-1/verdicts.jsonl"}.get(engine)
@@ -242,6 +260,17 @@ def test_lines_that_are_torn_or_odd_are_counted_and_the_rest_is_shown(engine, re
     if engine == "programs":
         assert len(rows) == before - 1
     assert rows
+
+
+def test_a_verdict_of_one_score_or_none_is_counted(tmp_path):
+    out = tmp_path / "out"
+    compete_folder(out)
+    file = out / "round-1/verdicts.jsonl"
+    one, *others = lines(file)
+    odd = [one | {"scores": scores} for scores in ([5.0], [])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*odd, *others)))
+    page = read_page(report(out))
+    assert "verdicts of round 1: 2 lines cannot be read and are left out" in page.text
 
 
 @pytest.mark.parametrize(
