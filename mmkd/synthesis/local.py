@@ -15,6 +15,7 @@ from mmkd.errors import DataError
 from mmkd.models import VocoCache
 from mmkd.synthesis.backends import Call, Refused
 from mmkd.synthesis.constraint import Constraint
+from mmkd.synthesis.prefixes import prefixes
 from mmkd.synthesis.requests import Completion, ScoredToken, TokenScore, Usage
 from mmkd.synthesis.sampling import RowSampler
 
@@ -97,13 +98,12 @@ class LocalModel:
         return [result for result in results if result is not None]
 
     def _batch(self, rows: list[tuple[Call, Inputs, int]]) -> list[Completion]:
-        inputs = joined([inputs for _, inputs, _ in rows], self._generation["pad_token_id"])
+        inputs = self._read_once(joined([inputs for _, inputs, _ in rows], self._generation["pad_token_id"]))
         sampler = RowSampler([call.sampling for call, _, _ in rows])
         wanted = [call.sampling.log_probs for call, _, _ in rows]
         constrained = self._constraint.rows([call for call, _, _ in rows])
         generated = self._generator.generate(
             **inputs,
-            **self._read_once(inputs),
             **self._generation,
             do_sample=False,
             max_new_tokens=max(most for _, _, most in rows),
@@ -122,27 +122,34 @@ class LocalModel:
         ]
 
     def _read_once(self, inputs: Inputs) -> Inputs:
-        """Arguments of `generate` with which equal prompts, the samples of one question, are read once for all of them.
-        Empty where no prompt comes twice, or some prompt is more than text."""
-        if set(inputs) != set(ROWS) or inputs["input_ids"].shape[1] == 1:
-            return {}
-        prompts, places = torch.unique(inputs["input_ids"], dim=0, return_inverse=True)  # [P, T], [B]
-        if len(prompts) == len(places):
-            return {}
-        first = [places.tolist().index(prompt) for prompt in range(len(prompts))]
-        # Without the last token, whose logits are those of the first step.
+        """`inputs`, with what several prompts begin with read already, once for all of them: its keys and values are in
+        their cache, and rows are [padding, prefix, padding, rest]. As they were where nothing would be saved, a prompt is
+        more than text, or the cache is of a kind that cannot be repeated so."""
+        if set(inputs) != set(ROWS):
+            return inputs
+        prompts = [ids[seen == 1].tolist() for ids, seen in zip(inputs["input_ids"], inputs["attention_mask"])]
+        text = self._generator.config.get_text_config()
+        slides = getattr(text, "sliding_window", None) and "sliding_attention" in (
+            getattr(text, "layer_types", None) or ["sliding_attention"]
+        )
+        lengths = prefixes(prompts, only_equal=bool(slides))  # padding within a row would count against a window
+        if lengths is None:
+            return inputs
+        pad, device = self._generation["pad_token_id"], inputs["input_ids"].device
+        # generate takes a prompt that ends with the padding token, as turns of some templates do, for a padded one.
+        lengths = [max(_without_last(prompt[:length], pad), 1) for prompt, length in zip(prompts, lengths)]
+        heads = [tuple(prompt[:length]) for prompt, length in zip(prompts, lengths)]
+        places = {head: place for place, head in enumerate(dict.fromkeys(heads))}
+        shared = joined([_row(head, device) for head in places], pad)
+        rest = joined([_row(prompt[length:], device) for prompt, length in zip(prompts, lengths)], pad)
         read = self._generator.generate(
-            input_ids=prompts[:, :-1],
-            attention_mask=inputs["attention_mask"][first, :-1],
-            **self._generation,
-            do_sample=False,
-            max_new_tokens=1,
-            return_dict_in_generate=True,
+            **shared, **self._generation, do_sample=False, max_new_tokens=1, return_dict_in_generate=True
         ).past_key_values
         if not all(hasattr(layer, "batch_select_indices") for layer in getattr(read, "layers", [None])):
-            return {}  # a recurrent state, which transformers cannot repeat
-        read.batch_select_indices(places)
-        return {"past_key_values": read}
+            return inputs  # a recurrent state, which transformers cannot repeat
+        rows = torch.tensor([places[head] for head in heads], device=device)
+        read.batch_select_indices(rows)
+        return {name: torch.cat([shared[name][rows], rest[name]], 1) for name in ROWS} | {"past_key_values": read}
 
     def _scored(self, ids: list[int], logits: Sequence[Tensor], row: int, count: int) -> tuple[ScoredToken, ...]:
         """Tokens of a reply with their natural log-probabilities, before any temperature, as an endpoint tells them.
@@ -170,6 +177,18 @@ class LocalModel:
         text = self._tokenizer.decode(new[:stop], skip_special_tokens=True).strip()
         usage = Usage(prompt_tokens, len(new) if stop is None else stop + 1)
         return Completion(text, usage, "length" if stop is None else "stop")
+
+
+def _without_last(ids: Sequence[int], token: int) -> int:
+    """Tokens before the last ones that are this token."""
+    return next((count for count in range(len(ids), 0, -1) if ids[count - 1] != token), 0)
+
+
+def _row(ids: Sequence[int], device: torch.device) -> Inputs:
+    return {
+        "input_ids": torch.tensor([ids], device=device),
+        "attention_mask": torch.ones(1, len(ids), device=device).long(),
+    }
 
 
 def joined(chats: list[Inputs], pad: int) -> Inputs:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import pytest
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MambaConfig, MambaForCausalLM
 
 from mmkd.config.synthesis_schema import LanguageModelSection, VlmSection
 from mmkd.data.records import Turn
@@ -109,18 +109,55 @@ def test_a_prompt_that_comes_several_times_is_read_once(decoder, monkeypatch):
     assert {shape[1] for shape in tokens[1:]} == {1}
 
 
-def test_a_recurrent_decoder_reads_every_prompt_by_itself():
+def test_what_prompts_begin_with_alike_is_read_once(decoder, reading, monkeypatch):
+    texts = ["Say in other words: is there a dog?", "Say in other words: how many?", "Hi", "Say in other words: why?",
+             "Rate from 1 to 10 this: it is so.", "Rate from 1 to 10 this: not so, I would say."]  # fmt: skip
+    calls = [call(text, temperature=1.0, seed=n) for n, text in enumerate(texts)]
+    for backend in (decoder, reading):
+        alone = [backend.generate([one])[0] for one in calls]
+        read, generate = [], backend._generator.generate
+
+        def counted(*, generate=generate, read=read, **options):
+            cache = options.get("past_key_values")
+            ids = options["input_ids"][:, 0 if cache is None else cache.get_seq_length() :]
+            read.append(ids.numel())
+            return generate(**options)
+
+        monkeypatch.setattr(backend._generator, "generate", counted)
+        assert backend.generate(calls) == alone
+        assert len(read) == 2
+        assert sum(read) < 0.8 * len(calls) * max(reply.usage.prompt_tokens for reply in alone)
+
+
+def bare(model) -> LocalModel:
+    """A model that reads bytes without a chat template."""
     tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
     ends = {"eos_token_id": [tokenizer.eos_token_id], "pad_token_id": tokenizer.pad_token_id}
 
     def prepare(one: Call):
         batch = tokenizer(one.turns[0].text, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}, 100
 
-    backend = LocalModel("mamba", None, MambaForCausalLM(config).eval(), tokenizer, prepare, ends, 4)
+    return LocalModel("bare", None, model.eval(), tokenizer, prepare, ends, 4)
+
+
+def test_a_recurrent_decoder_reads_every_prompt_by_itself():
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=len(byte_tokenizer()), hidden_size=32, num_hidden_layers=2, state_size=4)
+    backend = bare(MambaForCausalLM(config))
     calls = [call("Hello", temperature=1.0, seed=seed) for seed in range(3)]
+    assert backend.generate(calls) == [backend.generate([one])[0] for one in calls]
+
+
+def test_a_window_holds_as_many_tokens_of_a_row_whatever_prompts_have_alike():
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(byte_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=6, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=0.5,
+    )  # fmt: skip
+    backend = bare(Gemma3ForCausalLM(config))
+    texts = ["Please tell me in other words what you see " + end for end in ("a", "in this picture", "and why", "a")]
+    calls = [call(text, temperature=1.0, seed=seed) for seed, text in enumerate(texts)]
     assert backend.generate(calls) == [backend.generate([one])[0] for one in calls]
 
 
