@@ -122,9 +122,9 @@ class LocalModel:
         ]
 
     def _read_once(self, inputs: Inputs) -> Inputs:
-        """`inputs`, with what several prompts begin with read already, once for all of them: its keys and values are in
-        their cache, and rows are [padding, prefix, padding, rest]. As they were where nothing would be saved, a prompt is
-        more than text, or the cache is of a kind that cannot be repeated so."""
+        """`inputs`, with what several prompts begin with read already, once for all of them: keys and values are in their
+        cache, and rows are [padding, prefix, padding, rest]. As they were where nothing would be saved, a prompt is more
+        than text, or the cache is of a kind that cannot be repeated so."""
         if set(inputs) != set(ROWS):
             return inputs
         prompts = [ids[seen == 1].tolist() for ids, seen in zip(inputs["input_ids"], inputs["attention_mask"])]

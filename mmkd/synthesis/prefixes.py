@@ -1,4 +1,4 @@
-"""What prompts of a batch begin with alike, so that instructions, rubrics and examples are read once for all of them."""
+"""What prompts of a batch begin with alike: instructions, rubrics and examples are read once for all of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _in_common(one: Prompt, other: Prompt, only_equal: bool) -> int:
 
 
 def _lengths(prompts: Sequence[Prompt], order: Sequence[int], alike: Sequence[int], n: int, alone: int) -> list[int]:
-    """A prompt that stands alone is read as far as the longest of the others, which costs no more, or `alone` tokens."""
+    """A prompt that stands alone is read `alone` tokens far, or as far as the others, which costs no more."""
     groups = [[0]]
     for place, common in enumerate(alike, start=1):
         if common >= n:
