@@ -5,8 +5,9 @@
 
 All cases are `mmkd compete scenes/compete`, from one start, on one pool with the answers of one teacher, for as many
 rounds of as many steps. `alone` asks nothing new: each of its rounds learns the first pool again. `undirected` asks as
-many new questions as `competition`, each of another type than one drawn at random, whoever failed at what. Seeds vary
-the order of the data, and what is asked anew. A killed run is gone on with.
+many new questions as `competition`, each of another type than one drawn at random, whoever failed at what. `reworded`
+is the packaged config, whose new questions are put in other words by SmolLM2; in the others they stay in the words of
+their templates. Seeds vary the order of the data, and what is asked anew. A killed run is gone on with.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from mmkd.synthesis.competing.compete import compete
 from mmkd.synthesis.competing.items import read_rows
 
 WIDE = "pool=[{source: scenes, split: train, count: 1000, grid: 2, questions: 2}]"  # questions of every type
+TEMPLATES = "augment.rewrite=null"  # questions in the words of their templates
 CASES: dict[str, list[str]] = {
-    "competition": [],
+    "competition": [TEMPLATES],
     "alone": ["augment={name: nothing}", "assess=1"],  # what it fails at decides nothing
-    "undirected": ["gap=9.5", "augment.hard_share=[0]"],  # no side is ever so far ahead, so that nothing is difficult
+    "undirected": ["gap=9.5", "augment.hard_share=[0]", TEMPLATES],  # nobody is so far ahead: nothing is difficult
+    "reworded": [],
 }
-PAIRS = [("competition", "alone"), ("competition", "undirected")]
+PAIRS = [("competition", "alone"), ("competition", "undirected"), ("reworded", "competition"), ("reworded", "alone")]
 
 
 @register("nothing")
@@ -71,9 +74,9 @@ def of_rounds(bench: str, case: str, config: CompeteConfig, rounds: Path, comman
 
 def compared(asked: argparse.Namespace) -> None:
     """Run what is missing, and append what has no row yet."""
-    bench = "competed_simple" if asked.simple else "competed_wide"
+    bench = asked.bench or ("competed_simple" if asked.simple else "competed_wide")
     command = f"python -m bench.competed {asked.out} --start {asked.start} --teacher {asked.teacher}"
-    command += " --simple" * asked.simple
+    command += " --simple" * asked.simple + (f" --bench {asked.bench}" if asked.bench else "")
     command = with_overrides(command, compete=asked.compete)
     given = ["pretraining=null", f"start={asked.start}", f"teacher.vlm.model={asked.teacher}"]
     given += [*([] if asked.simple else [WIDE]), *asked.compete]
@@ -99,6 +102,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each case")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="cases to run")
     parser.add_argument("--simple", action="store_true", help="the packaged pool: counts, and whether there is any")
+    parser.add_argument("--bench", help="name of the rows: another one for what is measured in another way")
     parser.add_argument("--compete", nargs="+", default=[], metavar="PATH=VALUE", help="overrides of scenes/compete")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     compared(parser.parse_args())

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmkd.errors import DataError
 from mmkd.models import VocoCache
@@ -122,22 +122,20 @@ class LocalModel:
         ]
 
     def _read_once(self, inputs: Inputs) -> Inputs:
-        """`inputs`, with what several prompts begin with read already, once for all of them: keys and values are in their
-        cache, and rows are [padding, prefix, padding, rest]. As they were where nothing would be saved, a prompt is more
-        than text, or the cache is of a kind that cannot be repeated so."""
+        """`inputs`, with what several prompts begin with read already, once for all of them: keys and values are in the
+        cache, and rows are [padding, prefix, padding, rest]. As they were where nothing would be saved, a prompt is
+        more than text, or the cache is of a kind that cannot be repeated so."""
         if set(inputs) != set(ROWS):
             return inputs
         prompts = [ids[seen == 1].tolist() for ids, seen in zip(inputs["input_ids"], inputs["attention_mask"])]
-        text = self._generator.config.get_text_config()
-        slides = getattr(text, "sliding_window", None) and "sliding_attention" in (
-            getattr(text, "layer_types", None) or ["sliding_attention"]
-        )
-        lengths = prefixes(prompts, only_equal=bool(slides))  # padding within a row would count against a window
+        slides = _slides(self._generator.config.get_text_config())
+        lengths = prefixes(prompts, only_equal=slides)  # padding within a row would count against a window
         if lengths is None:
             return inputs
         pad, device = self._generation["pad_token_id"], inputs["input_ids"].device
-        # generate takes a prompt that ends with the padding token, as turns of some templates do, for a padded one.
-        lengths = [max(_without_last(prompt[:length], pad), 1) for prompt, length in zip(prompts, lengths)]
+        if not slides:
+            # generate takes a prompt that ends with the padding token, as turns of some templates do, for a padded one.
+            lengths = [max(_without_last(prompt[:length], pad), 1) for prompt, length in zip(prompts, lengths)]
         heads = [tuple(prompt[:length]) for prompt, length in zip(prompts, lengths)]
         places = {head: place for place, head in enumerate(dict.fromkeys(heads))}
         shared = joined([_row(head, device) for head in places], pad)
@@ -177,6 +175,12 @@ class LocalModel:
         text = self._tokenizer.decode(new[:stop], skip_special_tokens=True).strip()
         usage = Usage(prompt_tokens, len(new) if stop is None else stop + 1)
         return Completion(text, usage, "length" if stop is None else "stop")
+
+
+def _slides(text: PreTrainedConfig) -> bool:
+    """Whether some layer sees a window of the last tokens only."""
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    return bool(getattr(text, "sliding_window", None)) and "sliding_attention" in kinds
 
 
 def _without_last(ids: Sequence[int], token: int) -> int:
