@@ -30,6 +30,7 @@ from mmkd.synthesis.requests import Sampling
 from mmkd.synthesis.rewording import rewording_request, worded
 
 BENCH = "competed_words"
+ENDED = ["pretraining=null", "start=given"]  # of no matter to a competition that has ended
 
 
 def in_other_words(items: Sequence[Item], model: ModelSection, out: Path) -> list[Item]:
@@ -57,7 +58,7 @@ def score(config: CompeteConfig, student: Path, items: Sequence[Item], out: Path
 def main(asked: argparse.Namespace) -> None:
     out = asked.runs / "words"
     first = asked.runs / f"{asked.cases[0]}-{asked.seeds[0]}"
-    packaged = configured(first, "reworded", asked.seeds[0], ["pretraining=null", "start=-"])
+    packaged = configured(first, "reworded", asked.seeds[0], ENDED)
     told = in_other_words(
         read_items(first / "given" / "held_out.jsonl"),
         ModelSection.model_validate(packaged.augment.options()["rewrite"]),
@@ -68,20 +69,14 @@ def main(asked: argparse.Namespace) -> None:
     for seed in asked.seeds:
         for case in asked.cases:
             run = asked.runs / f"{case}-{seed}"
-            config = configured(run, case, seed, ["pretraining=null", "start=-"])
-            student, digest = (
-                run / f"round-{config.rounds}" / "student" / "model",
-                config_hash(config.model_dump(mode="json")),
-            )
-            command = f"python -m bench.other_words {asked.runs}"
-            rows = [
-                Row(
-                    f"{BENCH}_seeds", f"score@{case} {reading} seed {seed}", score(config, student, items, out), "points",
-                    (seed,), None, None, command, digest, **surroundings(),
-                )
-                for reading, items in readings.items()
-            ]  # fmt: skip
-            add_new(BENCH, rows, asked.results)
+            config = configured(run, case, seed, ENDED)
+            student = run / f"round-{config.rounds}" / "student" / "model"
+            digest = config_hash(config.model_dump(mode="json", exclude={"out", "seed"}))
+            around, command = surroundings(), f"python -m bench.other_words {asked.runs}"
+            for reading, items in readings.items():
+                metric, value = f"score@{case} {reading} seed {seed}", score(config, student, items, out)
+                row = Row(f"{BENCH}_seeds", metric, value, "points", (seed,), None, None, command, digest, **around)
+                add_new(BENCH, [row], asked.results)
     conclude(BENCH, [tuple(asked.cases)] if len(asked.seeds) > 1 else [], ["score"], asked.results)
 
 
