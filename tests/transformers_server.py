@@ -15,13 +15,14 @@ import httpx
 
 
 @contextmanager
-def serving(model: Path, log: Path) -> Iterator[str]:
-    """Its address, up to /v1, once it answers; the model is then called by its folder."""
+def serving(model: Path, log: Path, ours: bool = False) -> Iterator[str]:
+    """Its address, up to /v1, once it answers; the model is then called by its folder. `ours`: a release of mmkd."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = str(Path(sys.executable).with_name("transformers"))
-    command = [program, "serve", str(model), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    stock = [str(Path(sys.executable).with_name("transformers"))]
+    program = [sys.executable, str(Path(__file__).with_name("serve_releases.py"))] if ours else stock
+    command = [*program, "serve", str(model), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     try:

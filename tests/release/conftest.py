@@ -23,7 +23,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from mmkd.compose import compose
+from mmkd.compose import Composed, compose
 from mmkd.config.schema import Config
 
 SIDE = 32
@@ -93,16 +93,21 @@ def make_run(parts) -> Callable[..., Path]:
         torch.manual_seed(1)
         composed = compose(config.student, dtype)
         initial(composed.model)
-        composed.model.save_pretrained(folder / "model")
-        composed.processor.save_pretrained(folder / "model")
-        finish(folder / "model")
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        (folder / "environment.json").write_text(json.dumps({"versions": {"torch": "x.y"}, "commit": "c0ffee"}))
-        rows = [{"stage": "tune", "step": step, "loss": 1 / step, "ce": 0.5 / step} for step in (1, 5)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return folder
+        return leave_run(folder, config, composed)
 
     return make
+
+
+def leave_run(folder: Path, config: Config, composed: Composed) -> Path:
+    """The folder as a training run with this config leaves it."""
+    composed.model.save_pretrained(folder / "model")
+    composed.processor.save_pretrained(folder / "model")
+    finish(folder / "model")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (folder / "environment.json").write_text(json.dumps({"versions": {"torch": "x.y"}, "commit": "c0ffee"}))
+    rows = [{"stage": "tune", "step": step, "loss": 1 / step, "ce": 0.5 / step} for step in (1, 5)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 def finish(model: Path) -> None:

@@ -1,10 +1,6 @@
-"""The loops against real servers, `transformers serve` on SmolLM2 and `mmkd serve`, behind a network that damages
-replies: whatever a real model says, each item ends as done or as rejected for a reason.
-
-`transformers serve` takes classes of its own only ("Unknown modality for: MmkdForConditionalGeneration", also with
---trust-remote-code), and the demo's release has a timm tower and compression tokens, for which LLaVA has no place: it
-is served by `mmkd serve` here. A composed model's LLaVA export under `transformers serve`, asked about images by mmkd's
-client, is in tests/release/test_llava.py.
+"""The loops against real servers behind a network that damages replies: whatever a real model says, each item ends as
+done or as rejected for a reason. `transformers serve` answers for SmolLM2 and for a release of the demo's student (its
+parts and files; it learnt nothing), `mmkd serve` for a tiny one.
 """
 
 from __future__ import annotations
@@ -16,16 +12,20 @@ import pytest
 import torch
 
 from mmkd import assets
+from mmkd.compose import compose
 from mmkd.config.compete_schema import CompeteConfig
 from mmkd.config.evolve_schema import EvolveConfig
+from mmkd.config.load import load_config
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import RejectedLog
+from mmkd.release.bundle import release
 from mmkd.synthesis.competing.asking import answered
 from mmkd.synthesis.competing.assessing import Kind, Outcome, assess
 from mmkd.synthesis.competing.augmenting import grow
 from mmkd.synthesis.evolving.run import evolve
 from mmkd.synthesis.requests import Sampling, Status
 from mmkd.synthesis.store import Store
+from tests.release.conftest import leave_run
 from tests.synthesis.fault_proxy import FAULTS, FaultProxy
 from tests.transformers_server import serving
 
@@ -52,6 +52,20 @@ def smollm(tmp_path_factory):
     del parts
     with serving(folder, folder / "log") as url:
         yield url, str(folder)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """(address, name) of a release of the demo's parts, with compression tokens, under `transformers serve`."""
+    if missing := [
+        name for name in ("smollm2-135m", "efficientnet-lite0") if not assets.is_present(assets.ASSETS[name])
+    ]:
+        pytest.skip(f"not in the cache: {', '.join(missing)}; bring them with: mmkd assets")
+    folder = tmp_path_factory.mktemp("demo")
+    config = load_config("demo/teacher", ["student.voco={tokens: 8, pooled: true}"])
+    release(leave_run(folder / "run", config, compose(config.student, torch.bfloat16)), folder / "student")
+    with serving(folder / "student", folder / "log", ours=True) as url:
+        yield url, str(folder / "student")
 
 
 def model(proxy: FaultProxy, name: str) -> dict:
@@ -83,16 +97,16 @@ def test_an_evolution_reworded_and_answered_blindly_by_a_served_model_loses_no_i
 
 
 def test_a_round_of_asking_real_servers_ends_each_item_with_a_score_or_a_reason(
-    smollm, served, tiny_student, failed, tmp_path
+    smollm, released, served, tiny_student, failed, tmp_path
 ):
-    items, url, name = list(failed[0].values())[:10], *smollm
+    items, (url, name), (seer, demo) = list(failed[0].values())[:10], smollm, released
     graded = lambda body: '{"reason": "r", "first": 9, "second": 3}'  # noqa: E731
     with (
-        FaultProxy(served, fault=every_third) as seeing,
+        FaultProxy(seer, fault=every_third) as seeing,
         FaultProxy(served, fault=every_third, content=graded) as grading,
         FaultProxy(url, fault=every_third) as reading,
     ):
-        teacher, words = model(seeing, "tiny"), model(reading, name)
+        teacher, words = model(seeing, demo), model(reading, name)
         config = CompeteConfig.model_validate(
             {"out": str(tmp_path), "start": "s", "training": {"config": "t"}, "teacher": teacher, "may_be_cut": True,
              "judge": {"model": model(grading, "tiny"), "max_tokens": 32}, "reasks": 1, "sampling": {"max_tokens": 6},
