@@ -1,4 +1,4 @@
-"""One step of four rows for every registered objective, cut into micro batches and ranks as the trainer cuts it.
+"""One step of eight rows for every registered objective, cut into micro batches and ranks as the trainer cuts it.
 
 A rank loads this file by its path, so nothing of `tests` is imported here.
 """
@@ -31,12 +31,14 @@ CASES = {
     "voco_attention": {"layers": [3], "gram": 0.1, "chunk": 2},
 }
 LAYERS, HEADS, SHARED_HEADS, WIDTH, TEXT = 4, 4, 2, 8, 7
-SIZES = [4, 2, 5, 3]  # answer tokens of each row of the step, so that a mean of means would be another
-ROWS = torch.arange(4).repeat_interleave(torch.tensor(SIZES))
+SIZES = [4, 2, 5, 3, 3, 6, 2, 4]  # answer tokens of each row of the step, so that a mean of means would be another
+ROWS = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
+ALL = list(range(len(SIZES)))
 POSITIONS = torch.cat([torch.arange(TEXT - 1 - size, TEXT - 1) for size in SIZES])
 TOKENS = len(ROWS)
-WITH_IMAGE = torch.tensor([True, False, True, True])
-SIGNS = torch.tensor([1, 1, -1, -1, 1, -1, 0, 1, -1, -1, -1, 1, 1, -1])  # one pair a row; a token of neither answer
+WITH_IMAGE = torch.tensor([True, False, True, True, False, False, True, True])
+_SIGNS = ("++--", "+-", "0+---", "++-", "+--", "+++-0-", "+-", "+---")  # one pair a row; tokens of neither answer
+SIGNS = torch.tensor(["-0+".index(sign) - 1 for row in _SIGNS for sign in row])
 TARGETS = torch.randint(0, 41, (TOKENS,), generator=torch.Generator().manual_seed(7))
 SPAN_STARTS = [n for n in range(TOKENS) if n % 3 != 1]
 SHARED_IDS = torch.tensor([[0, 3, 7, 20, 40], [5, 3, 1, 30, 39]])
@@ -156,11 +158,16 @@ def learned(made, pair: tuple[Side, Side], loss: Tensor, world: int = 1) -> list
     return [*found, *(buffer.nan_to_num() for buffer in made.buffers())]
 
 
+def cut(rows: list[int], accumulation: int) -> list[list[int]]:
+    """The rows as so many micro batches."""
+    size = len(rows) // accumulation
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def of_a_rank(accumulation: int) -> dict[str, list]:
-    """What every objective taught on one of two ranks, which has two rows of the step."""
+    """What every objective taught on one of two ranks, which has half of the step's rows."""
     dist.init_process_group("gloo")
-    rows = [[0, 1], [2, 3]][dist.get_rank()]
-    parts = [rows] if accumulation == 1 else [[row] for row in rows]
+    parts = cut(cut(ALL, 2)[dist.get_rank()], accumulation)
     found = {}
     for name in CASES:
         pair, made = sides(), objective(name)

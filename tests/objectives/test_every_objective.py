@@ -6,7 +6,7 @@ import torch
 from mmkd.objectives import TokenLoss, names
 from tests.objectives import steps
 from tests.objectives.sides import TOLERANCE, close
-from tests.objectives.steps import CASES, learned, objective, sides, step
+from tests.objectives.steps import ALL, CASES, cut, learned, objective, sides, step
 
 
 def heads(name: str) -> list[bool]:
@@ -21,16 +21,16 @@ def test_every_registered_objective_has_a_case_here():
 @pytest.mark.parametrize(("name", "whole"), [(name, whole) for name in CASES for whole in heads(name)])
 def test_a_step_teaches_the_same_however_many_micro_batches_it_is_cut_into(name, whole):
     expected = None
-    for parts in ([[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0], [1], [2], [3]]):
+    for accumulation in (1, 2, 4, 8):
         pair, made = sides(), objective(name)
-        found = learned(made, pair, step(made, pair, parts, whole=whole))
+        found = learned(made, pair, step(made, pair, cut(ALL, accumulation), whole=whole))
         assert any(gradient.abs().max() > 1e-3 for gradient in found[1 : 1 + len(pair[0].tensors())])
         expected = found if expected is None else expected
         close(found, expected, torch.float32)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_two_ranks_teach_what_one_process_teaches(accumulation, root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "tests/train"))
     import ranks
@@ -39,7 +39,7 @@ def test_two_ranks_teach_what_one_process_teaches(accumulation, root, monkeypatc
         assert not isinstance(found, Exception), found
         for name, tensors in found.items():
             pair, made = sides(), objective(name)
-            expected = learned(made, pair, step(made, pair, [[0, 1, 2, 3]]))
+            expected = learned(made, pair, step(made, pair, [ALL]))
             close([torch.as_tensor(tensor) for tensor in tensors], expected, torch.float32)
 
 
@@ -51,7 +51,7 @@ def test_in_bf16_loss_and_gradients_are_those_of_fp32(name):
         pair, made = sides(dtype), objective(name)
         for parameter in made.parameters():
             parameter.data = parameter.data.bfloat16().to(dtype)
-        loss = step(made, pair, [[0, 1, 2, 3]], whole=True)
+        loss = step(made, pair, [ALL], whole=True)
         assert loss.dtype == torch.float32
         learning = [*pair[0].tensors(), *made.parameters()]
         found.append([loss.detach(), *torch.autograd.grad(loss, learning, materialize_grads=True)])
