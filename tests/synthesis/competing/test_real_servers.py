@@ -22,6 +22,7 @@ from mmkd.release.bundle import release
 from mmkd.synthesis.competing.asking import answered
 from mmkd.synthesis.competing.assessing import Kind, Outcome, assess
 from mmkd.synthesis.competing.augmenting import grow
+from mmkd.synthesis.competing.items import read_rows
 from mmkd.synthesis.evolving.run import evolve
 from mmkd.synthesis.requests import Sampling, Status
 from mmkd.synthesis.store import Store
@@ -133,6 +134,34 @@ def test_a_round_of_asking_real_servers_ends_each_item_with_a_score_or_a_reason(
     assert sum(grown.worded.values()) + grown.gone.get("no question to draw", 0) == 6
     assert all(item.question == item.template or item.question == item.said for item in grown.items)
     assert sum(all_ended(folder / who) for who in ("teacher", "student", "judge", "rewrite")) > 30
+
+
+def test_a_whole_competition_on_real_servers_learns_and_grows_through_a_bad_network(
+    smollm, released, competition, start, tmp_path
+):
+    (url, name), (seer, demo) = smollm, released
+    with FaultProxy(seer, fault=every_third) as seeing, FaultProxy(url, fault=every_third) as reading:
+        words = model(reading, name)
+        process = start(
+            competition(
+                teacher=model(seeing, demo), check_teacher=False, reasks=1, floor=1.0, gap=1.0, may_be_cut=True,
+                pool=[{"source": "scenes", "split": "train", "count": 3, "grid": 2, "questions": 4}],
+                augment={"name": "grounded", "count": 6, "rewrite": words},
+                filters={"similarity": 1.0, "blind": {"model": words, "tries": 1}},
+            )
+        )  # fmt: skip
+        process.join(600)
+        assert process.exitcode == 0
+        assert {seen.fault for seen in seeing.seen} == {"", *QUICK}
+        assert {seen.fault for seen in reading.seen} > {""}
+    out = tmp_path / "competition"
+    rows = read_rows(out / "rounds.jsonl")
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert all(row["held_out"]["scored"] >= 18 for row in rows)  # of 20
+    new = rows[1]["augmented"]
+    assert new["drafted"] == new["kept"] + sum(new["gone"].values()) == 6
+    assert new["pool"] == rows[0]["pool"] + new["kept"] > rows[0]["pool"]
+    assert sum(all_ended(out / "asked" / who) for who in ("teacher", "student", "rewrite", "blind")) > 100
 
 
 def all_ended(folder: Path) -> int:
