@@ -64,7 +64,7 @@ def main(asked: argparse.Namespace) -> None:
         ModelSection.model_validate(packaged.augment.options()["rewrite"]),
         out,
     )
-    readings = {"other words": told, "templates": [replace(item, question=item.template) for item in told]}
+    readings = {"words=other": told, "words=templates": [replace(item, question=item.template) for item in told]}
     print(f"{len(told)} held-out questions in other words, e.g. {told[0].template} -> {told[0].question}")
     for seed in asked.seeds:
         for case in asked.cases:
