@@ -85,19 +85,22 @@ def priced(prices: PriceSection, prompt_tokens: int, answer_tokens: int, estimat
 
 
 class Rates:
-    """Calls and tokens a minute."""
+    """Calls and tokens a minute, spread over it: a limiter of N a minute would let N through at once."""
 
     def __init__(self, section: EndpointSection):
         calls, tokens = section.requests_per_minute, section.tokens_per_minute
-        # Spread over the minute: a limiter of N a minute would let N through at once.
         self._calls = AsyncLimiter(1, MINUTE / calls) if calls else None
-        self._tokens = AsyncLimiter(tokens, MINUTE) if tokens else None
+        self._tokens = AsyncLimiter(tokens / MINUTE, 1) if tokens else None
+        self._turn = asyncio.Lock()
 
     async def wait(self, most: Usage) -> None:
         if self._calls:
             await self._calls.acquire()
         if self._tokens:
-            await self._tokens.acquire(min(most.tokens, self._tokens.max_rate))
+            async with self._turn:  # one after the other: all at a time would all be through at the same moment
+                for _ in range(int(most.tokens // self._tokens.max_rate)):
+                    await self._tokens.acquire(self._tokens.max_rate)
+                await self._tokens.acquire(most.tokens % self._tokens.max_rate)
 
 
 class Pause:

@@ -9,12 +9,13 @@ from contextlib import suppress
 
 import pytest
 
+from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.client import Endpoint
-from mmkd.synthesis.limits import BudgetSpent
+from mmkd.synthesis.limits import BudgetSpent, Rates
 from mmkd.synthesis.paid import Paid, purse_of
-from mmkd.synthesis.requests import Sampling, Status
+from mmkd.synthesis.requests import Sampling, Status, Usage
 from mmkd.synthesis.retrying import LONGEST_RETRY_AFTER, _seconds
 from mmkd.synthesis.store import Store
 from tests.synthesis.fault_proxy import USAGES, AtOnce, FaultProxy
@@ -150,6 +151,31 @@ def test_requests_a_minute_are_spread_over_the_minute(endpoint, request_of, tmp_
         asked(section, tmp_path, [request_of(number, images=()) for number in range(20)])
         starts = [seen.began for seen in proxy.seen]
     assert starts[-1] - starts[0] > 0.8  # 19 gaps of 50 ms
+
+
+@pytest.mark.parametrize(
+    ("a_second", "expected"),
+    [
+        (7000, [0, 0, 0, 0, 0]),  # a second's worth goes at once
+        (2800, [0, 0, 0.5, 1, 1.5]),
+        (1000, [0.4, 1.8]),  # a call of more than that waits for its whole size
+    ],
+)
+def test_tokens_a_minute_are_spread_over_the_minute(a_second, expected):
+    starts = []
+
+    async def call(rates: Rates) -> None:
+        await rates.wait(Usage(1000, 400, 0.0))
+        starts.append(time.monotonic())
+
+    async def calls() -> None:
+        rates = Rates(EndpointSection(url="http://localhost/v1", model="m", tokens_per_minute=60 * a_second))
+        await asyncio.gather(*(call(rates) for _ in expected))
+
+    began = time.monotonic()
+    asyncio.run(calls())
+    assert all(start - began > least - 0.02 for start, least in zip(starts, expected, strict=True))
+    assert starts[-1] - began < expected[-1] + 1
 
 
 def test_retry_after_is_seconds_or_a_date_and_never_for_ever():

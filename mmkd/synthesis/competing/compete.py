@@ -255,7 +255,7 @@ class Competition:
     def _augment(self, number: int) -> dict[str, Any]:
         log, pool = self._log(f"augment-{number}"), open_items(self._pool(number - 1))
         if self.teacher != self.config.teacher:  # it has learned: its old answers are another model's
-            pool = answered_well(self.config, self.out, pool, self.teacher, log)
+            pool = answered_well(self.config, self.out, pool, self.teacher, self._log(f"pool-{number}"))
         grown = grow(self.config, self.out, number, pool, self._outcomes(number), self.teacher, log)
         size = write_items(self._pool(number), chain(pool, grown.items))
         share = len(grown.items) / max(grown.drafted, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,16 @@ from mmkd.data.record_files import jsonl
 from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.assessing import Kind, Outcome
 from mmkd.synthesis.competing.augmenting import check_augmentor
+from mmkd.synthesis.competing.augmentors import Draft, Wanted
 from mmkd.synthesis.competing.augmentors.registry import AUGMENTORS
 from mmkd.synthesis.competing.compete import Competition
-from mmkd.synthesis.competing.items import Item, write_items, write_rows
+from mmkd.synthesis.competing.items import Item, each_row, write_items, write_rows
 from mmkd.synthesis.competing.training import preference_config, round_config, teacher_config
+from tests.synthesis.competing.test_growing import config
+from tests.synthesis.fault_proxy import FaultProxy
 
 STAGE = {"name": "learn", "steps": 2, "batch_size": 2}
+ASIDE = ("pool", "augment")
 MIXTURE = {"mixture": [{"source": "jsonl", "path": "x"}]}
 
 
@@ -68,6 +73,32 @@ def test_the_teacher_learns_wins_that_are_sure_and_right_and_is_followed(tmp_pat
     assert one.teacher.vlm.model == str(run / "model")
     one._follow(None)  # a round without wins
     assert one.teacher.vlm.model == str(run / "model")
+
+
+def test_what_a_teacher_that_has_learned_gets_wrong_is_written_down_apart_from_new_questions(tmp_path, monkeypatch):
+    def again(wanted: Wanted) -> Iterator[Draft]:
+        for parent in wanted.parents:
+            yield Draft(parent, f"{parent.item.question} once more?", "right")
+
+    def content(body: dict) -> str:  # wrong about the first item of the pool and about the first new one
+        return "wrong" if "thing 0 or" in str(body["messages"]) or "thing 1 or so? once" in str(body) else "right"
+
+    monkeypatch.setitem(AUGMENTORS, "again", again)
+    with FaultProxy(None, content=content) as proxy:
+        teacher = {"endpoint": {"url": proxy.url, "model": "old", "check_images": False}}
+        augment = {"name": "again", "count": 2, "hard_share": [1]}
+        one = Competition(config(teacher=teacher, augment=augment, filters={"similarity": 1.0}), {}, tmp_path, print)
+        one.teacher = one.teacher.model_copy(
+            update={"endpoint": one.teacher.endpoint.model_copy(update={"model": "learned"})}
+        )
+        items = [Item(f"i{n}", f"is it thing {n} or so?", (), reference="right", answer="right") for n in range(3)]
+        write_items(one._pool(0), items)
+        outcomes = (Outcome(f"i{n}", Kind.HARD, "right", "?", (9.0, 1.0)).row() for n in (1, 2))
+        write_rows(one._folder(1) / "verdicts.jsonl", outcomes)
+        grown = one._augment(1)
+    assert (grown["drafted"], grown["kept"], grown["pool"]) == (2, 1, 3)
+    aside = {name: [row["id"] for row in each_row(tmp_path / "rejected" / f"{name}-1.jsonl")] for name in ASIDE}
+    assert aside == {"pool": ["i0"], "augment": ["r1.0"]}
 
 
 @pytest.mark.parametrize(
