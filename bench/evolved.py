@@ -77,6 +77,7 @@ def of_rounds(bench: str, case: str, seed: int, config: EvolveConfig, command: s
     summary = json.loads((Path(config.out) / "summary.json").read_text())
     units = {
         "yield": "share", "difficulty of kept": "points", "difficulty of their parents": "points",
+        "difficulty per item": "points",
         "steps per item": "steps", "skills per item": "skills", "objects per item": "objects",
     }  # fmt: skip
     digest, around = config_hash(config.model_dump(mode="json", exclude={"out"})), surroundings()

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from mmkd.synthesis.evolving.journal import Journal
+from mmkd.synthesis.evolving.outcomes import Outcome
 from mmkd.synthesis.same_answer import plain
 
 
@@ -17,7 +18,7 @@ def summarise(journal: Journal, rounds: int) -> dict[str, Any]:
 
 
 def _round(journal: Journal, number: int) -> dict[str, Any]:
-    items = kept = turned = ruled = 0
+    items = kept = turned = ruled = graded = 0
     sums: Counter[str] = Counter()
     proposed: Counter[str] = Counter()
     good: Counter[str] = Counter()
@@ -35,6 +36,10 @@ def _round(journal: Journal, number: int) -> dict[str, Any]:
         forms[content.form] += 1
         answers[plain(content.answer)[:40]] += 1
         sums["worded"] += one.current.request is not None
+        difficulty = _difficulty(one)
+        if difficulty is not None:
+            graded += 1
+            sums["item difficulty"] += difficulty
         if one.direction is None:
             continue
         proposed[one.direction] += 1
@@ -49,6 +54,8 @@ def _round(journal: Journal, number: int) -> dict[str, Any]:
             kinds[one.kind] += 1
     found: dict[str, Any] = {"round": number, "items": items}
     found |= {f"{name} per item": round(sums[name] / max(items, 1), 3) for name in ("steps", "skills", "objects")}
+    found["difficulty per item"] = round(sums["item difficulty"] / graded, 3) if graded else None
+    found["items with a difficulty"] = graded
     found["in a model's words"] = sums["worded"]
     if number:
         found |= {"kept": kept, "yield": round(kept / max(items, 1), 4)}
@@ -61,6 +68,13 @@ def _round(journal: Journal, number: int) -> dict[str, Any]:
         "skills": dict(skills.most_common()),
         "answers": dict(answers.most_common(12)),
     }
+
+
+def _difficulty(one: Outcome) -> float | None:
+    """Of the item as it stands after the round; of a seed that no judge has seen, none is known. A version that failed
+    was compared with what then stayed."""
+    known = one.current.difficulty
+    return one.parent_difficulty if known is None and not one.kept else known
 
 
 def shown(summary: dict[str, Any]) -> Table:

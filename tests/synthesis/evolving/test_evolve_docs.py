@@ -19,6 +19,13 @@ def test_the_config_of_the_page_is_a_config_and_every_option_is_named(root, tmp_
     assert all(form in page for form in FORMS)
 
 
+def test_the_packaged_config_with_endpoints_says_of_the_same_options_what_differs():
+    embedded, real = (load_as(name, [], EvolveConfig) for name in ("evolve/scenes", "real/evolve"))
+    assert real.evolver.model.endpoint.model != real.judge.model.endpoint.model
+    assert real.rounds == embedded.rounds == 3
+    assert (real.directions, real.versions, real.chain) == (embedded.directions, embedded.versions, embedded.chain)
+
+
 def test_the_packaged_config_asks_no_endpoint():
     config = load_as("evolve/scenes", [], EvolveConfig)
     assert config.evolver.model is None
