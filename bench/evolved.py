@@ -34,10 +34,20 @@ CASES: dict[str, Callable[[Outcome], Content | None]] = {
     "seed": lambda one: one.current.content if one.round == 0 else None,
     "evolved": lambda one: one.current.content if one.kept else None,  # round 0 keeps the seeds
     "not eliminated": lambda one: one.current.content if one.kept else one.candidate,
-    "no interaction": lambda one: one.current.content if one.kept else None,  # of rounds of their own
+    # Of rounds of their own:
+    "no interaction": lambda one: one.current.content if one.kept else None,
+    "image needed": lambda one: one.current.content if one.kept else None,
 }
-ROUNDS = {"no interaction": ["directions={perceptual: 1, cognitive: 1, interaction: 0}"]}  # settings of a case's own
-PAIRS = [("evolved", "seed"), ("evolved", "not eliminated"), ("no interaction", "seed"), ("no interaction", "evolved")]
+ROUNDS = {  # what their rounds set otherwise
+    "no interaction": ["directions={perceptual: 1, cognitive: 1, interaction: 0}"],
+    "image needed": [
+        "blind={model: {language: {source: 'gguf:smollm2-135m', batch_size: 64}}, temperature: 0.3, max_tokens: 12}"
+    ],
+}
+PAIRS = [
+    ("evolved", "seed"), ("evolved", "not eliminated"), ("no interaction", "seed"), ("no interaction", "evolved"),
+    ("image needed", "seed"), ("image needed", "evolved"), ("image needed", "not eliminated"),
+]  # fmt: skip
 FILL = 0.8  # of the tokens of an image's seed questions, so that the seeds alone can fill every row
 
 

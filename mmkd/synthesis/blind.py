@@ -27,32 +27,38 @@ def answered_blind(
 ) -> dict[str, Blind]:
     """The questions that do not stay, by name, in the order of `answers`.
 
-    A question is answered blind where all of its tries are right. With one try a guess would do: half of all questions
-    for yes or no would go. A model that always says yes still takes those whose answer is yes, so look at the answers'
-    balance in the data card. An empty reply is a wrong one. Where a reply is missing, refused or cut off before it said
-    a word, and none of the others is wrong, nothing is known.
+    A question is answered blind where all of its tries are right, so one with a wrong one is not tried again. With one
+    try a guess would do: half of all questions for yes or no would go. A model that always says yes still takes those
+    whose answer is yes, so look at the answers' balance in the data card. An empty reply is a wrong one. Where a reply
+    is missing, refused or cut off before it said a word, and none of the others is wrong, nothing is known.
 
     Args:
         requests: without images, each called NAME#NUMBER; answers: the right one of each question, by name.
 
     Raises: what `Asker.answer` raises.
     """
-    right = dict.fromkeys(answers, 0)
+    left = set(answers)  # whose tries so far are right, or may have been
     missing: dict[str, Answer] = {}
-    for answer in shown(asker.answer(requests), asker.tally, "asking blind", len(requests)):
-        name, _, _ = answer.request.id.rpartition("#")
-        if answer.done:
-            right[name] += same_answer(answer.text, answers[name])
-        elif answer.kind != EMPTY:
-            missing[name] = answer
-            right[name] += 1  # it may have been
+    for number in range(tries):
+        asked = [one for one in requests if one.id.endswith(f"#{number}") and _name(one) in left]
+        label = f"asking blind, try {number + 1} of {tries}"
+        for answer in shown(asker.answer(asked), asker.tally, label, len(asked)):
+            name = _name(answer.request)
+            if not answer.done and answer.kind != EMPTY:
+                missing[name] = answer
+            elif not (answer.done and same_answer(answer.text, answers[name])):
+                left.discard(name)
     found = {}
-    for name, count in right.items():
-        if count == tries and name in missing:
+    for name in (name for name in answers if name in left):
+        if name in missing:
             found[name] = Blind(True, f"a reply without the image is missing: {_why(missing[name])}")
-        elif count == tries:
+        else:
             found[name] = Blind(False, f"{tries} of {tries} answers without the image are right")
     return found
+
+
+def _name(request: Request) -> str:
+    return request.id.rpartition("#")[0]
 
 
 def _why(answer: Answer) -> str:

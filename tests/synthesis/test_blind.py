@@ -62,6 +62,7 @@ def test_one_lucky_guess_of_three_drops_nothing_and_one_try_may(kept):
 
     with FaultProxy(None, content=guess) as proxy:
         assert len(kept(proxy, "yes")[0]) == 6
+        assert len(proxy.seen) == 12  # after the wrong one a question is not tried again
     with FaultProxy(None, content=lambda body: "yes") as proxy:
         assert kept(proxy, "yes", tries=1, temperature=0, max_tokens=4) == ([], {"needs no picture": 6})
         assert {seen.body["max_tokens"] for seen in proxy.seen} == {4}

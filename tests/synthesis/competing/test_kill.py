@@ -31,7 +31,7 @@ def written(out: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_twice(
-    competition, start, oracle, tmp_path
+    competition, start, oracle, tmp_path, record_property
 ):
     warm = get_context("forkserver").Process(target=int)  # what it imports is no part of the time that is measured
     warm.start()
@@ -70,12 +70,19 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_
         assert kills >= 0.75 * KILLS  # it may end before it has been killed as often
         # No more than what was on its way at a kill was answered in vain.
         assert needed <= len(proxy.seen) - needed <= needed + kills * ON_THEIR_WAY
+        # It is sent again under its own Idempotency-Key, and nothing else.
+        calls = [seen.call for seen in proxy.seen]
+        assert set(calls[needed:]) == set(calls[:needed])
+        record_property("kills", kills)
+        record_property("replies", replies)
+        record_property("asked_again", len(proxy.seen) - 2 * needed)
         before = len(proxy.seen)
         again = start(config)  # all is there, nothing is asked
         again.join(600)
         assert (again.exitcode, len(proxy.seen)) == (0, before)
     one, other = written(tmp_path / "straight"), written(tmp_path / "killed")
     assert one.keys() == other.keys()
+    record_property("equal_files", len(one))
     assert "pool/1.jsonl" in one
     for name in one:
         assert other[name] == one[name], name

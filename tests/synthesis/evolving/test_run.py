@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
+from itertools import cycle
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,7 +28,7 @@ from tests.synthesis.evolving.fake_writer import said
 from tests.synthesis.fault_proxy import FAULTS, FaultProxy
 from tests.synthesis.kept_calls import kept_calls
 
-KILLS = 20
+KILLS = int(os.environ.get("MMKD_KILLS", "20"))
 RESULTS = ("records.jsonl", "rejected.jsonl", "summary.json", "rounds/1.jsonl", "rounds/2.jsonl")
 
 
@@ -185,17 +187,19 @@ def test_whether_items_are_tried_without_the_image_has_to_be_said(tmp_path):
         load_as(path, [], EvolveConfig)
 
 
-def test_a_real_server_behind_faults_loses_no_item_and_scores_no_garbage(make_scene, served, tmp_path):
+def test_a_real_server_behind_faults_loses_no_item_and_scores_no_garbage(make_scene, served, tmp_path, record_property):
     draw = random.Random(5)
-    faults = [fault for fault in FAULTS if fault not in ("hang", "drip")]
+    faults = cycle(draw.sample(FAULTS, len(FAULTS)))
 
     def fault(number, body) -> str:
-        return draw.choice(faults) if draw.random() < 0.15 else ""
+        return next(faults) if draw.random() < 0.25 else ""
 
     with FaultProxy(served, fault=fault, content=said) as proxy:
         # The proxy shortens prompts for a tiny model, so what it counts says nothing of them.
-        written = run(config(tmp_path, **served_by(proxy.url, check_images=False)))
-        assert {seen.fault for seen in proxy.seen} > {""}
+        written = run(config(tmp_path, **served_by(proxy.url, check_images=False, timeout=5.0)))
+        assert {"hang", "drip"} < {seen.fault for seen in proxy.seen}
+        record_property("requests", len(proxy.seen))
+        record_property("faults", sum(bool(seen.fault) for seen in proxy.seen))
         images = [str(seen.body["messages"]).count("image_url'") for seen in proxy.seen]
         assert {"Found in the image" in str(seen.body) for seen, count in zip(proxy.seen, images) if count} == {
             True,
@@ -212,6 +216,10 @@ def test_a_real_server_behind_faults_loses_no_item_and_scores_no_garbage(make_sc
                 == (row["current"]["difficulty"] is not None and not row["kind"])
             )
             assert row["kept"] or (row["kind"] and row["reason"])
+    versions = [row for number in (1, 2) for row in rows(out / f"rounds/{number}.jsonl")]
+    record_property("items", len(versions))
+    record_property("done", sum(row["kept"] for row in versions))
+    record_property("rejected", len(rows(out / "rejected.jsonl")))
     kinds = {row["kind"] for row in rows(out / "rejected.jsonl")}
     assert "contradicted by a tool" in kinds
     assert sum(row["kept"] for row in rows(out / "rounds/1.jsonl")) > 1
@@ -280,13 +288,15 @@ def test_the_command_line_evolves(make_scene, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_twice(make_scene, tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_twice(
+    make_scene, tmp_path, record_property
+):
     draw = random.Random(2)
     with FaultProxy(None, content=said, delay=0.02) as proxy:
         fields = served_by(proxy.url, check_images=False)
         path, straight = (config(tmp_path, name, scenes=10, **fields) for name in ("killed", "straight"))
         assert finished(start(straight))
-        needed, kills = len(kept_calls(tmp_path / "straight" / "answers")), 0
+        needed, kills, straight_calls = len(kept_calls(tmp_path / "straight" / "answers")), 0, len(proxy.seen)
         while True:
             before = len(proxy.seen)
             kept_before = kept_calls(tmp_path / "killed" / "answers")
@@ -304,11 +314,18 @@ def test_killed_again_and_again_it_ends_with_the_same_records_and_pays_no_reply_
             assert process.exitcode == -signal.SIGKILL
             kills += 1
         assert kills >= 0.75 * KILLS
+        # What a kill lost on its way is sent again under its own Idempotency-Key, and nothing else.
+        calls = [seen.call for seen in proxy.seen]
+        assert set(calls[straight_calls:]) == set(calls[:straight_calls])
+        record_property("kills", kills)
+        record_property("replies", needed)
+        record_property("asked_again", len(proxy.seen) - 2 * straight_calls)
         before = len(proxy.seen)
         assert finished(start(path))  # once more: all is there, nothing is asked
         assert len(proxy.seen) == before
     killed, clean = results(tmp_path / "killed"), results(tmp_path / "straight")
     assert killed == clean
+    record_property("equal_files", len(killed))
     assert sum(row["kept"] for row in rows(tmp_path / "killed/rounds/2.jsonl")) > 1
 
 
