@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import time
 from collections.abc import Iterator
 
@@ -13,7 +15,7 @@ from mmkd.synthesis.asking import Asker, answer_of
 from mmkd.synthesis.backends import Call
 from mmkd.synthesis.client import Endpoint
 from mmkd.synthesis.image_tokens import ImageCheck
-from mmkd.synthesis.requests import Completion, Request, Status, Usage
+from mmkd.synthesis.requests import Completion, Request, Sampling, Status, Usage
 from mmkd.synthesis.store import Entry, Store
 from tests.synthesis.fault_proxy import FaultProxy
 
@@ -34,6 +36,25 @@ def test_requests_are_taken_as_answers_are_and_not_before(endpoint, request_of, 
         assert 20 <= len(taken) <= 20 + 2 * 4 + 4
         answers.close()
         assert len(list(asker.store.entries())) == len(taken)  # calls on their way were awaited and kept
+
+
+def test_every_line_of_the_journal_tells_who_was_asked_what_how_under_which_licence_and_at_what_cost(
+    endpoint, request_of, tmp_path
+):
+    asked = request_of(3, sampling=Sampling(0.7, 0.9, 6, seed=11), prompt="judge v2 0123456789ab", license="CC-BY-4.0")
+    with FaultProxy(None, content=lambda body: "it is red") as proxy:
+        section = endpoint(proxy.url, license="MIT", check_images=False)
+        with Asker(Endpoint(section), Store(tmp_path)) as asker:
+            list(asker.answer([asked]))
+        assert proxy.seen[0].body["seed"] == 11
+    [line] = [json.loads(text) for text in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    content = line["request"]
+    assert (line["model"], line["text"], line["license"]) == (section.model, "it is red", "MIT")
+    assert (line["usage"]["prompt_tokens"], line["usage"]["answer_tokens"]) == (10, 5)
+    assert (content["prompt"], content["license"]) == ("judge v2 0123456789ab", "CC-BY-4.0")
+    assert (content["sampling"]["seed"], content["sampling"]["temperature"]) == (11, 0.7)
+    assert content["turns"][0]["text"] == asked.turns[0].text
+    assert content["images"] == [hashlib.sha256(asked.images[0]).hexdigest()]
 
 
 def test_closing_awaits_calls_of_an_iterator_that_is_still_held(endpoint, request_of, tmp_path):

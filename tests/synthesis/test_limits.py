@@ -12,7 +12,7 @@ import pytest
 from mmkd.config.endpoint_schema import EndpointSection
 from mmkd.synthesis.asking import Asker
 from mmkd.synthesis.backends import Call
-from mmkd.synthesis.client import Endpoint
+from mmkd.synthesis.client import Endpoint, most_of
 from mmkd.synthesis.limits import BudgetSpent, Rates
 from mmkd.synthesis.paid import Paid, purse_of
 from mmkd.synthesis.requests import Sampling, Status, Usage
@@ -121,7 +121,7 @@ def test_a_reply_that_is_no_chat_completion_is_paid_and_never_takes_a_call_past_
             first = next(answers)
             with pytest.raises(BudgetSpent, match="of 60 tokens are spent"):
                 list(answers)
-        most = backend._most(Call("c", requests[0].turns, (), requests[0].sampling)).tokens
+        most = most_of(backend.section, Call("c", requests[0].turns, (), requests[0].sampling)).tokens
     assert first.status is Status.UNANSWERED
     assert first.reason.endswith("; the budget does not cover another try")
     assert len(proxy.seen) * (tokens or most) == first.usage.tokens <= 60

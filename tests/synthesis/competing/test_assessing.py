@@ -12,7 +12,8 @@ from mmkd.data.rejected import RejectedLog, summary
 from mmkd.errors import DataError
 from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, good_enough, kind_of, standing
 from mmkd.synthesis.competing.card import card
-from mmkd.synthesis.competing.items import Item, write_items
+from mmkd.synthesis.competing.compete import Competition
+from mmkd.synthesis.competing.items import Item, read_rows, write_items
 from mmkd.synthesis.competing.pairs import preferences
 from mmkd.synthesis.competing.summary import stopped_moving, table
 
@@ -132,3 +133,24 @@ def test_the_table_of_a_folder_named_like_markup(capsys):
 )
 def test_it_stops_when_two_rounds_bring_nothing(rates, stop):
     assert stopped_moving(rates, least=0.01, patience=2) is stop
+
+
+def test_a_competition_whose_win_rate_stands_still_has_no_further_round(config, tmp_path, monkeypatch, capsys):
+    stop = config.stop.model_copy(update={"least": 0.01, "patience": 2})
+    one = Competition(config.model_copy(update={"rounds": 5, "stop": stop}), {}, tmp_path, lambda *_: None)
+    for number in range(6):
+        write_items(one._pool(number), [Item("p", "what?", ())])
+    rates = iter([0.1, 0.2, 0.2, 0.15, 0.9, 0.9])
+    half = {"compared": 0, "disagreed": 0, "teacher": 9.0, "student": 1.0, "scored": 1, "unscored": 0, "kinds": {}}
+    monkeypatch.setattr(one, "_prepare", dict)
+    monkeypatch.setattr(one, "_ask_teacher", dict)
+    monkeypatch.setattr(one, "_train", lambda number, student: {"model": "m", "rows": 1})
+    monkeypatch.setattr(one, "_assess", lambda number, student: half | {"win_rate": 0.5})
+    monkeypatch.setattr(one, "_held_out", lambda number, student: half | {"win_rate": next(rates)})
+    monkeypatch.setattr(one, "_augment", lambda number: {"drafted": 0, "kept": 0, "gone": {}, "worded": {}, "pool": 1})
+    monkeypatch.setattr("mmkd.synthesis.competing.compete.card", lambda *_: "")
+    monkeypatch.setattr("mmkd.synthesis.competing.compete.table", lambda *_: "")
+    rows = list(read_rows(one.run()))
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]  # the third brought nothing, as the second had
+    assert rows[-1]["augmented"] is None
+    assert "no round after 3" in capsys.readouterr().err

@@ -20,8 +20,8 @@ from mmkd.data.scene_questions import COLORS, SHAPES
 from mmkd.data.scenes import scene
 from mmkd.errors import ConfigError
 from mmkd.synthesis.competing.assessing import Kind, Outcome
-from mmkd.synthesis.competing.augmenting import check_augmentor, drawn, grow
-from mmkd.synthesis.competing.augmentors import Parent, Wanted
+from mmkd.synthesis.competing.augmenting import Gone, check_augmentor, drawn, formed, grow, remember
+from mmkd.synthesis.competing.augmentors import Draft, Parent, Wanted
 from mmkd.synthesis.competing.augmentors.registry import augmentor
 from mmkd.synthesis.competing.compete import compete
 from mmkd.synthesis.competing.filters import Known
@@ -116,6 +116,27 @@ def test_a_question_that_the_tools_do_not_know_is_said_to_be_none(parents, tmp_p
     (draft,) = augmentor("grounded")(Wanted([strange], Known(1.0), tmp_path, 0, 1, 2))
     assert draft.question == ""
     assert "do not know the parent's question" in draft.problem
+
+
+def test_what_nearly_says_a_question_again_goes_and_the_reason_names_it(tmp_path):
+    known, gone = Known(0.7), Gone(RejectedLog(tmp_path / "log.jsonl"))
+    pool = Item("p", "what colour is the large ball on the left?", ("one.png",))
+    remember(known, pool)
+    drafts = [
+        Draft(Parent(pool, True, n, "?"), question)
+        for n, question in enumerate(
+            ["what colour is the big ball on the left?", "how many people wear a hat?", "how many people wear hats?"]
+        )
+    ]
+    other = Draft(Parent(Item("q", "who?", ("two.png",)), True, 0, "?"), "what colour is the large ball on the left?")
+    kept = formed([*drafts, other], known, 1, "test", gone)
+    assert [item.question for item in kept] == [
+        "how many people wear a hat?",
+        other.question,
+    ]  # it is of another picture
+    assert gone.counts == {"near-duplicate": 2}
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert reasons[0] == f"'what colour is the big ball on the left?' says {pool.question!r} again"
 
 
 def outcome(name: str, kind: Kind) -> Outcome:
