@@ -1,11 +1,14 @@
 """The loops against real servers behind a network that damages replies: whatever a real model says, each item ends as
 done or as rejected for a reason. `transformers serve` answers for SmolLM2 and for a release of the demo's student (its
 parts and files; it learnt nothing), `mmkd serve` for a tiny one.
+
+MMKD_RELEASE=runs/demo/release puts the one that `make demo` trained in its place.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,7 +60,12 @@ def smollm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """(address, name) of a release of the demo's parts, with compression tokens, under `transformers serve`."""
+    """(address, name) of a release of the demo's parts, with compression tokens, or of MMKD_RELEASE, under
+    `transformers serve`."""
+    if given := os.environ.get("MMKD_RELEASE"):
+        with serving(Path(given).resolve(), tmp_path_factory.mktemp("given") / "log", ours=True) as url:
+            yield url, str(Path(given).resolve())
+        return
     if missing := [
         name for name in ("smollm2-135m", "efficientnet-lite0") if not assets.is_present(assets.ASSETS[name])
     ]:
