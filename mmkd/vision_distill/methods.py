@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from mmkd.config.load import check_options
 from mmkd.config.problems import near
@@ -60,19 +60,28 @@ def likeliest(labels: Tensor) -> Tensor:
 
 
 class CrossEntropy(Method):
-    """Cross-entropy with the labels; `smoothing` is the share of the target that is spread over all classes."""
+    """Cross-entropy with the labels.
+
+    Args:
+        smoothing: share of the target that is spread over all classes.
+        binary: ask of each class by itself whether it is there; see `logit_losses.binary_cross_entropy`.
+    """
 
     name = "cross_entropy"
     teacher = False
 
-    def __init__(self, smoothing: float = 0.0):
+    def __init__(self, smoothing: float = 0.0, binary: bool = False):
         super().__init__()
+        self.binary = binary
         self.smoothing = self.number("smoothing", smoothing, least=0)
         if smoothing >= 1:
             raise ConfigError(f"cross_entropy: smoothing={smoothing!r}, expected a number below 1.")
 
     def forward(self, student: Staged, teacher: Staged | None, labels: Tensor) -> Tensor:
-        return cross_entropy(student.logits.float(), labels, label_smoothing=self.smoothing)
+        if not self.binary:
+            return cross_entropy(student.logits.float(), labels, label_smoothing=self.smoothing)
+        shares = labels if labels.dim() == 2 else one_hot(labels, student.logits.shape[1])
+        return logit_losses.binary_cross_entropy(student.logits, shares, self.smoothing)
 
 
 class OFA(Method):

@@ -85,6 +85,12 @@ def test_losses_take_shares_and_what_needs_one_class_takes_the_larger():
     torch.testing.assert_close(build_method("cross_entropy", {})(student, teacher, shares), expected)
     smooth = build_method("cross_entropy", {"smoothing": 0.1})(student, teacher, shares)
     torch.testing.assert_close(smooth, cross_entropy(logits, 0.9 * shares + 0.1 / 3))
+    binary = build_method("cross_entropy", {"smoothing": 0.1, "binary": True})
+    targets = 0.9 * shares + 0.1 / 3
+    each = -targets * logits.sigmoid().log() - (1 - targets) * (1 - logits.sigmoid()).log()
+    torch.testing.assert_close(binary(student, teacher, shares), each.sum() / 6)
+    whole = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    assert torch.equal(binary(student, teacher, torch.tensor([0, 2])), binary(student, teacher, whole))
     ofa, dkd = build_method("ofa", {}), build_method("dkd", {})
     ofa.branches = nn.ModuleList(nn.Identity() for _ in range(STAGES))
     for method in (ofa, dkd):

@@ -1,4 +1,4 @@
-"""KD, DKD, DIST, FitNet, CRD and RKD against their formulas, in value and gradient."""
+"""Binary cross-entropy, KD, DKD, DIST, FitNet, CRD and RKD against their formulas, in value and gradient."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import smooth_l1_loss, softmax
 
 from mmkd.vision_distill.feature_losses import crd, fitnet, rkd
-from mmkd.vision_distill.logit_losses import dist, dkd, kd
+from mmkd.vision_distill.logit_losses import binary_cross_entropy, dist, dkd, kd
 
 B, K, D = 6, 5, 4
 TARGETS = torch.tensor([0, 3, 3, 1, 4, 0])
@@ -16,6 +16,14 @@ TARGETS = torch.tensor([0, 3, 3, 1, 4, 0])
 def normal(seed, *shape, scale=1.5):
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def naive_binary(zs, shares, smoothing):
+    total = 0.0
+    for z, share in zip(zs.flatten(), shares.flatten().tolist(), strict=True):
+        y, s = (1 - smoothing) * share + smoothing / zs.shape[1], 1 / (1 + (-z).exp())
+        total = total - y * s.log() - (1 - y) * (1 - s).log()
+    return total / zs.numel()
 
 
 def naive_kd(zs, zt, t):
@@ -73,6 +81,16 @@ def naive_rkd(s, t, distance, angle):
 
 
 CASES = {
+    "binary": (
+        lambda s, t: binary_cross_entropy(s, softmax(t.float(), -1)),
+        lambda s, t: naive_binary(s, softmax(t.float(), -1), 0.0),
+        (B, K),
+    ),
+    "binary, smooth": (
+        lambda s, t: binary_cross_entropy(s, softmax(t.float(), -1), 0.3),
+        lambda s, t: naive_binary(s, softmax(t.float(), -1), 0.3),
+        (B, K),
+    ),
     "kd": (lambda s, t: kd(s, t), lambda s, t: naive_kd(s, t, 1.0), (B, K)),
     "kd at 4": (lambda s, t: kd(s, t, 4.0), lambda s, t: naive_kd(s, t, 4.0), (B, K)),
     "dkd": (lambda s, t: dkd(s, t, TARGETS), lambda s, t: naive_dkd(s, t, TARGETS, 1, 2, 1), (B, K)),

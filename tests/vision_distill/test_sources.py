@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from torch.nn.functional import avg_pool2d
 
 from mmkd import assets
 from mmkd.config.vision_schema import CropSection, ImagesSection
@@ -35,6 +36,17 @@ def pictures(tmp_path):
             Image.new("RGB", (20, 12), (40 * (3 * label + number),) * 3).save(place)
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     return tmp_path
+
+
+@pytest.fixture
+def slopes(tmp_path):
+    """Six pictures of one class that grow redder to the right and greener downwards: a colour is a place."""
+    red, green = np.meshgrid(np.linspace(0, 255, 64), np.linspace(0, 255, 48))
+    pixels = np.stack([red, green, np.zeros_like(red)], -1).astype(np.uint8)
+    (tmp_path / "slope").mkdir()
+    for number in range(6):
+        Image.fromarray(pixels).save(tmp_path / "slope" / f"{number}.png")
+    return opened(source="folder", path=str(tmp_path))
 
 
 def loader(images, tmp_path, start=0, rank=0, world=1, **options):
@@ -113,13 +125,25 @@ def test_easyvqa_has_24_classes_of_shape_and_colour():
     assert all(images.classes[i.label].split()[0] == told[int(i.id.split("/")[1])] for i in checked)
 
 
-def test_both_sides_of_a_batch_see_the_same_crop(pictures, tmp_path):
-    images = opened(source="folder", path=str(pictures), split="train")
-    batch = next(iter(loader(images, tmp_path)))
-    assert batch["student_pixels"].shape == (2, 3, 8, 8)
-    assert batch["teacher_pixels"].shape == (2, 3, 16, 16)
-    grey = batch["teacher_pixels"].mean((1, 2, 3)) * 0.5 + 0.5
-    torch.testing.assert_close(grey, batch["student_pixels"].mean((1, 2, 3)))
+def test_both_sides_of_a_batch_see_the_same_crop(slopes, tmp_path):
+    redder_to_the_right = []
+    for batch in islice(loader(slopes, tmp_path), 4):
+        student, teacher = batch["student_pixels"], batch["teacher_pixels"] * 0.5 + 0.5  # each undone: 0 to 1
+        assert (student.shape, teacher.shape) == ((2, 3, 8, 8), (2, 3, 16, 16))
+        torch.testing.assert_close(avg_pool2d(teacher, 2), student, atol=0.01, rtol=0)
+        redder_to_the_right += (student[:, 0, :, -1] > student[:, 0, :, 0]).all(-1).tolist()
+    assert set(redder_to_the_right) == {True, False}  # some are flipped and some are not
+
+
+def test_an_image_is_decoded_once_for_both_sides(slopes, tmp_path, monkeypatch):
+    opens, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opens.append(1) or real(*args, **options))
+    batches = list(islice(loader(slopes, tmp_path), 3))
+    assert len(opens) == sum(len(batch["sample_ids"]) for batch in batches) == 6
+
+
+def test_a_batch_has_the_label_of_each_of_its_images(pictures, tmp_path):
+    batch = next(iter(loader(opened(source="folder", path=str(pictures), split="train"), tmp_path)))
     assert [0 if name.startswith("cat") else 1 for name in batch["sample_ids"]] == batch["labels"].tolist()
 
 

@@ -120,6 +120,7 @@ def test_a_teacher_without_stages_serves_logits_but_no_features():
         ("ofa", {"esp": 1.0}, r"objectives\[1\]\.esp is not a field of ofa\. Did you mean eps\?"),
         ("ofa", {"form": "code"}, r"objectives\[1\]\.form is 'code'; allowed: 'paper' or 'released'"),
         ("ofa", {"eps": [1.0, 2.0]}, "has 2 values, expected one number, or 5"),
+        ("cross_entropy", {"binary": 0.5}, r"objectives\[1\]\.binary is 0\.5; allowed: true or false"),
         ("kd", {"temperature": 0.0}, "temperature=0.0, expected a number > 0"),
         ("crd", {"dimensions": 0}, "dimensions=0, expected a whole number >= 1"),
     ],
