@@ -15,8 +15,7 @@ from mmkd.errors import MmkdError
 from mmkd.report.folder import Folder
 from mmkd.report.pictures import data_uri
 
-MOST = 300  # pictures
-MOST_BYTES = 12_000_000  # of all data URIs
+MOST_BYTES = 24_000_000  # of all data URIs: some 2,500 photographs
 
 Source = str | bytes  # path of an image file, or its bytes
 
@@ -50,7 +49,7 @@ class Album:
 
     @property
     def full(self) -> bool:
-        return len(self.uris) >= MOST or self._bytes >= MOST_BYTES
+        return self._bytes >= MOST_BYTES
 
     def _added(self, source: Source) -> Pictured | None:
         if self.full:
@@ -69,8 +68,8 @@ class Album:
         """Say what is not shown."""
         if self._left_out:
             folder.notes.append(
-                f"pictures: {self._left_out:,} are left out; the page holds {len(self.uris):,}, no more than {MOST} "
-                f"pictures or {MOST_BYTES / 1e6:.0f} MB of them."
+                f"pictures: {self._left_out:,} are left out; the page holds {len(self.uris):,}, no more than "
+                f"{MOST_BYTES / 1e6:.0f} MB of them."
             )
         if self._broken:
             folder.notes.append(f"pictures: {self._broken:,} cannot be read.")

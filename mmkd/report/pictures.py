@@ -44,9 +44,10 @@ def easyvqa_pictures(count: int) -> list[Image.Image]:
 
 
 def data_uri(image: Image.Image) -> str:
-    """The picture inside the page, as PNG of at most SIDE pixels a side."""
+    """The picture inside the page, as WebP of at most SIDE pixels a side: about 9 KB for a photograph, 1 KB for a scene
+    of shapes. As PNG a photograph has 110 KB."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, "WEBP")
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

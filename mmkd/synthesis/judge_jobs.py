@@ -97,6 +97,7 @@ def judge_calibration(config: JudgeConfig) -> Trust:
     asked = _Asked(rows, config)
     if not asked.known:
         raise DataError(f"hold_out {config.hold_out} holds out nothing of these rows to grade; raise it, or wrong.")
+    console = Console(stderr=True)
     with open_asker(config.model, out / "judged") as asker:
         if config.form == "digit":
             judge = GradeJudge(asker, expected=config.expected)
@@ -104,9 +105,9 @@ def judge_calibration(config: JudgeConfig) -> Trust:
             judge = Judge(asker, sampling=Sampling(max_tokens=config.max_tokens))
         judged = followed(judge.judge(asked.items()), "grading", len(asked.known))
         calibration = calibrate(asked.noted(judged), asked.known, CORRECTNESS)
+        console.print(asker.tally.table(asker.backend.model))
     trust = Trust(calibration, *asked.preferred(), judge.bias if config.form == "words" else None)
     write_whole(out / "calibration.json", [json.dumps(_plain(trust), indent=2) + "\n"])
-    console = Console(stderr=True)
     console.print(calibration.shown())
     console.print(f"of {trust.pairs:,} pairs the right answer is preferred in {trust.preferred:.1%}")
     if trust.bias is not None:
@@ -208,6 +209,7 @@ def _taught(config: JudgeConfig, rows: _Rows, log: RejectedLog) -> tuple[dict[st
                 log.note("teacher", index, verdict.item.id, BadRow(verdict.error, "no verdict"))
             else:
                 found[verdict.item.id] = verdict.scores[0]
+        Console(stderr=True).print(asker.tally.table(asker.backend.model))
         return found, f"labels; of what models said also {asker.backend.model}, both averaged"
 
 

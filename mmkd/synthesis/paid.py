@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmkd.synthesis.requests import Usage
@@ -37,11 +38,20 @@ def purse_of(out: Path) -> Purse:
     Raises: DataError where another process writes one of them.
     """
     purse = Purse(Paid)
+    for store in stores_in(out):
+        for model in {name for name, _, _ in store.counts()}:
+            purse[model].add(store.spent(model))
+    return purse
+
+
+def stores_in(out: Path) -> Iterator[Store]:
+    """The stores anywhere in a folder, each open until the next one is; with what a killed fleet has left of them.
+
+    Raises: DataError where another process writes one of them.
+    """
     for journal in sorted(out.rglob("journal.jsonl")):
         if FOLDER in journal.relative_to(out).parts:
             continue
         with Store(journal.parent) as store:
             merge_left(store)
-            for model in {name for name, _, _ in store.counts()}:
-                purse[model].add(store.spent(model))
-    return purse
+            yield store

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from mmkd.config.evolve_schema import EvolveConfig
@@ -55,10 +56,13 @@ def evolve_run(out: Path) -> Path:
     return out
 
 
-def picture(folder: Path) -> Path:
+def picture(folder: Path, number: int = 0) -> Path:
+    """One of many: no two of them look alike."""
     folder.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (60, 40), "orange").save(folder / "picture.png")
-    return folder / "picture.png"
+    squares = np.random.RandomState(number).randint(0, 256, (4, 6, 3), dtype=np.uint8)
+    file = folder / f"{number}.png"
+    Image.fromarray(squares).resize((60, 40), Image.Resampling.NEAREST).save(file)
+    return file
 
 
 def compete_folder(out: Path, text: str = "what is this?") -> Path:
@@ -90,19 +94,21 @@ def compete_folder(out: Path, text: str = "what is this?") -> Path:
     return out
 
 
-def evolve_folder(out: Path, text: str = "what is this?", items: int = 2) -> Path:
-    """A round in which the first half of the items grow, in the format of the true files."""
-    image = picture(out / "images")
-    digest = sha256(image.read_bytes()).hexdigest()
+def evolve_folder(out: Path, text: str = "what is this?", items: int = 2, pictures: int = 1) -> Path:
+    """A round in which the first half of the items grow, in the format of the true files; item N is about picture N,
+    counted on from the first where there are fewer."""
+    images = [picture(out / "images", number) for number in range(pictures)]
+    digests = [sha256(image.read_bytes()).hexdigest() for image in images]
     step = Step(function="grounding", argument=text, boxes=[(0.1, 0.2, 0.5, 0.6)], result="", description=text)
     content = Content(objects=[text[:80]], skills=["ocr"], steps=[step], form="art type", question=text, answer=text)
     turns = [Turn("user", text), Turn("assistant", text)]
-    write_jsonl(out / "records.jsonl", [Record("0", turns, [str(image)], "", "", Provenance())])
+    seeds = (Record(str(number), turns, [str(one)], "", "", Provenance()) for number, one in enumerate(images))
+    write_jsonl(out / "records.jsonl", seeds)
     files: list[list[str]] = [[], []]
     for number in range(items):
         name = f"{number}:{text}"
         seed = Version(id=f"{name}/v0", content=content)
-        about = {"item": name, "index": 0, "image": digest}
+        about = {"item": name, "index": number % pictures, "image": digests[number % pictures]}
         files[0].append(outcomes.Outcome(**about, round=0, current=seed, kept=True).model_dump_json())
         grown = seed.model_copy(update={"id": f"{name}/v1", "parent": seed.id, "round": 1, "difficulty": 4.0})
         kept = number < items / 2

@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import gc
 import hashlib
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmkd.data.scenes import scene
 from mmkd.errors import AssetError
 from mmkd.report import album, browse, compete_page
 from mmkd.report.build import report
+from mmkd.report.pictures import data_uri
 from tests.report.conftest import PAYLOAD, Page, read_page
 from tests.report.engines import change, compete_folder, evolve_folder, evolve_run, lines, programs_run
 
@@ -217,7 +221,7 @@ def test_hostile_text_stays_text(engine, real, tmp_path):
 
 def test_a_page_holds_some_rows_and_pictures_and_says_how_many_it_left_out(monkeypatch, real, tmp_path):
     monkeypatch.setattr(browse, "MOST_ROWS", 3)
-    monkeypatch.setattr(album, "MOST", 1)
+    monkeypatch.setattr(album, "MOST_BYTES", 1)  # full with the first picture
     out = shutil.copytree(real["programs"], tmp_path / "programs")
     page = read_page(report(out))
     total = len(lines(out / "programs.jsonl"))
@@ -227,6 +231,28 @@ def test_a_page_holds_some_rows_and_pictures_and_says_how_many_it_left_out(monke
     page = read_page(report(tmp_path / "evolve"))
     assert len(json.loads(scripts(page)[0])["pictures"]) == 1
     assert "pictures: those of the last 2 records are left out" in page.text
+
+
+@pytest.mark.slow
+def test_each_of_ten_thousand_items_is_shown_with_its_own_of_two_thousand_pictures(tmp_path):
+    page = read_page(report(evolve_folder(tmp_path / "out", PAYLOAD, 10_000, pictures=2000)))
+    data = json.loads(scripts(page)[0])
+    assert [row["picture"] for row in data["rows"]] == [number % 2000 for number in range(10_000)]
+    assert len(set(data["pictures"])) == 2000
+    for number in (0, 1999):
+        shown = Image.open(io.BytesIO(base64.b64decode(data["pictures"][number].partition(",")[2])))
+        own = Image.open(tmp_path / "out" / "images" / f"{number}.png")
+        assert np.abs(np.asarray(shown.convert("RGB"), float) - np.asarray(own, float)).mean() < 12
+    assert "left out" not in page.text
+
+
+def test_a_page_has_room_for_two_thousand_photographs():
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(512), np.fft.fftfreq(512)))
+    frequency[0, 0] = 1
+    noise = np.fft.fft2(np.random.RandomState(0).randn(3, 512, 512)) / frequency**1.5  # a spectrum as photographs have
+    waves = np.fft.ifft2(noise).real.transpose(1, 2, 0)
+    photograph = Image.fromarray((255 * (waves - waves.min()) / np.ptp(waves)).astype(np.uint8))
+    assert 2000 * len(data_uri(photograph)) < album.MOST_BYTES
 
 
 def test_a_page_of_a_competition_holds_no_more_verdicts_than_it_shows(monkeypatch, tmp_path):

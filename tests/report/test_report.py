@@ -61,7 +61,7 @@ def test_the_page_refers_to_nothing_outside_itself(whole):
     _, page = whole
     targets = [value for _, tag in page.tags for name, value in tag.items() if name in ("src", "href", "xlink:href")]
     assert targets
-    assert all(value.startswith(("data:image/png;base64,", "#")) for value in targets)
+    assert all(value.startswith(("data:image/webp;base64,", "#")) for value in targets)
     assert {"script", "link", "iframe", "object", "embed", "base"}.isdisjoint(tag for tag, _ in page.tags)
     style = re.search(r"<style>(.*?)</style>", page.html, re.DOTALL)[1]
     assert "url(" not in style

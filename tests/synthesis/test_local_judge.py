@@ -149,7 +149,12 @@ def test_records_of_two_sources_that_are_called_alike_are_not_taken_for_one(conf
     assert once < set(twice)  # those of the first are called as ever
 
 
-def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, endpoint, tmp_path):
+def table(told: str) -> list[list[str]]:
+    """Lines of the terminal as words, without the frames of tables."""
+    return [line.split() for line in told.replace("│", " ").splitlines()]
+
+
+def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, endpoint, tmp_path, capsys):
     def content(body) -> str:
         assert "known to be right" in str(body["messages"][1])
         return '{"reason": "nearly", "score": 6}'
@@ -158,13 +163,14 @@ def test_a_teacher_that_sees_the_right_answer_grades_what_models_said(config, en
         teacher = {"model": {"endpoint": endpoint(proxy.url).model_dump() | {"check_images": False}}}
         judge_records(config(answers=[str(tmp_path / "said.jsonl")], teacher=teacher))
         assert 0 < len(proxy.seen) <= 12
+        assert ["prompt", "tokens", str(10 * len(proxy.seen))] in table(capsys.readouterr().err)
     records = jsonl(str(tmp_path / "judge" / "records.jsonl"))
     grades = {record.turns[2].text for record in records if record.task == "grade model"}
     # (1 + 6) / 2 and (10 + 6) / 2 on 1 to 10, as digits from 0 to 9
     assert grades == {"3", "7"}
 
 
-def test_a_judge_of_words_is_calibrated_on_pairs_in_both_orders(config, endpoint, tmp_path):
+def test_a_judge_of_words_is_calibrated_on_pairs_in_both_orders(config, endpoint, tmp_path, capsys):
     """This one gives whatever stands first more."""
     with FaultProxy(None, content=lambda body: '{"reason": "r", "first": 9, "second": 3}') as proxy:
         model = {"endpoint": endpoint(proxy.url).model_dump() | {"check_images": False}}
@@ -172,6 +178,7 @@ def test_a_judge_of_words_is_calibrated_on_pairs_in_both_orders(config, endpoint
         assert {seen.body["max_tokens"] for seen in proxy.seen} == {77}
         assert not any("known to be right" in str(seen.body) for seen in proxy.seen)
         assert len(proxy.seen) == 2 * trust.pairs > 0
+        assert ["answer", "tokens", str(5 * len(proxy.seen))] in table(capsys.readouterr().err)
     found = json.loads((tmp_path / "judge" / "calibration.json").read_text())
     assert found["compared"] == found["disagreed"] == trust.pairs
     assert "change their winner with the order" in found["order"]

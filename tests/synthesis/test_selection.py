@@ -159,13 +159,16 @@ def config(tmp_path, file, *selectors: dict) -> SelectConfig:
     return load_as(path, [], SelectConfig)
 
 
-def test_select_drops_what_a_blind_model_answers_and_says_why(tmp_path, file, endpoint):
+def test_select_drops_what_a_blind_model_answers_and_says_why(tmp_path, file, endpoint, capsys):
     """The blind model always says Blue."""
     with FaultProxy(None, content=lambda body: "Blue.") as proxy:
         model = {"endpoint": endpoint(proxy.url).model_dump()}
         chosen = config(tmp_path, file, {"name": "image_need", "model": model}, {"name": "balance", "most": 15})
         out = select_records(chosen)
         assert len(proxy.seen) == 39
+        told = [line.split() for line in capsys.readouterr().err.replace("│", " ").splitlines()]
+        assert ["prompt", "tokens", "390"] in told
+        assert ["done", "39", "(100.0%)"] in told
         assert not any("image_url" in str(seen.body) for seen in proxy.seen)
         select_records(chosen)
         assert len(proxy.seen) == 39

@@ -13,6 +13,7 @@ from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.rejected import summary
 from mmkd.synthesis.answering import both
 from mmkd.synthesis.cards import MOST_NAMED, most, rendered
+from mmkd.synthesis.competing.costs import HEADS, costs
 from mmkd.synthesis.competing.items import Item, each_row, open_items
 from mmkd.synthesis.competing.pairs import FILE
 from mmkd.synthesis.competing.summary import COLUMNS, cells
@@ -46,6 +47,8 @@ def card(config: CompeteConfig, out: Path, rounds: Sequence[dict[str, Any]]) -> 
         tasks=most(Counter(item.task or "unnamed" for item in items), MOST_NAMED),
         columns=COLUMNS,
         rows=[cells(row) for row in rounds],
+        paid_columns=HEADS,
+        paid=[one.cells() for one in costs(out / "asked")],
         drafts=drafts,
         trust=rounds[-1]["held_out"].get("judge_against_labels"),
         gone=sorted({kind for row in drafts.values() for kind in row["gone"]}),

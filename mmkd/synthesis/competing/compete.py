@@ -26,6 +26,7 @@ from mmkd.synthesis.competing.asking import Said, answered
 from mmkd.synthesis.competing.assessing import Kind, Outcome, against_labels, assess, standing
 from mmkd.synthesis.competing.augmenting import answered_well, check_augmentor, grow
 from mmkd.synthesis.competing.card import card
+from mmkd.synthesis.competing.costs import cost_table, costs
 from mmkd.synthesis.competing.folder import alone, answer_limits, require_same
 from mmkd.synthesis.competing.items import Item, open_items, open_rows, write_items, write_rows
 from mmkd.synthesis.competing.pairs import FILE as PAIRS
@@ -125,6 +126,7 @@ class Competition:
                 self.console.print(f"the held-out win rate has stopped moving; no round after {number}")
                 break
         Console().print(table(rows, f"{self.out}: teacher against student, scores from 1 to 10"))
+        self.console.print(cost_table(costs(self.out / "asked")))
         return self.out / "rounds.jsonl"
 
     def _step(self, name: str, work: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
+from rich.console import Console
 
 from mmkd.config.synthesis_schema import ModelSection
 from mmkd.data.records import Record, Turn
@@ -76,6 +77,7 @@ def image_need(
             if not answer.done and answer.kind != EMPTY:
                 missing[index][place] += 1
                 why[index] = f"{answer.kind}: {answer.reason}"
+        Console(stderr=True).print(asker.tally.table(asker.backend.model))
     dropped: dict[int, str | BadRow] = {}
     for index, places in right.items():
         blind = sum(2 * count >= tries for count in places.values())
