@@ -21,7 +21,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from bench.rows import RESULTS, ROOT, Row, append, config_hash, surroundings
-from bench.step_time import CASES, prepare, run_gold, run_ours
+from bench.step_time import CASES, THEIRS, prepare, run_ours, run_trl
 from mmkd.errors import DataError
 
 BENCH = "step_profile"
@@ -45,7 +45,7 @@ def kind_of(operator: str, shapes: Sequence[Sequence[int]], ids: int) -> str:
 def profiled(out: Path, case: str, run: Path, steps: int) -> dict[str, float]:
     """Seconds a step of each kind, and of the whole step."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        taken = run_gold(out, run, steps) if case == "gold" else run_ours(out, case, run, steps)
+        taken = (run_trl if case in THEIRS else run_ours)(out, case, run, steps)
     found = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages(group_by_input_shape=True):
         found[kind_of(event.key, event.input_shapes or [], IDS)] += event.self_cpu_time_total / 1e6 / steps

@@ -8,12 +8,15 @@ fp32, one question on one image a row. The same rows, the same models and the sa
     cached  mmkd, forward KL on what `mmkd cache` kept of the teacher
     live    mmkd, forward KL on the teacher in memory
     gold    TRL's GOLDTrainer on the stock LLaVA export of both, on the data's answers (lmbda=0), forward KL (beta=0)
+    on_policy     mmkd, forward KL on eight tokens that the student samples itself, in every step
+    distillation  TRL's DistillationTrainer, the same on the stock LLaVA export of both
 
-GOLD is the trainer of TRL that distils vision-language models on given answers; it is run as it comes, but for
-activation checkpointing, which is off on both sides. Cases run in turn, each in a process of its own, several rounds;
-ratios are taken within a round. Memory is the most that a process held, libraries and weights included.
+Of TRL's trainers that distil vision-language models GOLD alone learns from given answers; DistillationTrainer always
+has the student answer. Both are run as they come, but for activation checkpointing, which is off on both sides. Cases
+run in turn, each in a process of its own, several rounds; ratios are taken within a round. Memory is the most that a
+process held, libraries and weights included.
 
-    pip install 'trl==1.16.0'     # for gold alone
+    pip install 'trl==1.16.0'     # for gold and distillation
 """
 
 from __future__ import annotations
@@ -44,7 +47,10 @@ from mmkd.release.llava import to_llava
 from mmkd.train.cache import cache_teacher
 from mmkd.train.run import train
 
-CASES = ("sft", "cached", "live", "gold")
+CASES = ("sft", "cached", "live", "gold", "on_policy", "distillation")
+RATIOS = (("cached", "sft"), ("live", "sft"), ("live", "gold"), ("on_policy", "distillation"))
+THEIRS = ("gold", "distillation")
+SAMPLED = 8  # tokens of an answer
 LAYERS = {"student": 4, "teacher": 8}
 BATCH = 8
 WARM_UP = 3  # steps that do not count
@@ -88,6 +94,7 @@ def ours(out: Path, case: str, run: Path, steps: int) -> Config:
         "trainable": ["vision", "projector", "language", "embeddings"],
         "learning_rate": 1e-5,
         "read": ["full"],
+        "on_policy": {"share": 1.0, "max_new_tokens": SAMPLED} if case == "on_policy" else None,
     }
     return Config.model_validate(
         {
@@ -110,12 +117,13 @@ def run_ours(out: Path, case: str, run: Path, steps: int) -> list[float]:
     return [b - a for a, b in pairwise(ends)]
 
 
-def run_gold(out: Path, run: Path, steps: int) -> list[float]:
+def run_trl(out: Path, case: str, run: Path, steps: int) -> list[float]:
     """Seconds of each step."""
     try:
+        from trl import DistillationConfig, DistillationTrainer
         from trl.experimental.gold import GOLDConfig, GOLDTrainer
     except ImportError as error:
-        raise DataError("the case gold needs TRL: pip install 'trl==1.16.0', or leave it out of --cases.") from error
+        raise DataError(f"the case {case} needs TRL: pip install 'trl==1.16.0', or leave it out of --cases.") from error
     from datasets import Dataset, Features, Image, List, Value
     from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainerCallback
 
@@ -127,41 +135,41 @@ def run_gold(out: Path, run: Path, steps: int) -> list[float]:
 
     said = List({"role": Value("string"), "content": Value("string")})
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    data = Dataset.from_list(
-        [
-            {
-                "images": [str((out / row["images"][0]).resolve())],
-                "prompt": [{"role": "user", "content": row["turns"][0]["text"]}],
-                "completion": [{"role": "assistant", "content": row["turns"][1]["text"]}],
-            }
-            for row in rows
-        ],
-        features=Features({"images": List(Image()), "prompt": said, "completion": said}),
-    )
-    settings = GOLDConfig(
-        output_dir=str(run),
-        max_steps=steps,
-        per_device_train_batch_size=BATCH,
-        learning_rate=1e-5,
-        lmbda=0.0,
-        beta=0.0,
-        temperature=1.0,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        max_length=None,
-    )
+    data = [
+        {
+            "images": [str((out / row["images"][0]).resolve())],
+            "prompt": [{"role": "user", "content": row["turns"][0]["text"]}],
+        }
+        | ({"completion": [{"role": "assistant", "content": row["turns"][1]["text"]}]} if case == "gold" else {})
+        for row in rows
+    ]
+    features = Features({"images": List(Image()), "prompt": said} | ({"completion": said} if case == "gold" else {}))
+    settings = {
+        "output_dir": str(run),
+        "max_steps": steps,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 1e-5,
+        "beta": 0.0,
+        "temperature": 1.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
     student, teacher = (LlavaForConditionalGeneration.from_pretrained(out / f"{side}-llava") for side in LAYERS)
-    processor = AutoProcessor.from_pretrained(out / "student-llava")
-    GOLDTrainer(
+    trainer, arguments = (
+        (GOLDTrainer, GOLDConfig(**settings, lmbda=0.0, max_length=None))
+        if case == "gold"
+        else (DistillationTrainer, DistillationConfig(**settings, max_completion_length=SAMPLED))
+    )
+    trainer(
         model=student,
         teacher_model=teacher,
-        args=settings,
-        train_dataset=data,
-        processing_class=processor,
+        args=arguments,
+        train_dataset=Dataset.from_list(data, features=features),
+        processing_class=AutoProcessor.from_pretrained(out / "student-llava"),
         callbacks=[Ends()],
     ).train()
     return [b - a for a, b in pairwise(ends)]
@@ -169,7 +177,7 @@ def run_gold(out: Path, run: Path, steps: int) -> list[float]:
 
 def alone(out: Path, case: str, run: Path, steps: int) -> dict[str, float]:
     """Median seconds of a step, and the most MiB that the process held."""
-    seconds = run_gold(out, run, steps) if case == "gold" else run_ours(out, case, run, steps)
+    seconds = (run_trl if case in THEIRS else run_ours)(out, case, run, steps)
     return {"seconds": statistics.median(seconds[WARM_UP - 1 :]), "mib": status_bytes("VmHWM") / 2**20}
 
 
@@ -216,7 +224,7 @@ def figures(out: Path, cases: list[str], rounds: int, steps: int) -> list[tuple[
         rows.append(row(f"step@{case}", [run["seconds"] for run in runs], "s"))
         rows.append(row(f"rows_per_second@{case}", [BATCH / run["seconds"] for run in runs], "1/s"))
         rows.append(row(f"memory@{case}", [run["mib"] for run in runs], "MiB"))
-    for case, base in (("cached", "sft"), ("live", "sft"), ("live", "gold")):
+    for case, base in RATIOS:
         if case in found and base in found:
             pairs = list(zip(found[case], found[base], strict=True))
             times = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
