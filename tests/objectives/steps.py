@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mmkd.config.schema import ObjectiveSection
 from mmkd.objectives import AnswerBatch, LayerAttention, Outputs, Pairs, Spans, build
 
-# Options of each objective, with chunks that a step fills several times.
+# Options of each objective, with chunks that a step fills several times. infonce has no case: it tells rows of a micro
+# batch apart, and is another in another cut.
 CASES = {
     "attention_relations": {"heads": 4},
     "cross_entropy": {"chunk": 2},
@@ -20,6 +21,7 @@ CASES = {
     "forward_kl": {"temperature": 2.0, "chunk": 2},
     "generalised_js": {"chunk": 2},
     "hidden_states": {},
+    "hidden_states cosine": {"distance": "cosine"},
     "ofa_logits": {"eps": 1.3, "chunk": 2},
     "reverse_kl": {"chunk": 2},
     "simpo": {"chunk": 2},
@@ -108,9 +110,9 @@ def sides(dtype: torch.dtype = torch.float32) -> tuple[Side, Side]:
     return student, teacher
 
 
-def objective(name: str):
+def objective(case: str):
     torch.manual_seed(3)
-    made = build(ObjectiveSection.model_validate({"name": name} | CASES[name]))
+    made = build(ObjectiveSection.model_validate({"name": case.split()[0]} | CASES[case]))
     made.needs(LAYERS, LAYERS)
     made.make_heads(12, 16)  # of the decoders, and as wide as the towers
     return made
