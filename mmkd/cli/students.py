@@ -43,7 +43,7 @@ def distill(config: ConfigPath, overrides: Overrides = None, resume: Resume = Fa
 def cache(
     config: ConfigPath,
     overrides: Overrides = None,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Stop when size and time are known.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Stop when size and time, or cost, are known.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward of the teacher.")] = 16,
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a file; the most that a kill can lose.")] = 256,
 ) -> None:
@@ -54,13 +54,9 @@ def cache(
     if not isinstance(loaded, Config):
         raise ConfigError(f"mmkd cache is for vision-language models; {config} is of kind: vision.")
     if loaded.teacher is not None and loaded.teacher.endpoint is not None:
-        if estimate:
-            raise ConfigError(
-                "--estimate times a teacher on this machine; limit a served one by teacher.endpoint.budget."
-            )
         from mmkd.synthesis.served_teacher import cache_served
 
-        return cache_served(loaded, shard_rows, typer.echo)
+        return cache_served(loaded, shard_rows, typer.echo, estimate)
     from mmkd.train.cache import cache_teacher
 
     cache_teacher(loaded, batch_size, shard_rows, estimate, typer.echo)

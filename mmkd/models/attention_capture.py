@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -68,8 +69,11 @@ class LayerAttention:
 @dataclass
 class _Capture:
     layers: frozenset[int]
+    rows: Tensor  # [N]
+    positions: Tensor  # [N], in the text, which is the last `text_length` queries
+    text_length: int
     grad: bool
-    seen: dict[int, LayerAttention] = field(default_factory=dict)  # with the queries of all rows, [B, H, Q, d]
+    seen: dict[int, LayerAttention] = field(default_factory=dict)
 
 
 _open: ContextVar[_Capture | None] = ContextVar("mmkd_capture", default=None)
@@ -101,6 +105,9 @@ def capture(
 ) -> Iterator[dict[int, LayerAttention]]:
     """Collect the attention inputs of `layers` during one pass of one decoder.
 
+    Rows are picked as soon as a layer has its queries, so that none of other rows are held for this. Keys and values
+    are kept whole: rows attend to all of them.
+
     Open it around a single pass (not around an encode and a read pass together) and leave it before `backward`, where
     activation checkpointing runs layers again.
 
@@ -108,15 +115,14 @@ def capture(
         layers: decoder layers, from 0.
         rows, positions: [N] batch row and text index of each query wanted. The text is the last `text_length` queries.
 
-    Yields: a dict that is filled, by layer, when the block is left.
+    Yields: a dict that is filled, by layer, while the pass runs.
 
     Raises: RuntimeError where a layer runs twice, runs without gradients under reentrant checkpointing, or never runs.
     """
-    state = _Capture(frozenset(layers), torch.is_grad_enabled())
-    found: dict[int, LayerAttention] = {}
+    state = _Capture(frozenset(layers), rows, positions, text_length, torch.is_grad_enabled())
     token = _open.set(state)
     try:
-        yield found
+        yield state.seen
     finally:
         _open.reset(token)
     if missing := sorted(state.layers - state.seen.keys()):
@@ -124,12 +130,6 @@ def capture(
             f"layers {missing} handed out no attention; switch the decoder with "
             "set_attn_implementation(capture_name(..)) before the pass, and name layers that it has."
         )
-    # Rows are picked here and not while a layer runs: activation checkpointing must find the same operations in a layer
-    # when it runs it again without a capture.
-    for layer, attention in state.seen.items():
-        first = attention.query.shape[2] - text_length
-        picked = attention.query.transpose(1, 2)[rows, first + positions]  # [B, H, Q, d] -> [N, H, d]
-        found[layer] = replace(attention, query=picked)
 
 
 def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, options: dict) -> None:
@@ -157,7 +157,12 @@ def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scalin
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise RuntimeError(f"layer {layer} adds learned sinks or position biases to its scores; choose another model.")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    state.seen[layer] = LayerAttention(query, key, value, float(scaling), options.get("softcap"))
+    first = query.shape[2] - state.text_length
+    # Activation checkpointing must find the same tensors saved in a layer when it runs it again without a capture:
+    # behind hooks of our own, it sees nothing of what this saves, which are indices alone.
+    with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+        picked = query.transpose(1, 2)[state.rows, first + state.positions]  # [B, H, Q, d] -> [N, H, d]
+    state.seen[layer] = LayerAttention(picked, key, value, float(scaling), options.get("softcap"))
 
 
 class _NamedLayer:

@@ -135,6 +135,19 @@ class Relabel:
             said.append(answer.text.strip())
         return found, None if asked else BadRow("it asks no question.", "no question"), False
 
+    def left(self, record: Record) -> Iterator[Request]:
+        """The questions that a run may still ask. In the place of an answer that is not there yet stands an empty one.
+        After a question that was rejected no more are asked."""
+        asked = questions(record)
+        found, _, _ = self.answers(record, len(asked))
+        said = [answer.text.strip() for answer in found]
+        while len(said) < len(asked):
+            request = self._request(record, asked, said)
+            if len(said) == len(found) and self.asker.store.final(self.asker.key(request.content())):
+                return
+            yield request
+            said.append("")
+
     def _request(self, record: Record, asked: Sequence[Turn], said: Sequence[str]) -> Request:
         turns = (*self._system(record), *_interleaved(asked[: len(said) + 1], said))
         name = f"{record.source}/{record.id}/{len(said)}"

@@ -139,7 +139,7 @@ class Endpoint:
         self._servers = servers_of(section, _key(section.api_key_env))
 
     async def complete(self, call: Call) -> Completion:
-        most, lost = self._most(call), list[Usage]()
+        most, lost = most_of(self.section, call), list[Usage]()
         await self._budget.reserve(most)
         used = Usage()
         try:
@@ -275,12 +275,13 @@ class Endpoint:
     def _id(self, reply: _Reply) -> str | None:
         return (reply.id or None) if self.section.unique_ids else None
 
-    def _most(self, call: Call) -> Usage:
-        """The most that a call can use: no tokenizer makes more tokens than bytes, and chat templates add a few."""
-        prompt = sum(len(turn.text.encode()) + 16 for turn in call.turns) + self.section.image_tokens * len(call.images)
-        if call.schema is not None:
-            prompt += 2 * len(str(call.schema.model_json_schema()))
-        return priced(self.section.price, prompt, call.sampling.max_tokens)
+
+def most_of(section: EndpointSection, call: Call) -> Usage:
+    """The most that a call can use: no tokenizer makes more tokens than bytes, and chat templates add a few."""
+    prompt = sum(len(turn.text.encode()) + 16 for turn in call.turns) + section.image_tokens * len(call.images)
+    if call.schema is not None:
+        prompt += 2 * len(str(call.schema.model_json_schema()))
+    return priced(section.price, prompt, call.sampling.max_tokens)
 
 
 def _no_forms(error: openai.APIStatusError) -> bool:

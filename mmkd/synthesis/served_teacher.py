@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mmkd.compose import compose_processor
@@ -20,12 +21,14 @@ from mmkd.data.teacher_side import answer_runs
 from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.synthesis.answering import Relabel, ask_all, questions
+from mmkd.synthesis.bounds import left_to_ask
 from mmkd.synthesis.cards import write_card
 from mmkd.synthesis.open import open_asker
 from mmkd.synthesis.requests import Answer, Sampling, Status
 from mmkd.synthesis.rows import open_rows, usable
 from mmkd.synthesis.served_tokens import TokenMap, joined
 from mmkd.teachers.checks import check_filling
+from mmkd.teachers.edited import drop_edited, readable, row_digest
 from mmkd.teachers.identity import Manifest, data_identity, served_identity, text_identity
 from mmkd.teachers.logit_store import missing_shards, open_for_filling, write_shard
 from mmkd.teachers.pairs import check_pairs
@@ -34,11 +37,12 @@ from mmkd.teachers.targets import TargetSettings
 AT = "data.mixture"
 
 
-def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) -> None:
+def cache_served(config: Config, shard_rows: int, say: Callable[[str], None], estimate_only: bool = False) -> None:
     """Fill `teacher.store` from `teacher.endpoint`, and write the records with the endpoint's answers to
     STORE/records.jsonl, with a data card: log-probabilities are of what the endpoint says itself, so a student trains
     on those.
 
+    What is left to ask and the most that it can cost is told before the first question; `estimate_only` stops there.
     Every reply is kept in STORE/answers before it is used, so a kill loses none and none is paid for twice.
 
     Raises: ConfigError under a launcher of several processes, or for an endpoint that gives no log-probabilities or
@@ -67,13 +71,19 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None]) ->
         **vars(settings),
     )
     with open_asker(ModelSection(endpoint=endpoint), folder / "answers") as asker:
-        open_for_filling(folder, manifest)
-        (folder / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
+        if not estimate_only:
+            open_for_filling(folder, manifest)
+            if done := drop_edited(folder, manifest, partial(readable, records)):
+                say(done)
+            (folder / "rejected.jsonl").unlink(missing_ok=True)  # of an earlier run over what it then had
         log = RejectedLog(folder / "rejected.jsonl")
         good = usable(records, log, AT)
         # No row is longer than data.max_length, and so no answer.
         sampling = Sampling(max_tokens=config.data.max_length, log_probs=settings.k)
         relabel = Relabel(asker, sampling)
+        say(f"{folder}: {left_to_ask(relabel, records, good, endpoint)}")
+        if estimate_only:
+            return
         require_log_probs(relabel, records, good, endpoint)
         ask_all(relabel, records, good)
         served = Served(relabel, mapping, Collator(student, config.data.max_length), settings, log)
@@ -128,16 +138,17 @@ class Served:
         """
         wanted, none = set(missing_shards(folder, manifest)), True
         for number in range(manifest.shards):
-            first, before = number * manifest.shard_rows, self.pending
-            found: dict[bytes, Rows] = {}
-            for index in range(first, min(first + manifest.shard_rows, manifest.rows)):
+            before, found, digests = self.pending, dict[bytes, Rows](), list[bytes]()
+            for index in manifest.rows_of(number):
+                if number in wanted:
+                    digests.append(row_digest(readable(records, index)))
                 if index in good and (row := self._row(records[index], index)) is not None:
                     said, key, scored = row
                     found.setdefault(key, scored)
                     none = False
                     yield said
             if self.pending == before and number in wanted:
-                write_shard(folder, number, list(found.items()))
+                write_shard(folder, number, list(found.items()), digests)
         if none and not self.pending:
             raise DataError(f"none of the {len(records)} rows can be used; the reasons are in {self.log.path}.")
 

@@ -16,7 +16,7 @@ from mmkd.objectives import AnswerBatch, Needs, SparseTargets
 from mmkd.teachers.calibration import recalibrated
 from mmkd.teachers.identity import Manifest, served_identity, teacher_identity, text_identity
 from mmkd.teachers.logit_store import LogitStore, read_manifest, require_same
-from mmkd.teachers.targets import given_settings
+from mmkd.teachers.targets import TargetSettings, given_settings
 
 
 class CachedTeacher:
@@ -84,11 +84,14 @@ def require_same_text(section: TeacherSection | None, processor: MmkdProcessor) 
 
 
 def require_same_teacher(section: TeacherSection, folder: Path) -> Manifest:
-    """The manifest of a store. Raises ConfigError where it is of another teacher or other options than `section`
-    names; what that leaves out is not compared."""
+    """The manifest of a store. Raises ConfigError where it is of another teacher or other options than `section` has. A
+    section that says who is asked is what `mmkd cache` fills a store by, its defaults included; of one that does not,
+    what it leaves out is as the store has it."""
     manifest = read_manifest(folder)
     here: dict[str, Any] = given_settings(section)
-    if section.quantize is not None:
+    if section.model is not None or section.endpoint is not None:
+        here = vars(TargetSettings(**here)) | {"quantize": section.quantize}
+    elif section.quantize is not None:
         here["quantize"] = section.quantize
     if section.endpoint is not None:
         here["teacher"] = served_identity(section.endpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,8 @@ from torch import Tensor
 from mmkd.config.schema import DataSection, SourceSection
 from mmkd.data.rejected import MOST_BAD
 from mmkd.errors import ConfigError, DataError
-from mmkd.teachers.identity import Manifest, data_identity
+from mmkd.teachers.edited import filled_digest, require_unedited
+from mmkd.teachers.identity import data_identity
 from mmkd.teachers.logit_store import LogitStore, read_manifest, shard_path
 from mmkd.whole_files import write_whole
 
@@ -29,7 +29,7 @@ class Calibration(BaseModel):
     """`calibration.json` of a store.
 
     Attributes:
-        store, validation: SHA-256 of the store's manifest, and of the validation rows that were asked about.
+        store, validation: `filled_digest` of the store, and of the one that holds the answers to validation rows.
         c: see `recalibrated`; ece_before, ece_after: of the teacher as it is, and with c; over so many answer tokens.
     """
 
@@ -112,8 +112,8 @@ def calibrate(folder: Path) -> Calibration:
     found = torch.from_numpy(np.concatenate(hits)).bool()
     c, before, after = choose(torch.from_numpy(np.concatenate(log_probs)).float(), found)
     calibration = Calibration(
-        store=store_digest(read_manifest(folder)), validation=store.manifest.data, c=c, ece_before=before,
-        ece_after=after, tokens=len(found),
+        store=filled_digest(folder, read_manifest(folder)), validation=filled_digest(store.folder, store.manifest),
+        c=c, ece_before=before, ece_after=after, tokens=len(found),
     )  # fmt: skip
     write_whole(folder / FILE, [calibration.model_dump_json(indent=1)])
     return calibration
@@ -135,27 +135,26 @@ def read_calibration(folder: Path) -> Calibration:
 
 
 def require_calibrated(folder: Path, validation: Sequence[SourceSection], max_length: int) -> None:
-    """Raises ConfigError where c was chosen for another store, on other rows, or never."""
-    found = read_calibration(folder)
+    """Raises ConfigError where c was chosen for another store, on other rows, on rows edited since, or never."""
+    found, rows = read_calibration(folder), folder / FOLDER
+    manifest = read_manifest(rows)
+    other_rows = found.validation != filled_digest(rows, manifest)
     wrong = [
         name
-        for name, there, here in (
-            ("store", found.store, store_digest(read_manifest(folder))),
-            ("rows", found.validation, validation_identity(validation, max_length)),
+        for name, differs in (
+            ("store", found.store != filled_digest(folder, read_manifest(folder))),
+            ("rows", other_rows or manifest.data != validation_identity(validation, max_length)),
         )
-        if there != here
+        if differs
     ]
     if wrong:
         raise ConfigError(
             f"teacher.validation: {folder / FILE} was made for another {' and other '.join(wrong)}; run mmkd cache "
             "with this config."
         )
-
-
-def store_digest(manifest: Manifest) -> str:
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+    require_unedited(rows, manifest, validation, "teacher.validation")
 
 
 def validation_identity(validation: Sequence[SourceSection], max_length: int) -> str:
-    """Hash of which validation rows there are, as `data_identity`."""
+    """Hash of where validation rows come from, as `data_identity`."""
     return data_identity(DataSection(mixture=list(validation), max_length=max_length))

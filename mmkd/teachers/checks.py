@@ -14,6 +14,9 @@ from mmkd.objectives.registry import sparse_capable
 from mmkd.precision import on_cpu
 from mmkd.teachers.cached import require_same_teacher
 from mmkd.teachers.calibration import require_calibrated
+from mmkd.teachers.edited import require_unedited
+from mmkd.teachers.identity import data_identity
+from mmkd.teachers.pairs import any_reads_pairs
 from mmkd.teachers.targets import TargetSettings, given_settings
 
 MOST_SERVED = 20  # top_logprobs of OpenAI's API
@@ -50,6 +53,8 @@ def check_teacher(config: Config) -> None:
         folder = Path(section.store or "")
         manifest = require_same_teacher(section, folder)
         require_servable(config, manifest.targets, manifest.temperature, bool(manifest.hidden_layers))
+        if manifest.data == data_identity(config.data, any_reads_pairs(config)):
+            require_unedited(folder, manifest, config.data.mixture, "data.mixture")
         if section.validation:
             require_recalibratable(config, manifest.settings)
             require_calibrated(folder, section.validation, config.data.max_length)

@@ -45,10 +45,9 @@ class Filling:
         """(shard, rows) of every batch of these shards. What stands in a batch does not depend on what was done before,
         so that a store filled in several goes is the one filled in one."""
         for shard in shards:
-            first = shard * self.manifest.shard_rows
-            end = min(first + self.manifest.shard_rows, self.manifest.rows)
-            for start in range(first, end, self.batch_size):
-                yield shard, list(range(start, min(start + self.batch_size, end)))
+            rows = self.manifest.rows_of(shard)
+            for start in range(0, len(rows), self.batch_size):
+                yield shard, list(rows[start : start + self.batch_size])
 
     def fill(self, shards: Sequence[int], workers: int, quiet: bool) -> None:
         """Write these shards, showing progress and time left.
@@ -58,13 +57,15 @@ class Filling:
         plan = list(self.plan(shards))
         loader = batch_loader(self.batches, [rows for _, rows in plan], workers)
         answered: dict[bytes, Rows] = {}  # of the shard so far; equal rows are kept once
+        digests: list[bytes] = []
         with tqdm(desc="Teacher", unit=" rows", total=sum(len(rows) for _, rows in plan), disable=quiet) as progress:
             for place, ((shard, rows), batch) in enumerate(zip(plan, loader, strict=True)):
                 for key, kept in self.ask(batch):
                     answered.setdefault(key, kept)
+                digests += batch["rows"]
                 if place + 1 == len(plan) or plan[place + 1][0] != shard:
-                    write_shard(self.folder, shard, list(answered.items()))
-                    answered = {}
+                    write_shard(self.folder, shard, list(answered.items()), digests)
+                    answered, digests = {}, []
                 progress.update(len(rows))
 
     def estimate(self, shards: Sequence[int], processes: int) -> str:
@@ -102,19 +103,19 @@ class Filling:
         )
 
     @torch.no_grad()
-    def ask(self, batch: dict[str, Any] | None) -> list[tuple[bytes, Rows]]:
+    def ask(self, batch: dict[str, Any]) -> list[tuple[bytes, Rows]]:
         """What is kept of the teacher's answers to a batch of `TeacherBatches`, row by row.
 
         Raises: DataError where the teacher's logits are no numbers.
         """
-        if batch is None:
+        keys = batch["keys"]
+        if not keys:
             return []
         device, settings = next(self.teacher.model.parameters()).device, self.manifest.settings
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
         answers = answer_batch(tensors | {"normalizer": 1.0})
         needs = Needs(teacher=True, teacher_hidden=settings.hidden_layers)
         outputs = self.teacher.outputs(self.teacher.model, tensors, answers, needs)
-        keys = batch["keys"]
         counts = torch.bincount(answers.rows, minlength=len(keys)).tolist()  # rows stand one after the other
         uniforms = uniforms_of(keys, counts, settings.k) if settings.targets == "sample" else None
         kept = keep(
@@ -132,7 +133,7 @@ class Filling:
                 )
         return list(zip(keys, rows, strict=True))
 
-    def _made(self, rows: list[int]) -> dict[str, Any] | None:
+    def _made(self, rows: list[int]) -> dict[str, Any]:
         batch = self.batches[rows]
         if isinstance(batch, MmkdError):
             raise batch

@@ -19,6 +19,7 @@ from mmkd.teachers.tokenizers import vocabulary_digest
 
 # How differences are named to a user; what is not here has its own name.
 NAMES = {
+    "format": "format, which before 2 kept nothing of the rows",
     "image_processor": "image processor",
     "shard_rows": "rows of a shard",
     "k": "k (top-k or draws)",
@@ -30,7 +31,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = Field(2, description="Shards of 1 lack the digests of their rows (`edited`).")
     model: str = Field(description="The teacher, as the config named it; for messages.")
     teacher: str = Field(description="Of its config.json and weights.")
     quantize: str | None
@@ -59,6 +60,11 @@ class Manifest(BaseModel):
     @property
     def shards(self) -> int:
         return -(-self.rows // self.shard_rows)
+
+    def rows_of(self, shard: int) -> range:
+        """Numbers of a shard's rows, counted through all sources."""
+        first = shard * self.shard_rows
+        return range(first, min(first + self.shard_rows, self.rows))
 
 
 def differences(stored: Manifest, here: Mapping[str, Any]) -> list[str]:
@@ -119,7 +125,8 @@ def text_identity(processor: MmkdProcessor) -> dict[str, str]:
 
 
 def data_identity(data: DataSection, pairs: bool = False) -> str:
-    """Hash of which rows there are, as preference pairs or not, and of how long they may be."""
+    """Hash of where rows come from, as preference pairs or not, and of how long they may be; what stands in them now
+    `mmkd.teachers.edited` tells."""
     what = {"mixture": [section.model_dump(mode="json") for section in data.mixture], "max_length": data.max_length}
     if data.rationales is not None:  # else stores of before would be of other data
         what["rationales"] = data.rationales.mode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mmkd.whole_files import write_whole
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+ROW_BYTES = 32  # of the digest of a row that a shard was filled from, see `mmkd.teachers.edited`
 BY_ENTRY = ("ids", "log_probs", "weights")  # arrays with as many numbers as a token has ids; others have one a token
 
 
@@ -45,7 +46,7 @@ def open_for_filling(folder: Path, manifest: Manifest) -> None:
         if found:
             raise ConfigError(
                 f"teacher.store {folder} was begun with other settings: {'; '.join(found)}. Name another store, or "
-                "remove this one."
+                f"remove {MANIFEST} and the shards of this one."
             )
     else:
         write_whole(folder / MANIFEST, [manifest.model_dump_json(indent=1)])
@@ -59,19 +60,24 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
     """Numbers of shards that are not there, or not whole."""
-    return [number for number in range(manifest.shards) if not _is_whole(shard_path(folder, number), manifest)]
+    return [number for number in range(manifest.shards) if not _is_whole(folder, number, manifest)]
 
 
-def write_shard(folder: Path, number: int, samples: Sequence[tuple[bytes, Rows]]) -> None:
+def write_shard(folder: Path, number: int, samples: Sequence[tuple[bytes, Rows]], rows: Sequence[bytes]) -> None:
     """Write the answers of a shard's rows, by key. Under its name a shard is whole: a kill leaves a `.partial` file,
-    which nobody reads."""
+    which nobody reads.
+
+    Args:
+        rows: the digest of each row, those that cannot be used included.
+    """
     arrays: dict[str, np.ndarray] = {
         "keys": np.frombuffer(b"".join(key for key, _ in samples), dtype=np.uint8).reshape(len(samples), 32),
-        "tokens": np.array([len(rows["counts"]) for _, rows in samples], dtype=np.int32),
-        "entries": np.array([len(rows["ids"]) for _, rows in samples], dtype=np.int32),
+        "tokens": np.array([len(kept["counts"]) for _, kept in samples], dtype=np.int32),
+        "entries": np.array([len(kept["ids"]) for _, kept in samples], dtype=np.int32),
+        "rows": np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), ROW_BYTES),
     }
     if samples:
-        arrays |= {name: np.concatenate([rows[name] for _, rows in samples]) for name in samples[0][1]}
+        arrays |= {name: np.concatenate([kept[name] for _, kept in samples]) for name in samples[0][1]}
     path = shard_path(folder, number)
     partial = path.with_name(path.name + PARTIAL)
     save_file(arrays, partial)
@@ -90,15 +96,9 @@ class LogitStore:
         self._places: dict[bytes, tuple[int, int]] = {}  # key -> shard, number in it
         self._starts: list[tuple[np.ndarray, np.ndarray]] = []  # of each shard: first token and first entry of a row
         self._shards: dict[int, Any] = {}
+        _require_filled(self.folder, self.manifest)
         for number in range(self.manifest.shards):
-            path = shard_path(self.folder, number)
-            if not path.is_file():
-                left = self.manifest.shards - len(list(self.folder.glob("shard-*.safetensors")))
-                raise ConfigError(
-                    f"teacher.store {self.folder} is not filled: {left} of {self.manifest.shards} shards are missing. "
-                    "Go on with mmkd cache."
-                )
-            keys, tokens, entries = _read_index(path, self.manifest)
+            keys, tokens, entries = _read_index(self.folder, number, self.manifest)
             self._starts.append((_starts(tokens), _starts(entries)))
             for place, key in enumerate(keys):
                 self._places.setdefault(key, (number, place))
@@ -169,6 +169,32 @@ def require_same(store: Manifest, folder: Path, here: Mapping[str, Any]) -> None
         )
 
 
+def shards_of(folder: Path, manifest: Manifest) -> Iterator[np.ndarray]:
+    """Digests of the rows that each shard was filled from, see `rows_of_shard`. Raises ConfigError where a shard is
+    missing, DataError where one is broken."""
+    _require_filled(folder, manifest)
+    for number in range(manifest.shards):
+        yield rows_of_shard(shard_path(folder, number))
+
+
+def rows_of_shard(path: Path) -> np.ndarray:
+    """Digests of the rows that a shard was filled from, uint8 [rows, ROW_BYTES]. Raises DataError for a broken one."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor("rows")
+    except (OSError, SafetensorError) as error:
+        raise _broken(path, error) from error
+
+
+def _require_filled(folder: Path, manifest: Manifest) -> None:
+    left = sum(not shard_path(folder, number).is_file() for number in range(manifest.shards))
+    if left:
+        raise ConfigError(
+            f"teacher.store {folder} is not filled: {left} of {manifest.shards} shards are missing. Go on with mmkd "
+            "cache."
+        )
+
+
 def _arrays(manifest: Manifest) -> tuple[str, ...]:
     names = ["ids", "log_probs", "counts", "answers", "best", "tail" if manifest.targets == "top_k" else "weights"]
     names += [f"{HIDDEN}{layer}" for layer in manifest.hidden_layers] + ["hits"] * manifest.hits
@@ -179,29 +205,36 @@ def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _is_whole(path: Path, manifest: Manifest) -> bool:
+def _is_whole(folder: Path, number: int, manifest: Manifest) -> bool:
     try:
-        _read_index(path, manifest)
+        _read_index(folder, number, manifest)
     except DataError:
         return False
     return True
 
 
-def _read_index(path: Path, manifest: Manifest) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+def _read_index(folder: Path, number: int, manifest: Manifest) -> tuple[list[bytes], np.ndarray, np.ndarray]:
     """Keys, tokens and entries of a shard's rows. Raises DataError for a file that is no whole shard."""
+    path = shard_path(folder, number)
     try:
         with safe_open(path, framework="numpy") as file:  # refuses a file whose header and length do not agree
             keys, tokens, entries = (file.get_tensor(name) for name in ("keys", "tokens", "entries"))
             if keys.ndim != 2 or keys.shape[1] != 32 or not len(keys) == len(tokens) == len(entries):
                 raise ValueError("its index is not one")
+            if manifest.format > 1 and file.get_slice("rows").get_shape() != [len(manifest.rows_of(number)), ROW_BYTES]:
+                raise ValueError(f"it is not of {len(manifest.rows_of(number))} rows")
             for name in _arrays(manifest) if len(keys) else ():
                 expected = [int((entries if name in BY_ENTRY else tokens).sum(dtype=np.int64))]
                 expected += [manifest.width] if name.startswith(HIDDEN) else []
                 if file.get_slice(name).get_shape() != expected:
                     raise ValueError(f"{name} is not of {' x '.join(map(str, expected))} numbers")
     except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(f"{path} is broken ({error}); delete it and go on with mmkd cache.") from error
+        raise _broken(path, error) from error
     return [row.tobytes() for row in keys], tokens, entries
+
+
+def _broken(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is broken ({error}); delete it and go on with mmkd cache.")
 
 
 def _make_last(partial: Path, path: Path) -> None:

@@ -13,17 +13,20 @@ from mmkd.config.schema import RationalesSection
 from mmkd.data.collate import Collator
 from mmkd.data.hub import Stream
 from mmkd.data.images import open_image
+from mmkd.data.records import Record
 from mmkd.data.rejected import BadRow, RejectedLog
 from mmkd.data.sources import Source
 from mmkd.data.teacher_rows import row_key
 from mmkd.errors import ConfigError, MmkdError
 from mmkd.models.processing_mmkd import MmkdProcessor
+from mmkd.teachers.edited import readable, row_digest
 
 
 class TeacherBatches(Dataset[Any]):
     """Batches of rows by their numbers, counted through all sources. Text is the student's, pixels are the teacher's.
 
-    A batch has `keys`, one for each of its samples, beside the collator's tensors; it is None where no row can be used.
+    A batch has `keys`, one for each of its samples, and `rows`, a digest of each of its rows; beside them the
+    collator's tensors, unless no row can be used.
 
     Args:
         sources: not streams, whose rows have no numbers.
@@ -55,20 +58,25 @@ class TeacherBatches(Dataset[Any]):
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
 
-    def __getitem__(self, rows: list[int]) -> dict[str, Any] | MmkdError | None:
+    def __getitem__(self, rows: list[int]) -> dict[str, Any] | MmkdError:
         try:
             return self._batch(rows)
         except MmkdError as error:
             return error  # see mmkd.data.loader.MicroBatches
 
-    def _batch(self, rows: list[int]) -> dict[str, Any] | None:
-        keys, samples = [], []
+    def record(self, number: int) -> Record | None:
+        """A row, None where it cannot be read."""
+        source, row = self._place(number)
+        return readable(self.sources[source], row)
+
+    def _batch(self, rows: list[int]) -> dict[str, Any]:
+        keys, samples, digests = [], [], []
         for number in rows:
             source, row = self._place(number)
-            record_id = ""
+            record_id, digest = "", row_digest(None)
             try:
                 record = self.sources[source][row]
-                record_id = record.id
+                record_id, digest = record.id, row_digest(record)
                 sample = self.reader.prepare(record)
                 if self.own_pixels and record.images:
                     pixels, tiles = self.viewer.processor.image_tensors([open_image(image) for image in record.images])
@@ -77,12 +85,14 @@ class TeacherBatches(Dataset[Any]):
             except BadRow as error:
                 self.rejected.reject(self.names[source], row, record_id, error)
                 continue
+            finally:
+                digests.append(digest)
             self.rejected.good()
             for one in (sample, sample.twin):
                 if one is not None:
                     keys.append(row_key(record.images, one.ids, one.answer))
                     samples.append(replace(one, twin=None))
-        return self.viewer.collate(samples) | {"keys": keys} if samples else None
+        return (self.viewer.collate(samples) if samples else {}) | {"keys": keys, "rows": digests}
 
     def _place(self, number: int) -> tuple[int, int]:
         for source, records in enumerate(self.sources):

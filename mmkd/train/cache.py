@@ -24,6 +24,7 @@ from mmkd.models.processing_mmkd import MmkdProcessor
 from mmkd.precision import on_cpu
 from mmkd.teachers.calibration import FOLDER, calibrate, validation_identity
 from mmkd.teachers.checks import check_filling
+from mmkd.teachers.edited import drop_edited, edited_shards
 from mmkd.teachers.fill import Filling
 from mmkd.teachers.identity import Manifest, data_identity, model_files, teacher_identity, text_identity
 from mmkd.teachers.live import LiveTeacher
@@ -121,10 +122,14 @@ class _Job:
                 manifest = wanted.model_copy(update={"rows": len(batches)})
                 folder.mkdir(parents=True, exist_ok=True)
                 filling = Filling(folder, manifest, self.asked, batches, self.batch_size)
-                self.say(filling.estimate(missing_shards(folder, manifest), self.world))
+                left = missing_shards(folder, manifest) + edited_shards(folder, manifest, batches.record)
+                self.say(filling.estimate(sorted(left), self.world))
             return
         if wanted is not None:
-            open_for_filling(folder, wanted.model_copy(update={"rows": len(batches)}))
+            wanted = wanted.model_copy(update={"rows": len(batches)})
+            open_for_filling(folder, wanted)
+            if done := drop_edited(folder, wanted, batches.record):
+                self.say(done)
         _barrier(self.world)
         manifest = read_manifest(folder)
         missing = missing_shards(folder, manifest)

@@ -166,6 +166,15 @@ def test_activation_checkpointing_records_once_and_keeps_the_gradient():
     torch.testing.assert_close(grads[0], grads[1])
 
 
+@pytest.mark.parametrize("how", ["without gradients", "with gradients", "activation checkpointing"])
+def test_an_open_capture_holds_queries_of_its_rows_alone_and_no_view_of_more(how):
+    model = checkpointed(reentrant=False) if "checkpointing" in how else decoder("llama", capture_name("sdpa"))
+    with capture([0, 1], ROWS, POSITIONS, TEXT) as layers, torch.set_grad_enabled(how != "without gradients"):
+        whole(model)
+        held = [[one.untyped_storage().nbytes() // 4 for one in (i.query, i.key, i.value)] for i in layers.values()]
+    assert held == [[len(ROWS) * 4 * 8, 2 * 2 * TEXT * 8, 2 * 2 * TEXT * 8]] * 2  # [N, H, d]; [B, Hkv, T, d] twice
+
+
 def test_reentrant_checkpointing_is_refused_because_it_would_cut_the_gradient():
     with pytest.raises(RuntimeError, match="use_reentrant"), capture([0], ROWS, POSITIONS, TEXT):
         whole(checkpointed(reentrant=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from typer.testing import CliRunner
 
+from mmkd.cli import app
+from mmkd.config.endpoint_schema import PriceSection
 from mmkd.config.schema import Config
+from mmkd.data.collate import Collator
 from mmkd.data.records import Provenance, Record, Turn
 from mmkd.data.rejected import BadRow
 from mmkd.data.sources import open_source
@@ -22,9 +28,10 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.inference.reader import Reader
 from mmkd.models.processing_mmkd import MmkdProcessor
-from mmkd.synthesis.requests import ScoredToken
+from mmkd.synthesis.requests import ScoredToken, Status
 from mmkd.synthesis.served_teacher import cache_served
 from mmkd.synthesis.served_tokens import TokenMap
+from mmkd.synthesis.store import Store
 from mmkd.teachers.checks import check_filling, check_teacher
 from mmkd.teachers.fill import Filling
 from mmkd.teachers.live import LiveTeacher
@@ -219,6 +226,52 @@ def test_a_server_that_gives_none_or_refuses_is_named_before_the_rest_is_asked(m
         cache_served(make(store=str(tmp_path / "other")), 4, print)
 
 
+def test_what_it_can_cost_is_told_before_the_first_question_and_an_estimate_asks_none(make, server, tmp_path):
+    config, said = make(), []
+    config.teacher.endpoint.image_tokens = 50
+    config.teacher.endpoint.price = PriceSection(prompt=1000, answer=2000)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    run = CliRunner().invoke(app, ["cache", str(file), "--estimate"])
+    assert run.exit_code == 0, run.output
+    said += run.stdout.splitlines()
+    assert not server.asked
+    assert not (tmp_path / "store/manifest.json").exists()
+    # Per turn 16, per image 50, and an answer to come of at most max_length in the prompt of a second question.
+    first, second = len("What 0?") + 16 + 50, len("What 0?And?") + 3 * 16 + 50 + 120
+    prompt, answers = 6 * first + 3 * second, 9 * 120
+    most = f"{prompt:,} prompt and {answers:,} answer tokens, cost {(prompt + 2 * answers) / 1000:,.4f}"
+    assert said == [f"{tmp_path / 'store'}: 6 of 6 rows to ask, 9 questions: at most {most}, each asked once"]
+
+    cache_served(config, 4, lambda line: said.extend((line, len(server.asked))))
+    assert said[1:3] == [said[0], 0]
+    cache_served(config, 4, said.append, estimate_only=True)
+    assert said[-1] == f"{tmp_path / 'store'}: nothing left to ask"
+
+
+def test_what_is_left_to_ask_is_less_what_the_store_has_and_like_that_in_cost(make, server, tmp_path):
+    config, said = make(), []
+    config.teacher.endpoint.price = PriceSection(answer=1000)
+
+    def rejects(reply: dict[str, Any]) -> None:  # the first question of r1: its second one will not be asked either
+        if "What 1?" in str(server.asked[-1]["messages"]):
+            reply["choices"][0]["finish_reason"] = "length"
+        elif len(server.asked) > 6:
+            reply["status"] = 500
+
+    server.spoil = rejects
+    with pytest.raises(DataError, match=r"got no reply"):
+        cache_served(config, 2, print)
+    cache_served(config, 2, said.append, estimate_only=True)
+    with Store(tmp_path / "store/answers") as store:
+        done = store.counts()[("tiny", Status.DONE, "")]
+        spent = store.spent("tiny")
+    left = 9 - (done - 1) - 2  # one was asked without its picture, too
+    assert re.search(rf"store: [1-4] of 6 rows to ask, {left} questions", said[0])
+    assert f"{spent.answer_tokens * left / done:,.0f} answer tokens, cost {spent.cost * left / done:,.4f}" in said[0]
+    assert f"like the {done} answered so far" in said[0]
+
+
 def test_ranks_of_a_launcher_are_refused_before_anything_is_written(make, server, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = make()
@@ -255,6 +308,24 @@ def test_a_row_without_a_reply_leaves_its_shard_open_and_is_asked_for_again(make
     server.spoil = lambda reply: None
     cache_served(make(), 2, print)
     assert len(LogitStore(tmp_path / "store")) == 6
+
+
+def test_a_question_edited_in_place_is_asked_and_its_answers_are_in_the_store(make, server, speaker, tmp_path):
+    config, said = make(), []
+    cache_served(config, 2, said.append)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "store").glob("shard-*")}
+    asked, file = len(server.asked), tmp_path / "questions.jsonl"
+    file.write_text(file.read_text().replace("What 3?", "What was 3?"))
+    with pytest.raises(ConfigError, match=r"1 of 6 rows .* the first is data\.mixture\[0\] jsonl, row 3: record 'r3'"):
+        check_teacher(config)
+    cache_served(config, 2, said.append)
+    assert len(server.asked) == asked + 2  # its questions alone
+    assert any("rows of 1 of 3 shards were edited" in line for line in said)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "store").glob("shard-*")}
+    assert [name for name in after if after[name] != before[name]] == ["shard-000001.safetensors"]
+    records = open_source(config.data.mixture[0].model_copy(update={"path": str(tmp_path / "store/records.jsonl")}))
+    known = Collator(MmkdProcessor.from_pretrained(speaker), 120, teacher_rows=LogitStore(tmp_path / "store"))
+    assert len(known(list(records))["sample_ids"]) == 6  # a row without answers would stop it
 
 
 def scored(*tokens: tuple[str, float], top: dict[str, float] | None = None) -> list[ScoredToken]:

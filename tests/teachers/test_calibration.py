@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from mmkd.config.schema import SourceSection
+from mmkd.data.records import Record, Turn
+from mmkd.data.sources import open_source
+from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.objectives.sparse import SparseTargets, forward_kl
 from mmkd.teachers.calibration import (
@@ -16,11 +19,11 @@ from mmkd.teachers.calibration import (
     require_calibrated,
     validation_identity,
 )
+from mmkd.teachers.edited import row_digest
 from mmkd.teachers.logit_store import open_for_filling, write_shard
 from tests.teachers.test_logit_store import VALUES, answers, fill, key, manifest
 
 N, K, V = 4000, 5, 40
-ROWS = [SourceSection(source="easyvqa", split="test")]  # pyright: ignore
 
 
 def naive_error(confidence, hits, bins):
@@ -91,15 +94,24 @@ def test_the_loss_on_recalibrated_targets_is_their_kl_in_value_and_gradient():
     assert (found > 0).all()
 
 
+def held_out(tmp_path, question="what is it?"):
+    """A section of one validation row, which is written."""
+    tmp_path.mkdir(exist_ok=True)
+    asked = Record("v0", [Turn("user", question), Turn("assistant", "red")])
+    write_jsonl(tmp_path / "held_out.jsonl", [asked])
+    return [SourceSection(source="jsonl", path=str(tmp_path / "held_out.jsonl"))]  # pyright: ignore
+
+
 def validated(tmp_path, tokens=400, row=9, **changes):
     """A store, and beside it the answers to validation rows."""
     folder = fill(tmp_path / "s", manifest(k=K))
-    there = validation_identity(ROWS, 256)
+    section = held_out(tmp_path)
+    there, digests = validation_identity(section, 256), [row_digest(record) for record in open_source(section[0])]
     wanted = manifest(**({"k": K, "data": there, "rows": 1, "dtype": "float32", "hits": True} | changes))
     open_for_filling(folder / FOLDER, wanted)
     log_p, hits = sure_teacher(0.6)
     rows = piece(log_p[:tokens].flatten().numpy(), hits[:tokens].numpy())
-    write_shard(folder / FOLDER, 0, [(key(row), rows)] if tokens else [])
+    write_shard(folder / FOLDER, 0, [(key(row), rows)] if tokens else [], digests)
     return folder
 
 
@@ -108,17 +120,34 @@ def test_what_is_chosen_is_kept_with_the_store_it_is_for(tmp_path):
     made = calibrate(folder)
     assert made.tokens == 400
     assert "validation tokens: 2" in str(made) or "validation tokens: 3" in str(made)
-    require_calibrated(folder, ROWS, 256)
+    rows = held_out(tmp_path)
+    require_calibrated(folder, rows, 256)
     with pytest.raises(ConfigError, match="was made for another rows; run mmkd cache"):
-        require_calibrated(folder, [SourceSection(source="easyvqa", split="other")], 256)
+        require_calibrated(folder, [SourceSection(source="easyvqa", split="other")], 256)  # pyright: ignore
+    held_out(tmp_path, "what is that?")
+    with pytest.raises(ConfigError, match=r"teacher.validation was edited: .* 1 of 1 rows .* row 0: record 'v0'"):
+        require_calibrated(folder, rows, 256)
     (folder / "manifest.json").write_text(manifest(k=K, teacher="f" * 64).model_dump_json())
     with pytest.raises(ConfigError, match="was made for another store"):
-        require_calibrated(folder, ROWS, 256)
+        require_calibrated(folder, rows, 256)
+
+
+def test_c_chosen_on_rows_that_were_edited_and_asked_about_since_is_of_other_rows(tmp_path):
+    folder, rows = validated(tmp_path), held_out(tmp_path)
+    calibrate(folder)
+    held_out(tmp_path, "what is that?")
+    log_p, hits = sure_teacher(0.6)
+    digests = [row_digest(record) for record in open_source(rows[0])]
+    write_shard(folder / FOLDER, 0, [(key(9), piece(log_p.flatten().numpy(), hits.numpy()))], digests)
+    with pytest.raises(ConfigError, match="was made for another rows; run mmkd cache"):
+        require_calibrated(folder, rows, 256)
+    calibrate(folder)
+    require_calibrated(folder, rows, 256)
 
 
 def test_a_store_that_was_never_calibrated_says_so(tmp_path):
     with pytest.raises(ConfigError, match=r"has no calibration.json; mmkd cache with the same config"):
-        require_calibrated(validated(tmp_path), ROWS, 256)
+        require_calibrated(validated(tmp_path), held_out(tmp_path), 256)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"c": -1}', "{" * 5000])
@@ -126,7 +155,7 @@ def test_a_broken_calibration_is_named(tmp_path, text):
     folder = validated(tmp_path)
     (folder / "calibration.json").write_text(text)
     with pytest.raises(ConfigError, match=r"calibration.json cannot be read .*; remove it"):
-        require_calibrated(folder, ROWS, 256)
+        require_calibrated(folder, held_out(tmp_path), 256)
 
 
 def test_validation_rows_that_the_store_holds_too_are_refused_whatever_their_source_is_called(tmp_path):
@@ -144,7 +173,7 @@ def test_a_row_of_many_that_the_store_holds_too_does_not_choose(tmp_path):
         for n in range(10)
     ]
     never_right = piece(log_p[:400].flatten().numpy(), np.zeros(400))
-    write_shard(folder / FOLDER, 0, [(key(1), never_right), *samples])
+    write_shard(folder / FOLDER, 0, [(key(1), never_right), *samples], [bytes(32)] * 11)
     found = calibrate(folder)
     assert (found.c, found.ece_after, found.tokens) == (expected.c, expected.ece_after, 400)
 

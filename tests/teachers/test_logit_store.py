@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from mmkd.errors import ConfigError, DataError
 from mmkd.teachers.identity import Manifest
 from mmkd.teachers.logit_store import (
+    ROW_BYTES,
     LogitStore,
     missing_shards,
     open_for_filling,
@@ -37,6 +38,11 @@ def key(number: int) -> bytes:
     return bytes([number]) * 32
 
 
+def digests(numbers) -> list[bytes]:
+    """Of rows, as `mmkd.teachers.edited` makes them."""
+    return [bytes([200 + number]) * ROW_BYTES for number in numbers]
+
+
 def answers(number: int, tokens: int = 3, k: int = 2):
     at = np.arange(tokens * k)
     return {
@@ -53,7 +59,7 @@ def fill(folder, kind=None, shards=(0, 1, 2)):
     open_for_filling(folder, kind or manifest())
     for shard in shards:
         numbers = [n for n in (2 * shard, 2 * shard + 1) if n < 5]
-        write_shard(folder, shard, [(key(n), answers(n, tokens=n + 1)) for n in numbers])
+        write_shard(folder, shard, [(key(n), answers(n, tokens=n + 1)) for n in numbers], digests(numbers))
     return folder
 
 
@@ -114,6 +120,7 @@ def test_a_shard_is_whole_or_missing_at_every_byte_of_its_writing(tmp_path):
         ({"vocabulary": 99}, "vocabulary"),
         ({"data": "f" * 64}, "data"),
         ({"rows": 6}, "rows"),
+        ({"format": 1}, "format, which before 2 kept nothing of the rows"),
         ({"shard_rows": 3}, "rows of a shard"),
     ],
 )
@@ -151,6 +158,8 @@ def test_a_broken_manifest_is_named(tmp_path, text):
         lambda arrays: arrays.update(keys=arrays["keys"][:1]),
         lambda arrays: arrays.pop("tail"),
         lambda arrays: arrays.pop("entries"),
+        lambda arrays: arrays.update(rows=arrays["rows"][:1]),
+        lambda arrays: arrays.pop("rows"),
     ],
 )
 def test_a_shard_that_contradicts_itself_is_an_error_and_gives_no_numbers(tmp_path, spoil):
@@ -164,7 +173,7 @@ def test_a_shard_that_contradicts_itself_is_an_error_and_gives_no_numbers(tmp_pa
 
 def test_a_shard_of_bad_rows_only_is_an_empty_one(tmp_path):
     folder = fill(tmp_path / "s", shards=[0, 1])
-    write_shard(folder, 2, [])
+    write_shard(folder, 2, [], digests([4]))
     assert missing_shards(folder, manifest()) == []
     assert len(LogitStore(folder)) == 4
 
@@ -178,7 +187,7 @@ def test_hidden_states_lie_beside_the_answers_and_are_read_row_by_row(tmp_path):
         return answers(number, number + 1) | states
 
     for shard, numbers in enumerate([(0, 1), (2, 3), (4,)]):
-        write_shard(tmp_path / "s", shard, [(key(n), rows(n)) for n in numbers])
+        write_shard(tmp_path / "s", shard, [(key(n), rows(n)) for n in numbers], digests(numbers))
     assert missing_shards(tmp_path / "s", kind) == []
     found = LogitStore(tmp_path / "s").find(key(3), "")
     assert found["hidden.1"].shape == (4, 6)

@@ -101,6 +101,8 @@ def test_a_cache_of_a_quantised_teacher_says_so_and_is_refused_as_one_of_another
     check_teacher(Config(**settings))
     with pytest.raises(ConfigError, match=r"something else: quantize \(nf4 there, int8 here\)"):
         check_teacher(Config(**settings | {"teacher": section | {"quantize": "int8"}}))
+    with pytest.raises(ConfigError, match=r"something else: quantize \(nf4 there, None here\)"):
+        check_teacher(Config(**settings | {"teacher": section | {"quantize": None}}))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_teacher(Config(**settings))  # reading the cache loads no teacher
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
