@@ -43,7 +43,8 @@ class Watch:
     def __init__(self, rank: int, world: int, going_on: Callable[[], str]):
         self.rank, self.world, self.going_on = rank, world, going_on
         self.pid = os.getpid()
-        self.peers: list[tuple[str, int, float]] = []
+        self.pids: list[int] = []  # of all ranks
+        self.peers: dict[int, psutil.Process | None] = {}  # of this machine's; None was dead before it was looked at
         self.launchers = launchers()
         self.left = threading.Event()
         self.previous: Any = None
@@ -53,8 +54,10 @@ class Watch:
             import torch.distributed as dist
 
             found: list[Any] = [None] * self.world
-            dist.all_gather_object(found, (socket.gethostname(), self.pid, psutil.Process().create_time()))
-            self.peers = found
+            here = socket.gethostname()
+            dist.all_gather_object(found, (here, self.pid))
+            self.pids = [pid for _, pid in found]
+            self.peers = {rank: process_of(pid) for rank, (host, pid) in enumerate(found) if host == here}
         if threading.current_thread() is threading.main_thread():
             self.previous = signal.signal(signal.SIGTERM, self._ended)
         if self.launchers:
@@ -83,7 +86,7 @@ class Watch:
         while not (dead := self._dead()) and time.monotonic() < until:
             time.sleep(0.05)
         if dead:
-            names = ", ".join(f"rank {rank} (process {self.peers[rank][1]})" for rank in dead)
+            names = ", ".join(f"rank {rank} (process {self.pids[rank]})" for rank in dead)
             return f"{names} died; its own messages, if any, stand above."
         return (
             "another rank cannot be reached any more: it stopped with an error, hangs, or its machine is gone. (One "
@@ -92,8 +95,7 @@ class Watch:
 
     def _dead(self) -> list[int]:
         """Ranks of this machine that live no more."""
-        here = socket.gethostname()
-        return [r for r, (host, pid, born) in enumerate(self.peers) if host == here and not alive(pid, born)]
+        return [rank for rank, process in self.peers.items() if not alive(process)]
 
     def _ended(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM: from the launcher, once a rank has died, or from outside."""
@@ -108,7 +110,7 @@ class Watch:
     def _mind_launchers(self) -> None:
         while not self.left.wait(1.0):
             for launcher in self.launchers:
-                if not alive(launcher.pid, launcher.create_time()):
+                if not alive(launcher):
                     self._say(f"rank {self.rank} stops: its launcher (process {launcher.pid}) died.")
                     self._leave(1)
 
@@ -132,7 +134,6 @@ def launchers() -> list[psutil.Process]:
             break
         if not any(Path(word).name in LAUNCHERS for word in words[:4]):  # python, its options, script or module
             break
-        parent.create_time()  # kept by psutil, so that the number of a dead process is never taken for it
         found.append(parent)
     return found
 
@@ -142,9 +143,17 @@ def is_lost(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in LOST)
 
 
-def alive(pid: int, born: float) -> bool:
+def process_of(pid: int) -> psutil.Process | None:
     try:
-        process = psutil.Process(pid)
-        return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def alive(process: psutil.Process | None) -> bool:
+    """Whether it runs still; another one of its number is not it. psutil tells them apart by ticks since the machine
+    started: times of day, as `create_time` has them, move with every step of the clock."""
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
