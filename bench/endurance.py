@@ -39,11 +39,12 @@ def counted(test: str, kills: int) -> dict[str, float]:
     """What a test that passes tells of itself. Raises DataError where it does not pass."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--junitxml={report}", test]
+        command = [sys.executable, "-m", "pytest", "-q", "-n0", "-o", "junit_family=xunit1"]
+        command += [f"--junitxml={report}", test]
         around = os.environ | {"MMKD_KILLS": str(kills)}
         done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise DataError(f"{test} did not pass:\n{done.stdout[-3000:]}")
+            raise DataError(f"{test} did not pass:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
         found = ElementTree.parse(report).iter("property")
         return {one.attrib["name"]: float(one.attrib["value"]) for one in found}
 

@@ -28,10 +28,11 @@ def compared(tests: str) -> dict[str, dict[str, float]]:
     """Figures by case. Raises DataError where a test does not pass."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--junitxml={report}", tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-n0", "-o", "junit_family=xunit1"]
+        command += [f"--junitxml={report}", tests]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise DataError(f"{tests} did not pass:\n{done.stdout[-3000:]}")
+            raise DataError(f"{tests} did not pass:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
         found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for test in ElementTree.parse(report).iter("testcase"):
             case = case_of(test.attrib["classname"], test.attrib["name"])

@@ -99,6 +99,10 @@ class FaultProxy:
                 ready.set()
                 await self._stop.wait()
                 server.close()
+                left = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in left:  # a connection that outlives the loop fails when it is collected, wherever that is
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
 
         self._loop.run_until_complete(main())
 
