@@ -10,15 +10,10 @@ The tests assert it and tell pytest their counts; a figure here is one of a test
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from xml.etree import ElementTree
 
-from bench.rows import RESULTS, ROOT, Row, append, config_hash, surroundings
-from mmkd.errors import DataError
+from bench.passed import told
+from bench.rows import RESULTS, Row, append, config_hash, surroundings
 
 BENCH = "endurance"
 TESTS = {
@@ -36,17 +31,9 @@ TESTS = {
 
 
 def counted(test: str, kills: int) -> dict[str, float]:
-    """What a test that passes tells of itself. Raises DataError where it does not pass."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n0", "-o", "junit_family=xunit1"]
-        command += [f"--junitxml={report}", test]
-        around = os.environ | {"MMKD_KILLS": str(kills)}
-        done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DataError(f"{test} did not pass:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
-        found = ElementTree.parse(report).iter("property")
-        return {one.attrib["name"]: float(one.attrib["value"]) for one in found}
+    """What a test tells of itself. Raises DataError where it does not pass."""
+    [(_, _, found)] = told(test, {"MMKD_KILLS": str(kills)})
+    return found
 
 
 def main(asked: argparse.Namespace) -> None:

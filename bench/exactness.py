@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
-import sys
-import tempfile
 from collections import defaultdict
 from pathlib import Path
-from xml.etree import ElementTree
 
-from bench.rows import RESULTS, ROOT, Row, append, config_hash, surroundings
-from mmkd.errors import DataError
+from bench.passed import told
+from bench.rows import RESULTS, Row, append, config_hash, surroundings
 
 BENCH = "exactness"
 TESTS = "tests/objectives"
@@ -26,23 +22,15 @@ NAMES = {"torch.float64": "fp64", "torch.float32": "fp32", "torch.bfloat16": "bf
 
 def compared(tests: str) -> dict[str, dict[str, float]]:
     """Figures by case. Raises DataError where a test does not pass."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n0", "-o", "junit_family=xunit1"]
-        command += [f"--junitxml={report}", tests]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DataError(f"{tests} did not pass:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
-        found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for test in ElementTree.parse(report).iter("testcase"):
-            case = case_of(test.attrib["classname"], test.attrib["name"])
-            for one in test.iter("property"):
-                what, _, dtype = one.attrib["name"].partition(" ")
-                if dtype in NAMES:
-                    name, value = f"{what}_{NAMES[dtype]}", float(one.attrib["value"])
-                    of = found[case]
-                    of[name] = max(of[name], value) if what == "error" else of[name] + value
-        return found
+    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for module, test, properties in told(tests, {}):
+        of = found[case_of(module, test)]
+        for key, value in properties.items():
+            what, _, dtype = key.partition(" ")
+            if dtype in NAMES:
+                name = f"{what}_{NAMES[dtype]}"
+                of[name] = max(of[name], value) if what == "error" else of[name] + value
+    return found
 
 
 def case_of(file: str, test: str) -> str:

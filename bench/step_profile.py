@@ -27,7 +27,6 @@ from mmkd.errors import DataError
 BENCH = "step_profile"
 KINDS = ("head", "logits", "rest")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::matmul", "aten::linear")
-IDS = 49_152  # of SmolLM2, on both sides
 
 
 def kind_of(operator: str, shapes: Sequence[Sequence[int]], ids: int) -> str:
@@ -46,9 +45,12 @@ def profiled(out: Path, case: str, run: Path, steps: int) -> dict[str, float]:
     """Seconds a step of each kind, and of the whole step."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         taken = (run_trl if case in THEIRS else run_ours)(out, case, run, steps)
+    ids = json.loads((out / "student" / "config.json").read_text())["text_config"]["vocab_size"]
     found = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages(group_by_input_shape=True):
-        found[kind_of(event.key, event.input_shapes or [], IDS)] += event.self_cpu_time_total / 1e6 / steps
+        found[kind_of(event.key, event.input_shapes or [], ids)] += event.self_cpu_time_total / 1e6 / steps
+    if not found["head"]:
+        raise DataError(f"{case}: no product with a matrix of {ids:,} ids was seen; see kind_of.")
     step = sum(taken) / len(taken)
     return {**found, "outside": max(0.0, step - sum(found.values())), "step": step}
 
