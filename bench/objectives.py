@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 from bench.runs import trained
 from bench.scores import add_new, conclude, of_run
@@ -35,12 +36,17 @@ STAGE = (
 )
 
 
-def learned(bench: str, job: str, case: str, run: Path, seed: int, settings: list[str]) -> None:
-    """Train the demo's student, score it at k=1, and append its row, each where that is not done yet."""
-    trained(job, "demo/distill", run, seed, settings)
-    if not (run / "eval" / "easyvqa-1.json").exists():
-        evaluate(str(run / "model"), "easyvqa", [1], out=run / "eval")
+def scored(bench: str, case: str, run: Path, tokens: int | Literal["full"]) -> None:
+    """Score a run on EasyVQA, and append its row, each where that is not done yet."""
+    if not (run / "eval" / f"easyvqa-{tokens}.json").exists():
+        evaluate(str(run / "model"), "easyvqa", [tokens], out=run / "eval")
     add_new(bench, of_run(bench, case, run))
+
+
+def learned(bench: str, job: str, case: str, run: Path, seed: int, settings: list[str], ranks: int = 2) -> None:
+    """Train the demo's student, score it at k=1, and append its row, each where that is not done yet."""
+    trained(job, "demo/distill", run, seed, settings, ranks)
+    scored(bench, case, run, 1)
 
 
 def compared(out: Path, teacher: Path, seeds: list[int], cases: list[str]) -> None:
