@@ -47,6 +47,7 @@ def compose(student: StudentSection, dtype: torch.dtype = torch.float32) -> Comp
     Raises: ConfigError for an unknown source, a cut that the decoder does not have, or attention that it cannot use.
     """
     composed = _from_folder(student) if student.init else _from_parts(student)
+    _end_as_the_template(composed)
     cast(composed.model, dtype)
     try:
         composed.model.set_attn_implementation(student.attention)
@@ -57,6 +58,19 @@ def compose(student: StudentSection, dtype: torch.dtype = torch.float32) -> Comp
             "Eager serves every decoder."
         ) from error
     return composed
+
+
+def _end_as_the_template(composed: Composed) -> None:
+    """Generation stops where the template ends an answer, too: a chat's end is often not the end of a text."""
+    settings, tokenizer = composed.model.generation_config, composed.processor.tokenizer
+    try:
+        end = composed.processor.answer_end
+    except ValueError:  # a template that only data can be refused for (encode_turns)
+        return
+    ends = tokenizer.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if end is not None and end not in ends:
+        settings.eos_token_id = [*ends, end]
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -81,6 +95,9 @@ def _from_parts(student: StudentSection) -> Composed:
     if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
+    template = chat_template(student.template, tokenizer)
+    tokenizer.chat_template = None  # the processor's counts, and is saved
+
     tower = seen.tower.config
     if vision.standardize:
         tower.standardize, seen.tower.standardize = True, Standardize(tower.hidden_size)
@@ -90,7 +107,7 @@ def _from_parts(student: StudentSection) -> Composed:
     processor = MmkdProcessor(
         seen.image_processor,
         tokenizer,
-        chat_template=chat_template(student.template, tokenizer),
+        chat_template=template,
         image_tokens=projector.tokens,
         voco_tokens=student.voco.tokens if student.voco else None,
         tiles=vision.tiles,

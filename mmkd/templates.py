@@ -58,7 +58,13 @@ def chat_template(name: str, tokenizer: Any) -> str:
     if name == "default":
         if not tokenizer.chat_template:
             raise ConfigError("student.template is default, but this tokenizer has no chat template; use qa or chatml.")
-        return _HEAD + "{%- set messages = flat.messages -%}{%- set bos_token = '' -%}" + tokenizer.chat_template
+        try:
+            own = tokenizer.get_chat_template()  # of several the one called default
+        except ValueError as error:
+            raise ConfigError(f"student.template is default, but {error}") from error
+        # Short answers, not thoughts: templates that can do both (Qwen3) would write empty thoughts into each label.
+        given = "{%- set messages = flat.messages -%}{%- set bos_token = '' -%}{%- set enable_thinking = false -%}"
+        return _HEAD + given + own
     path = Path(name)
     if path.suffix == ".jinja" and path.is_file():
         return path.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
+    AutoTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     Gemma2Config,
@@ -355,8 +357,75 @@ def test_a_student_begun_from_a_folder_ends_its_answers_where_that_folder_does(s
     """The folder's generation config may say other than its decoder's own, e.g. after a chat template was chosen."""
     settings = json.loads((saved / "generation_config.json").read_text())
     (saved / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 7, "max_new_tokens": 5}))
-    begun = compose(StudentSection(init=str(saved))).model.generation_config
-    assert (begun.eos_token_id, begun.max_new_tokens) == (7, 5)
+    composed = compose(StudentSection(init=str(saved)))
+    begun = composed.model.generation_config
+    assert (begun.eos_token_id, begun.max_new_tokens) == ([7, composed.processor.tokenizer.eos_token_id], 5)
+
+
+@pytest.fixture
+def chatting(decoder, tmp_path) -> Path:
+    """A decoder whose tokenizer knows a chat's end, which is not its own."""
+    shutil.copytree(decoder, tmp_path / "chatting")
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(tmp_path / "chatting")
+    return tmp_path / "chatting"
+
+
+CHAT = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "red"}]
+
+
+def labelled(composed: Composed, messages=CHAT) -> str:
+    ids, said = composed.processor.encode_turns(messages)
+    return composed.processor.tokenizer.decode([token for token, flag in zip(ids, said, strict=True) if flag])
+
+
+def test_generation_stops_where_the_template_ends_an_answer_and_where_the_decoder_ends_a_text(chatting, tmp_path):
+    composed = compose(section(chatting, template="chatml"))
+    assert labelled(composed) == "red<|im_end|>"
+    own = json.loads((chatting / "generation_config.json").read_text())["eos_token_id"]
+    end = composed.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert composed.model.generation_config.eos_token_id == [own, end]
+    composed.model.save_pretrained(tmp_path / "made")
+    composed.processor.save_pretrained(tmp_path / "made")
+    assert to_be_asked(str(tmp_path / "made"), None, torch.device("cpu"), False).ends == {own, end}
+    again = compose(StudentSection(init=str(tmp_path / "made")))
+    assert again.model.generation_config.eos_token_id == [own, end]
+
+
+THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if loop.last and message['role'] == 'assistant' %}{{ '<think>\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+
+
+def with_template(folder: Path, template: str | dict[str, str]) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_template_that_can_think_is_asked_for_answers_alone(chatting):
+    assert labelled(compose(section(with_template(chatting, THINKING), template="default"))) == "red<|im_end|>"
+
+
+def test_of_several_templates_of_a_tokenizer_the_default_one_is_taken_and_none_else_is_saved(chatting, tmp_path):
+    with_template(chatting, {"default": THINKING, "tool_use": "{{ 'no' }}"})
+    composed = compose(section(chatting, template="default"))
+    assert labelled(composed) == "red<|im_end|>"
+    composed.processor.save_pretrained(tmp_path / "made")
+    assert not [path for path in (tmp_path / "made").iterdir() if path.is_dir()]
+    assert labelled(Composed(composed.model, type(composed.processor).from_pretrained(tmp_path / "made"))) == (
+        "red<|im_end|>"
+    )
+    (chatting / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="default"):
+        compose(section(with_template(chatting, {"tool_use": "{{ 'no' }}", "rag": "{{ '' }}"}), template="default"))
 
 
 def test_a_tensor_that_is_missing_is_named_instead_of_filled_with_random_weights(saved):

@@ -37,9 +37,10 @@ class TeacherSide:
         if not own_tokens:
             return
         self._tables = byte_table(student.tokenizer), byte_table(teacher.tokenizer)
-        self._ends = tuple(
-            _answer_end(side, table) for side, table in zip((student, teacher), self._tables, strict=True)
-        )
+        try:
+            self._ends = student.answer_end, teacher.answer_end
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def shared_ids(self) -> Tensor:
         """[2, m], ids of the student and of the teacher: tokens of the same bytes, and the two that end an answer.
@@ -80,16 +81,6 @@ class TeacherSide:
     def _matched(self, span: Span, ours: list[bytes], theirs: list[bytes], *ids: int) -> bool:
         (a, b), (c, d) = span.student, span.teacher
         return b - a == d - c == 1 and ours[a] == theirs[c] and (bool(ours[a]) or ids == self._ends)
-
-
-def _answer_end(processor: MmkdProcessor, table: list[bytes]) -> int | None:
-    """The token by which this template ends an answer; None where it writes none."""
-    try:
-        ids, answer = processor.encode_turns([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    spoken = [i for i, flag in zip(ids, answer, strict=True) if flag]
-    return spoken[-1] if spoken and not table[spoken[-1]] else None
 
 
 def answer_runs(answer: Sequence[int]) -> list[range]:

@@ -134,7 +134,7 @@ class MmkdLmms(lmms):
         if not keys:
             inputs.pop("voco_tokens", None)
         prompt = inputs["input_ids"]
-        sequences = self.loaded.model.generate(**inputs, **settings_of(batch[0].settings), **self.loaded.generation)
+        sequences = self.loaded.model.generate(**inputs, **{**self.loaded.generation, **settings_of(batch[0].settings)})
         placeholders = int((prompt == self.loaded.image_token_id).sum())
         lengths = inputs["attention_mask"].sum(1).tolist()
         results = [

@@ -13,6 +13,8 @@ from .prefix import Prefix
 from .prompt import image_rows, split_prompt
 from .voco_cache import VocoCache
 
+ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+
 
 class GeneratingModel(CompressingModel, GenerationMixin):
     """Adds `generate`."""
@@ -43,12 +45,18 @@ class GeneratingModel(CompressingModel, GenerationMixin):
 
         Returns: what `GenerationMixin.generate` returns, the prompt first.
 
-        Raises: ValueError where prompts and images do not fit, or a cache is not of this model.
+        Raises: ValueError where prompts and images do not fit, a cache is not of this model, or decoding is assisted.
         """
         if pixel_values is None and tower_features is None and voco_cache is None:
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        # What is not given with the call is taken from the settings given, then from the model's own.
+        given = [kwargs, *(s.to_dict() for s in (kwargs.get("generation_config"), self.generation_config) if s)]
+        if assisted := [name for name in ASSISTED if any(settings.get(name) for settings in given)]:
+            raise ValueError(f"{assisted[0]}: assisted decoding does not read images; leave it out, or set it to None.")
         prompt = split_prompt(input_ids, attention_mask, self.config)
         if voco_cache is not None:
+            if not any(prompt.image_counts):
+                raise ValueError("voco_cache was given, but no prompt names an image.")
             voco_cache.require(self.voco_identity())
             sizes = [voco_cache.tokens] * (
                 len(voco_cache) if len(voco_cache) > 1 else sum(map(bool, prompt.image_counts))
@@ -68,14 +76,13 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         text_positions = (prompt.text_mask.long().cumsum(1) - 1).clamp_min(0) + prefix.starts
         positions = torch.cat([torch.zeros_like(slot_ids), text_positions], dim=1)
 
-        # What is not given with the call is taken from the settings given, then from the model's own.
-        given = [kwargs, *(s.to_dict() for s in (kwargs.get("generation_config"), self.generation_config) if s)]
         copies = max(next((g[n] for g in given if g.get(n)), 1) for n in ("num_beams", "num_return_sequences"))
         past = prefix.cache()
         if copies > 1:
             past.batch_repeat_interleave(copies)
         if "max_length" in kwargs:
             kwargs["max_new_tokens"] = kwargs.pop("max_length") - input_ids.shape[1]
+        kwargs["use_cache"] = True  # it holds the images; a decoder's own settings may say False
         if prefix.bias is not None:
             kwargs["prefix_bias"] = prefix.bias.contiguous()
         output = super().generate(

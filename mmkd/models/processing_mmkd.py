@@ -120,6 +120,15 @@ class MmkdProcessor(ProcessorMixin):
         mask = [int(any(a <= start < b for a, b in spans)) for start, _ in encoded["offset_mapping"]]
         return encoded["input_ids"][1:], mask[1:]
 
+    @property
+    def answer_end(self) -> int | None:
+        """The special token by which the template ends an answer, None where it writes none. Raises: as
+        encode_turns."""
+        ids, said = self.encode_turns([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        last = max((place for place, flag in enumerate(said) if flag), default=None)
+        added = self.tokenizer.added_tokens_decoder
+        return ids[last] if last is not None and ids[last] in added and added[ids[last]].special else None
+
     def _render(self, messages: list[dict[str, str]], prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
             messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=prompt

@@ -59,6 +59,13 @@ def texts(lm: MmkdLmms, documents: list[dict], batch_size: int = 8, settings: di
     return [answer.text for answer in lm.generate_until(requests_of(lm, documents, settings))]
 
 
+def test_a_penalty_is_the_tasks_and_not_the_models_own(lm, documents, monkeypatch):
+    expected = texts(lm, documents)
+    monkeypatch.setattr(lm.loaded.model.generation_config, "repetition_penalty", 50.0)
+    assert texts(lm, documents) == expected
+    assert texts(lm, documents, settings={**GREEDY, "repetition_penalty": 50.0}) != expected
+
+
 def alone(lm: MmkdLmms, document: dict, tokens: int | None) -> str:
     """The answer of the model itself, asked without the plug-in: one prompt, no cache, no batch."""
     processor, model = lm.loaded.processor, lm.loaded.model

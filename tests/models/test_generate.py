@@ -194,7 +194,22 @@ def test_the_tiles_of_an_image_are_one_image(model, k):
     torch.testing.assert_close(first.logits[0].double(), model.head(hidden)[:, -1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [1, None])
+@pytest.mark.parametrize("where", ["call", "own settings"])
+def test_settings_that_would_do_without_the_cache_change_no_answer(model, k, where, monkeypatch):
+    inputs = {**prompt(4 if k is None else k, [5, 6, 7], [8]), "pixel_values": pixels(2), "voco_tokens": k}
+    expected = model.generate(**inputs, **GREEDY, max_new_tokens=6)
+    if where == "own settings":
+        monkeypatch.setattr(model.generation_config, "use_cache", False)
+    call = {"use_cache": False} if where == "call" else {}
+    assert torch.equal(model.generate(**inputs, **GREEDY, **call, max_new_tokens=6), expected)
+
+
 def test_prompts_that_do_not_fit_the_images_are_refused(model):
+    with pytest.raises(ValueError, match="assisted decoding"):
+        model.generate(**prompt(1, [5]), pixel_values=pixels(1), voco_tokens=1, prompt_lookup_num_tokens=2)
+    with pytest.raises(ValueError, match="no prompt names an image"):
+        model.generate(**prompt(0, [5]), voco_cache=model.compress(pixels(1)))
     with pytest.raises(ValueError, match="placeholders"):
         model.generate(**prompt(3, [5]), pixel_values=pixels(1), voco_tokens=K)
     with pytest.raises(ValueError, match="2 image placeholders, the images 4"):
