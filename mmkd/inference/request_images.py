@@ -77,7 +77,7 @@ class ImageSources:
         deadline, data = time.monotonic() + FETCH_SECONDS, bytearray()
         try:
             with _opener.open(url, timeout=FETCH_SECONDS) as answer:
-                while chunk := answer.read(CHUNK):
+                while chunk := answer.read1(CHUNK):  # what has come; read() waits for all of it
                     data += chunk
                     if len(data) > self.most_bytes:
                         raise self._too_large("more")

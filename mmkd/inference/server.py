@@ -11,11 +11,13 @@ import asyncio
 import ipaddress
 import socket
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmkd.data.byte_spans import byte_table
@@ -31,13 +33,14 @@ try:
     from openai.types import CompletionUsage
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
-    from transformers.cli.serving.utils import GenerationState
+    from transformers.cli.serving.utils import GenerateManager, GenerationState
 except ImportError as error:
     raise ConfigError(f"mmkd serve needs {error.name}: pip install 'mmkd[serve]'.") from error
 
 MOST_BODY = 64 * 2**20  # bytes of one request
 MOST_REQUESTS = 64  # at once; further ones get a 503
 LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+COLDEST = 1e-6  # a temperature below it is greedy: logits divided by it overflow
 
 
 class ChatServer(ChatCompletionHandler):
@@ -56,6 +59,7 @@ class ChatServer(ChatCompletionHandler):
     async def answer(self, body: bytes) -> JSONResponse | StreamingResponse:
         """Raises RequestError or DataError for what cannot be answered."""
         request = ChatRequest.parse(body)
+        steering = _steering(request)
         if request.model != self.name:
             raise RequestError(f"model {request.model!r} is not served here; this server has {self.name!r}.", 404)
         # Fetching may wait for other machines: not on the thread that answers, nor on the one that listens.
@@ -63,8 +67,11 @@ class ChatServer(ChatCompletionHandler):
         model, manager = self.reader.loaded.model, self.generation_state.get_manager(self.name)
         # The reader and the model belong to transformers' inference thread, which takes one job after another.
         inputs = await manager.async_submit(self.reader.inputs, request.to_messages(), images)
-        config = self._build_generation_config(request.generation(), model.generation_config)
+        seed = steering.pop("seed", None)  # transformers would set it here, long before the answer's turn comes
+        config = self._build_generation_config(steering, model.generation_config)
         config.max_new_tokens = min(config.max_new_tokens, self.reader.room(inputs))
+        if seed is not None:
+            manager = _Seeded(manager, seed)
         name = f"chatcmpl-{uuid.uuid4().hex}"
         if request.logprobs:
             return await self._scored(name, inputs, config, manager, request.top_logprobs or 0)
@@ -113,23 +120,56 @@ class ChatServer(ChatCompletionHandler):
         config = super()._build_generation_config(body, model_generation_config, use_cb)
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or self.answer_tokens
         config.max_new_tokens = min(asked, self.answer_tokens)
-        if "temperature" in body or "top_p" in body:
-            config.do_sample = body.get("temperature") != 0  # transformers leaves it off, and ignores both
+        # A decoder's own settings often sample or punish repetition; here only a request does.
+        config.do_sample = ("temperature" in body or "top_p" in body) and body.get("temperature") != 0
+        config.num_beams, config.no_repeat_ngram_size = 1, 0
+        if "frequency_penalty" not in body:
+            config.repetition_penalty = 1.0
         ends = self.reader.loaded.generation
         config.eos_token_id, config.pad_token_id = ends["eos_token_id"], ends["pad_token_id"]
         return config
 
 
-def build_app(server: ChatServer, loopback: bool = True) -> FastAPI:
+class _Seeded(GenerateManager):
+    """A manager whose jobs start from a seed: in its thread, where no other job can draw in between."""
+
+    def __init__(self, manager: GenerateManager, seed: int):  # no super(): it starts a thread of its own
+        self.manager, self.seed = manager, seed
+
+    def submit(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        return self.manager.submit(self._run, fn, *args, **kwargs)
+
+    def async_submit(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        return self.manager.async_submit(self._run, fn, *args, **kwargs)
+
+    def _run(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(self.seed)
+        return fn(*args, **kwargs)
+
+
+def _steering(request: ChatRequest) -> dict[str, Any]:
+    """The fields that steer generation, cleaned. Raises RequestError for an empty stop string."""
+    fields = request.generation()
+    stop = fields.pop("stop", [])
+    if "" in ([stop] if isinstance(stop, str) else stop):
+        raise RequestError("stop: an empty string would end every answer at once; leave it out.")
+    if stop:
+        fields["stop"] = stop
+    if fields.get("temperature", 1) < COLDEST:
+        fields["temperature"] = 0
+    return fields
+
+
+def build_app(server: ChatServer, host: str = "127.0.0.1") -> FastAPI:
     """The three routes.
 
     Args:
-        loopback: answer only requests that call this machine localhost, so that no web page reaches the server through
-            a name of its own that it points here.
+        host: what the server listens on. Where that is this machine alone, only requests that call it so, or localhost,
+            are answered: no web page reaches the server through a name of its own that it points here.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    if loopback:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_NAMES)
+    if is_loopback(host):
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, _in_url(host)])
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
@@ -176,12 +216,11 @@ def serve(
     with listener:
         reader = Reader.open(model, tokens, remember)
         sources = ImageSources(frozenset(name.lower() for name in hosts or []), tuple(folders or []))
-        name, loopback = served_name(model), is_loopback(host)
-        app = build_app(ChatServer(name, reader, sources, answer_tokens), loopback)
-        address = f"[{host}]" if ":" in host else host
+        name = served_name(model)
+        app = build_app(ChatServer(name, reader, sources, answer_tokens), host)
         reading = "all vision tokens" if reader.tokens is None else f"{reader.tokens} tokens"
-        say(f"{name} at http://{address}:{listener.getsockname()[1]}/v1 · an image is read as {reading}")
-        if not loopback:
+        say(f"{name} at http://{_in_url(host)}:{listener.getsockname()[1]}/v1 · an image is read as {reading}")
+        if not is_loopback(host):
             say(f"{host} is not this machine alone: whoever reaches it can ask, there is no password.")
         config = uvicorn.Config(
             app,
@@ -208,6 +247,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(host: str, port: int) -> socket.socket:

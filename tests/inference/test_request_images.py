@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from mmkd.inference import request_images
 from mmkd.inference.request_images import ImageSources, RequestError
 
 
@@ -34,11 +37,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/endless":
             self.send_response(200)
             self.end_headers()
-            try:
+            with suppress(OSError):  # the client has had enough
                 while True:
                     self.wfile.write(b"x" * 65536)
-            except OSError:  # the client has had enough
-                pass
+        elif self.path == "/trickle":
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"x")
+                    time.sleep(0.1)
+                self.server.asked.append("and waited to the end")
         elif self.path == "/nonsense":
             self.wfile.write(b"a cat\r\n\r\n")
         else:
@@ -117,6 +126,13 @@ def test_an_allowed_host_is_fetched_from_but_leads_nowhere_else(web):
 def test_a_download_without_an_end_is_cut_off(web):
     sources = ImageSources(hosts=frozenset({"127.0.0.1"}), most_bytes=100_000)
     assert refusal(sources, web.url + "/endless").status == 413
+
+
+def test_a_download_that_trickles_is_cut_off(web, monkeypatch):
+    monkeypatch.setattr(request_images, "FETCH_SECONDS", 1)
+    sources = ImageSources(hosts=frozenset({"127.0.0.1"}))
+    assert "could not be fetched" in str(refusal(sources, web.url + "/trickle"))
+    assert web.asked == ["/trickle"]
 
 
 def test_an_answer_that_is_no_http_is_refused(web):

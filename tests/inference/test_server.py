@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import copy
+import json
 import os
 import re
 import signal
@@ -68,6 +71,17 @@ def said(client: TestClient, body: dict[str, Any]) -> str:
     return answer["choices"][0]["message"]["content"]
 
 
+def streamed(client: TestClient, body: dict[str, Any]) -> str:
+    response = client.post("/v1/chat/completions", json=body | {"stream": True})
+    assert response.status_code == 200, response.text
+    return text_of(response.text)
+
+
+def text_of(events: str) -> str:
+    chunks = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+
+
 def refused(client: TestClient, body: dict[str, Any]) -> tuple[int, str]:
     status, answer = post(client, body)
     assert set(answer) == {"error"}, answer
@@ -121,6 +135,8 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_read_to_the_end(cli
         ({"n": 2}, "n: Input should be 1"),
         ({"temperature": "hot"}, "temperature: Input should be a valid number"),
         ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"stop": ""}, "stop: an empty string"),
+        ({"stop": ["a", ""]}, "stop: an empty string"),
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: Input should be 'system'"),
         (
@@ -158,11 +174,23 @@ def test_the_other_routes_of_transformers_serve_are_not_there(client, route):
 
 
 def test_a_web_page_cannot_reach_the_server_under_a_name_of_its_own(reader):
-    app = build_app(ChatServer("tiny", reader, ImageSources()), loopback=True)
+    app = build_app(ChatServer("tiny", reader, ImageSources()), host="127.0.0.1")
     for host, status in [("evil.example", 400), ("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200)]:
         assert TestClient(app).get("/health", headers={"host": host}).status_code == status
-    open_app = build_app(ChatServer("tiny", reader, ImageSources()), loopback=False)
+    open_app = build_app(ChatServer("tiny", reader, ImageSources()), host="0.0.0.0")
     assert TestClient(open_app).get("/health", headers={"host": "gpu-7.example"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
+def test_the_address_that_is_printed_is_answered(reader, monkeypatch, host):
+    apps, lines = [], []
+    monkeypatch.setattr(Reader, "open", lambda *_: reader)
+    monkeypatch.setattr(server_module.uvicorn.Server, "run", lambda self, sockets: apps.append(self.config.app))
+    serve("tiny", host=host, port=0, say=lines.append)
+    [line], [app] = lines, apps
+    address = re.search(r"http://\S+(?=/v1)", line).group()
+    assert TestClient(app, base_url=address).get("/health").status_code == 200
+    assert TestClient(app, base_url="http://evil.example").get("/health").status_code == 400
 
 
 def test_answers_are_no_longer_than_asked_for_allowed_or_possible(client):
@@ -182,6 +210,60 @@ def test_a_temperature_samples_and_a_seed_repeats(client):
     assert hot[0] == hot[3]
     assert len(set(hot)) > 1
     assert said(client, ask("What?", temperature=0)) == said(client, ask("What?"))
+
+
+@pytest.mark.parametrize("kind", [{}, {"stream": True}, {"logprobs": True}])
+def test_a_seed_repeats_although_others_ask_at_once(reader, kind):
+    server = ChatServer("tiny", reader, ImageSources(), answer_tokens=8)
+
+    async def answer(seed: int) -> str:
+        response = await server.answer(json.dumps(ask("What?", temperature=2, seed=seed, **kind)).encode())
+        if "stream" in kind:
+            return text_of("".join([event async for event in response.body_iterator]))
+        return json.loads(response.body)["choices"][0]["message"]["content"]
+
+    async def at_once() -> list[str]:
+        return await asyncio.gather(*map(answer, range(6)))
+
+    alone = [asyncio.run(answer(seed)) for seed in range(6)]
+    assert asyncio.run(at_once()) == alone
+    assert len(set(alone)) > 1
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"do_sample": True, "temperature": 2.0},
+        {"repetition_penalty": 3.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 4},
+    ],
+)
+def test_a_decoders_own_settings_do_not_change_an_answer(client, reader, picture, monkeypatch, own):
+    # To this question the random model repeats itself, so that a penalty would show.
+    asked = [ask("eee iii", data_url(picture(seed)), max_tokens=8) for seed in range(4)]
+    asked += [ask("eee iii", data_url(picture(0)), max_tokens=8, frequency_penalty=1)]
+    plain = [said(client, body) for body in asked]
+    settings = copy.deepcopy(reader.loaded.model.generation_config)
+    settings.update(**own)
+    monkeypatch.setattr(reader.loaded.model, "generation_config", settings)
+    assert [said(client, body) for body in asked] == plain
+
+
+def test_a_request_that_gives_temperature_or_top_p_samples(client):
+    for fields in ({"temperature": 2}, {"top_p": 1.0}):
+        assert len({said(client, ask("What?", seed=seed, **fields)) for seed in range(8)}) > 1
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-7, 1e-6])
+def test_a_temperature_of_next_to_nothing_is_greedy(client, temperature):
+    assert said(client, ask("What?", temperature=temperature)) == said(client, ask("What?"))
+
+
+def test_no_stop_strings_are_no_stop_strings(client):
+    whole = said(client, ask("What?"))
+    assert said(client, ask("What?", stop=[])) == whole
+    assert streamed(client, ask("What?", stop=[])) == streamed(client, ask("What?"))
 
 
 def test_a_stop_string_ends_the_answer(client, picture):
