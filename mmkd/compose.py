@@ -62,15 +62,20 @@ def compose(student: StudentSection, dtype: torch.dtype = torch.float32) -> Comp
 
 def _end_as_the_template(composed: Composed) -> None:
     """Generation stops where the template ends an answer, too: a chat's end is often not the end of a text."""
-    settings, tokenizer = composed.model.generation_config, composed.processor.tokenizer
     try:
         end = composed.processor.answer_end
     except ValueError:  # a template that only data can be refused for (encode_turns)
         return
-    ends = tokenizer.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = answer_ends(composed.model, composed.processor.tokenizer)
     if end is not None and end not in ends:
-        settings.eos_token_id = [*ends, end]
+        composed.model.generation_config.eos_token_id = [*ends, end]
+
+
+def answer_ends(model: Any, tokenizer: Any) -> list[int]:
+    """Ids at which generation stops: those of the model's settings, else the tokenizer's end of text."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return ends if isinstance(ends, list) else [ends]
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -104,6 +109,8 @@ def _from_parts(student: StudentSection) -> Composed:
     projector = build_projector(
         student.projector.model_dump(), tower.hidden_size, decoder.config.hidden_size, rows=tower.rows, cols=tower.cols
     )
+    if vision.tiles > 1:
+        _resize_to_the_crop(seen.image_processor)
     processor = MmkdProcessor(
         seen.image_processor,
         tokenizer,
@@ -127,6 +134,14 @@ def _from_parts(student: StudentSection) -> Composed:
         },
     )
     return Composed(_assemble(config, seen.tower, projector, decoder), processor)
+
+
+def _resize_to_the_crop(images: Any) -> None:
+    """Else the border of every tile would be cropped away (DINOv2's: resized to 256, cropped to 224), and with it what
+    stands on a seam."""
+    if getattr(images, "do_center_crop", False):
+        crop = dict(images.crop_size)
+        images.size = {"shortest_edge": crop["height"]} if "shortest_edge" in images.size else crop
 
 
 def _add_tokens(tokenizer: Any) -> None:

@@ -16,8 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     AutoTokenizer,
+    BitImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -186,6 +189,23 @@ def test_an_image_is_cut_into_tiles_of_its_shape_and_a_thumbnail(decoder, width,
     if tiles > 1:
         assert (whole - ask(composed, picture(width, height, "blue"), tokens=None)).abs().max() > 0
         assert ask(composed, picture(width, height), picture(), tokens=1).isfinite().all()
+
+
+def test_every_part_of_an_image_is_in_a_tile_where_the_processor_resizes_to_more_than_it_crops(tmp_path, decoder):
+    """As DINOv2's: 256, of which the middle 224 are kept."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    Dinov2Model(Dinov2Config(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    BitImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    image = Image.new("RGB", (64, 64), "blue")
+    image.paste("red", (30, 0, 34, 64))  # on the seam
+    vision = {"source": f"hf:{tmp_path}", "image_size": None}
+    composed = compose(section(decoder, vision=vision | {"tiles": 4}))
+    pixels, (count,) = composed.processor.image_tensors([image])
+    assert pixels.shape == (count, 3, 32, 32) == (5, 3, 32, 32)
+    assert all((tile[0] > tile[2]).any() for tile in pixels[:4])
+    assert composed.model.config.processor_hash == composed.processor.fingerprint
+    one = compose(section(decoder, vision=vision)).processor.image_processor  # whole images are as the tower knows them
+    assert one.size["shortest_edge"] == 48
 
 
 # --- cuts -------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def open_image(source: str | bytes) -> Image.Image:
                 f"image {name} is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. Resize it.",
                 "image too large",
             )
-        return _rgb(ImageOps.exif_transpose(image), name)
+        return to_rgb(image, name)
     except BadRow:
         raise
     except Image.DecompressionBombError:
@@ -84,7 +84,12 @@ def read_image(source: str | bytes) -> bytes:
     return data
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """See `open_image`. A release's processor does the same (`_rgb` of mmkd/models/processing_mmkd.py; tested).
+
+    Raises: DataError (a BadRow) for a mode that has no clear RGB.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -61,9 +61,7 @@ def load(pretrained: str, dtype: str | None, device: torch.device, trust_remote_
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = compose.answer_ends(model, tokenizer)
     return Loaded(
         name=pretrained,
         model=model,

@@ -12,6 +12,7 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
 from mmkd.chat_marks import without_marks
+from mmkd.data.images import open_image, to_rgb
 from mmkd.errors import DataError
 from mmkd.evaluate.loading import Loaded
 
@@ -38,7 +39,7 @@ class Ask:
 def read_request(index: int, request: Instance, datasets: dict[str, Any], loaded: Loaded, blind: bool) -> Ask:
     """The prompt of a request; `blind` leaves its images out.
 
-    Raises: DataError for video or audio, which the models here do not read.
+    Raises: DataError for video or audio, which the models here do not read, and for an image that cannot be read.
     """
     _, to_messages, settings, doc_id, task, split = request.args  # pyright: ignore[reportAssignmentType]
     chat = ChatMessages(messages=to_messages(datasets[task][split][doc_id]))
@@ -55,17 +56,14 @@ def read_request(index: int, request: Instance, datasets: dict[str, Any], loaded
             message["content"] = [part for part in message["content"] if part["type"] != "image"]
     if marker:
         messages = without_marks(messages, [marker])  # some tasks write the marker into the question too
-    opened = [] if blind else [_open(image) for image in images]
+    opened = [] if blind else [_open(image, f"of task {task}, question {doc_id},") for image in images]
     text = loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     key = json.dumps(settings, sort_keys=True, default=str)
     return Ask(index, text, opened, tuple(map(_key, opened)), settings, key)
 
 
-def _open(image: Image.Image | str) -> Image.Image:
-    if isinstance(image, str):
-        with Image.open(image) as file:
-            return file.convert("RGB")
-    return image.convert("RGB")
+def _open(image: Image.Image | str, name: str) -> Image.Image:
+    return open_image(image) if isinstance(image, str) else to_rgb(image, name)
 
 
 def _key(image: Image.Image) -> str:

@@ -13,13 +13,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from mmkd.data.images import open_image, read_image
+from mmkd.data.images import FORMATS, open_image, read_image
 from mmkd.data.rejected import FEWEST_SEEN, MOST_BAD, BadRow, RejectedLog
 from mmkd.errors import ConfigError, DataError
 from mmkd.inference.reader import Reader
 from mmkd.models import VocoCache
 
 REJECTED = "rejected.jsonl"
+Image.init()
+SUFFIXES = {suffix for suffix, kind in Image.EXTENSION.items() if kind in (*FORMATS, "MPO")}  # MPO is read as JPEG
 
 
 @dataclass
@@ -63,7 +65,7 @@ def compress_files(
     one is set aside with its reason in `out`/rejected.jsonl.
 
     Args:
-        images: files and folders; of a folder, everything below it that has the suffix of an image format.
+        images: files and folders; of a folder, everything below it that has the suffix of a format that is read.
 
     Raises: ConfigError for a model without compression tokens, no images, or two images of one name;
         DataError once more than 10 % of at least 50 images were bad, or none could be used.
@@ -90,12 +92,11 @@ def compress_files(
 
 def list_jobs(images: list[Path], out: Path) -> list[Job]:
     """What there is to do, by name. Raises ConfigError for nothing at all, or two images that would be one file."""
-    Image.init()
     found: dict[Path, Path] = {}
     for given in images:
         files = [given]
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in Image.EXTENSION and p.is_file())
+            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         for file in files:
             name = file.relative_to(given) if given.is_dir() else Path(file.name)
             target = out / name.with_name(name.name + ".safetensors")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
 
 UNSET = "unset"
+LONGEST = 16  # times as long as what a crop keeps: beyond it nothing is resized
 
 
 class MmkdProcessor(ProcessorMixin):
@@ -52,7 +56,7 @@ class MmkdProcessor(ProcessorMixin):
 
     def image_tensors(self, images: list[Image.Image]) -> tuple[Any, list[int]]:
         """`pixel_values` [tiles, 3, H, W] of all images in order, and the tiles of each."""
-        cut = [self._cut(image.convert("RGB")) for image in images]
+        cut = [self._cut(_rgb(image)) for image in images]
         pixels = self.image_processor(images=[tile for tiles in cut for tile in tiles], return_tensors="pt")[
             "pixel_values"
         ]
@@ -60,7 +64,7 @@ class MmkdProcessor(ProcessorMixin):
 
     def _cut(self, image: Image.Image) -> list[Image.Image]:
         if self.tiles == 1:
-            return [image]
+            return [self._middle(image)]
         width, height = image.size
         grids = [(r, c) for r in range(1, self.tiles + 1) for c in range(1, self.tiles + 1) if r * c <= self.tiles]
         # The grid nearest to the image's shape; of equals, the one with the most tiles that the image can fill.
@@ -77,6 +81,22 @@ class MmkdProcessor(ProcessorMixin):
         whole = image.resize((cols * side, rows * side), Image.Resampling.BICUBIC)
         boxes = [(c * side, r * side, (c + 1) * side, (r + 1) * side) for r in range(rows) for c in range(cols)]
         return [*(whole.crop(box) for box in boxes), image.resize((side, side), Image.Resampling.BICUBIC)]
+
+    def _middle(self, image: Image.Image) -> Image.Image:
+        """A long image without ends that would be resized only to be cropped away: a line becomes gigabytes.
+
+        Whole squares are cut off, so that the crop of the resized image stays where it was, to the pixel.
+        """
+        settings = self.image_processor
+        size, (short, long) = dict(settings.size), sorted(image.size)
+        crops = settings.do_resize and getattr(settings, "do_center_crop", False)
+        if not crops or not size.get("shortest_edge") or size.get("longest_edge"):
+            return image
+        crop = dict(settings.crop_size)
+        kept = max(crop["height"], crop["width"], size["shortest_edge"]) / size["shortest_edge"]  # in short sides
+        ends = short * int(max(long / short - LONGEST * kept, 0) / 2)
+        across, down = (ends, 0) if image.width == long else (0, ends)
+        return image.crop((across, down, image.width - across, image.height - down)) if ends else image
 
     def _tile_side(self) -> int:
         size = getattr(self.image_processor, "crop_size", None) or self.image_processor.size
@@ -150,8 +170,8 @@ class MmkdProcessor(ProcessorMixin):
         """Tensors of prompts and images.
 
         Args:
-            images: one, a flat list in prompt order, or a list for each prompt; PIL images, or what transformers'
-                `load_image` opens (a path, a URL, base64). The frames of a video are several images.
+            images: one, a flat list in prompt order, or a list for each prompt; PIL images, a path, a URL, or
+                base64 text. The frames of a video are several images.
             text: prompts with one `image_token` for each image, behind the first token.
             voco_tokens: k placeholders an image; None for full vision; the processor's own by default.
             image_tiles: tiles of each image where a VoCo cache or tower features stand in for `images`; 1 by default.
@@ -210,8 +230,44 @@ def _flatten(images: Any) -> list[Image.Image]:
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, str | os.PathLike):
-        return [load_image(os.fspath(images))]
+        return [_open(os.fspath(images))]
     raise TypeError(f"an image is a PIL image, a path, a URL or base64 text, not a {type(images).__name__}.")
+
+
+def _open(source: str) -> Image.Image:
+    """What transformers' `load_image` opens, as it is: that one drops transparency and clips 16 bit."""
+    try:
+        if source.startswith(("http://", "https://")):
+            with urlopen(Request(source, headers={"User-Agent": "mmkd"}), timeout=60) as answer:
+                data = answer.read()
+        elif os.path.isfile(source):
+            data = Path(source).read_bytes()
+        else:
+            data = base64.b64decode(source.split(",")[-1])
+        return Image.open(io.BytesIO(data))
+    except (ValueError, UnidentifiedImageError) as error:
+        shown = source if len(source) <= 300 else f"{source[:300]}.. ({len(source):,} characters)"
+        raise ValueError(f"{shown} is no image file, no URL of one, and no base64 text of one.") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Upright, on white, 16 bit as 8: what `mmkd.data.images.to_rgb` does, which a release has not (tested).
+
+    Raises: ValueError for values that have no clear RGB.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode.startswith("I"):
+        image = image.convert("I")
+        lowest, highest = image.getextrema()
+        if lowest < 0 or highest > 65535:
+            raise ValueError(f"an image has values {lowest} to {highest}; 8 and 16 bit are read. Save it as 8 bit.")
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.mode == "F":
+        raise ValueError("an image has floating-point pixels; 8 and 16 bit are read. Save it as 8 bit.")
+    return image.convert("RGB")
 
 
 __all__ = ["MmkdProcessor"]

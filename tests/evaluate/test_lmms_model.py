@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from lmms_eval.api.instance import Instance
@@ -9,9 +13,11 @@ from lmms_eval.models import get_model, get_model_manifest
 from lmms_eval.models.model_utils.gen_metrics import get_logged_metrics_history, reset_logged_metrics
 from PIL import Image
 
+from mmkd.data.images import open_image
 from mmkd.errors import ConfigError, DataError
 from mmkd.evaluate.answers import settings_of
 from mmkd.evaluate.lmms_model import MmkdLmms
+from mmkd.evaluate.requests import read_request
 
 QUESTIONS = ["what?", "what color is the shape in the middle of it?", "is it red?", "how many are there in all?"]
 COLORS = ["red", "green", "blue", "white", "black"]
@@ -106,6 +112,32 @@ def test_the_vision_tower_looks_once_at_an_image_however_many_questions_it_gets(
     assert sum(seen) == len(COLORS)
 
 
+class Opened(Sequence):
+    """Documents that open their picture anew whenever they are asked for, as a data set on disk does."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict:
+        return {"images": [picture(f"#{6 * range(16)[index]:02x}0000").resize((33, 35))], "question": "what?"}
+
+
+@pytest.mark.parametrize("model", ["folder", "stock_llava"])
+def test_no_more_images_are_held_at_once_than_a_window_has(model, request, monkeypatch):
+    lm = MmkdLmms(pretrained=request.getfixturevalue(model))
+    expected = texts(lm, list(Opened()), batch_size=1)
+    monkeypatch.setattr("mmkd.evaluate.lmms_model.BATCHES_PER_WINDOW", 2)
+    generate, held = lm.loaded.model.generate, []
+
+    def spy(**inputs):
+        held.append(sum(isinstance(thing, Image.Image) and thing.size == (33, 35) for thing in gc.get_objects()))
+        return generate(**inputs)
+
+    monkeypatch.setattr(lm.loaded.model, "generate", spy)
+    assert texts(lm, Opened(), batch_size=2) == expected
+    assert 0 < max(held) <= 2 * 2
+
+
 def test_several_images_and_none_may_stand_in_one_batch(lm):
     mixed = [
         {"images": [picture("red"), picture("blue")], "question": "which?"},
@@ -134,6 +166,34 @@ def test_an_image_cut_into_tiles_is_asked_about_as_the_model_itself_is(lm, monke
         lm.read_with(tokens)
         expected = [alone(lm, document, None if tokens == "full" else tokens) for document in documents]
         assert texts(lm, documents, batch_size=3) == expected
+
+
+def test_images_of_a_task_are_read_as_in_training(lm, tmp_path):
+    """By path or opened: transparency on white, 16 bit scaled, upright."""
+    half = np.full((24, 40, 4), (200, 0, 0, 64), dtype=np.uint8)
+    sixteen = np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16)
+    upright = Image.Exif()
+    upright[0x0112] = 6
+    Image.fromarray(half).save(tmp_path / "clear.png")
+    Image.fromarray(sixteen).save(tmp_path / "sixteen.png")
+    picture("red").save(tmp_path / "turned.jpg", exif=upright)
+    for path in map(str, tmp_path.iterdir()):
+        documents = [{"images": [image], "question": "what?"} for image in (path, Image.open(path))]
+        for index, request in enumerate(requests_of(lm, documents)):
+            (image,) = read_request(index, request, lm.task_dict, lm.loaded, blind=False).images
+            assert image.mode == "RGB"
+            assert np.array_equal(np.asarray(image), np.asarray(open_image(path))), path
+
+
+def test_an_image_of_a_task_that_cannot_be_read_is_named(lm, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    for image, message in (
+        (str(tmp_path / "broken.png"), "broken.png is none of"),
+        (Image.new("F", (2, 2)), "of task"),
+    ):
+        (request,) = requests_of(lm, [{"images": [image], "question": "what?"}])
+        with pytest.raises(DataError, match=message):
+            read_request(0, request, lm.task_dict, lm.loaded, blind=False)
 
 
 def test_blind_answers_depend_on_the_question_alone(lm, documents):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmkd.errors import ConfigError, DataError
-from mmkd.inference.compress import compress_files
+from mmkd.inference.compress import compress_files, list_jobs
 from mmkd.models import VocoCache
 
 
@@ -111,6 +111,15 @@ def test_two_images_of_one_name_are_refused_before_anything_is_done(tmp_path, im
     with pytest.raises(ConfigError, match=r"a\.png and .*a\.png would both be .*a\.png\.safetensors"):
         compress_files(model_path, [images / "a.png", images / "deep" / "a.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_folder_only_files_are_listed_that_can_be_read(tmp_path, images, picture):
+    for suffix in (".pdf", ".mpg", ".h5", ".psd", ".ico", ".tga", ".eps"):
+        (images / f"other{suffix}").write_bytes(b"what Pillow has a name for")
+    for name in ("c.JPG", "d.mpo", "e.webp", "f.tif"):
+        (images / name).write_bytes(picture(1))
+    found = {str(job.source.relative_to(images)) for job in list_jobs([images], tmp_path / "out")}
+    assert found == {"a.png", "b.png", "deep/a.png", "c.JPG", "d.mpo", "e.webp", "f.tif"}
 
 
 def test_a_folder_without_images_is_named(tmp_path, model_path):
