@@ -227,6 +227,8 @@ def load(
     """
     try:
         config = MmkdConfig.from_pretrained(folder)
+        if "/" in str(config._attn_implementation):
+            raise ValueError(f"config.json asks for a kernel of {config._attn_implementation}, the code of others")
         how = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
         loaded: Any = MmkdForConditionalGeneration.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **how

@@ -8,6 +8,7 @@ Adapters register under the entry points ``mmkd.vision`` and ``mmkd.language``; 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -34,9 +35,13 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """Split ``source:name@revision``. Raises ConfigError where source or name is missing."""
+        """Split ``source:name@revision``; the path of what is there is all name, an @ in it too.
+
+        Raises ConfigError where source or name is missing.
+        """
         source, colon, rest = text.partition(":")
-        name, _, revision = rest.partition("@")
+        path = rest.rpartition(":")[2]  # behind timm's local-dir:
+        name, _, revision = (rest, "", "") if os.path.exists(path) else rest.partition("@")
         if not colon or not source or not name:
             raise ConfigError(
                 f"model source {text!r} is not of the form source:name@revision, e.g. timm:resnet18 or hf:org/model."

@@ -466,6 +466,13 @@ def test_a_tensor_of_another_shape_is_named(saved):
         load(saved)
 
 
+def test_a_folder_whose_config_asks_for_the_code_of_others_is_refused(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/kernel"}))
+    with pytest.raises(ConfigError, match="asks for a kernel of someone/kernel"):
+        load(saved)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a folder that mmkd can load"):
         load(tmp_path)

@@ -82,9 +82,10 @@ class Latency:
 
 
 def ask(processor: MmkdProcessor, text: str, image: Image.Image | None = None) -> Question:
-    """A question as the model's own processor and chat template put it; a grey square by default, since costs depend
-    on an image's size only."""
-    image = image or Image.new("RGB", (224, 224), "grey")
+    """A question as the model's own processor and chat template put it; by default about a grey image that is cut into
+    the most tiles there are, since costs depend on the number of tiles only: they are those of the dearest image."""
+    # A row of squares, to which no other grid is as near.
+    image = image or Image.new("RGB", (224 * processor.tiles, 224), "grey")
     content = [{"type": "image"}, {"type": "text", "text": text}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -150,13 +151,14 @@ def measure_latency(
 def costs_of(
     folder: str | Path, tokens: list[Tokens], text: str = "what color is the shape?", rounds: int = 10
 ) -> dict[str, dict[str, Any]]:
-    """Counted costs and median times of a model folder, ready for a JSON summary.
+    """Counted costs and median times of a model folder in the dtype of its file, ready for a JSON summary; of a tiled
+    model for an image of the most tiles.
 
     Raises: ConfigError for a folder that is no mmkd model, or a count it cannot be read with.
     """
     from mmkd.compose import load
 
-    composed = load(folder)
+    composed = load(folder, "auto")
     model, question = composed.model.eval(), ask(composed.processor, text)
     counted, timed = count_costs(model, question, tokens), measure_latency(model, question, tokens, rounds)
     return {

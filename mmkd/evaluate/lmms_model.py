@@ -15,6 +15,7 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from PIL import Image
 from tqdm import tqdm
 
 from mmkd.errors import ConfigError
@@ -89,30 +90,52 @@ class MmkdLmms(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests."""
         meter = Meter()
-        asks = [read_request(i, r, self.task_dict, self.loaded, self.blind) for i, r in enumerate(requests)]
+        asks = []
+        for index, request in enumerate(requests):
+            asks.append(self._read(index, request))
+            asks[-1].images = []  # opened again by its window: the images of a whole suite would fill the memory
         answers: dict[int, GenerationResult] = {}
         with tqdm(total=len(asks), desc="Answering", disable=self.rank != 0) as progress:
             for window in _windows(asks, self.batch_size * BATCHES_PER_WINDOW):
-                seen = self._seen(window, meter)
-                for batch in _batches(window, self.batch_size):
-                    for ask, answer in zip(batch, self._answer(batch, seen, meter), strict=True):
-                        answers[ask.index] = answer
-                        self.cache_hook.add_partial("generate_until", (ask.text, ask.settings), answer.text)
-                    progress.update(len(batch))
+                for ask, answer in self._answers(window, requests, meter):
+                    answers[ask.index] = answer
+                    self.cache_hook.add_partial("generate_until", (ask.text, ask.settings), answer.text)
+                    progress.update()
         log_metrics(**meter.summary())
         return [answers[i] for i in range(len(requests))]
 
-    def _seen(self, window: list[Ask], meter: Meter) -> Compressed | Features | None:
-        """Every image of the window, looked at once; None where there are none, or the model is not of mmkd."""
-        found = {key: image for ask in window for key, image in zip(ask.image_keys, ask.images, strict=True)}
-        if not found or not self.loaded.ours:
+    def _read(self, index: int, request: Instance) -> Ask:
+        return read_request(index, request, self.task_dict, self.loaded, self.blind)
+
+    def _answers(
+        self, window: list[Ask], requests: list[Instance], meter: Meter
+    ) -> Iterator[tuple[Ask, GenerationResult]]:
+        """Each ask of a window with its answer. The window's images are held no longer than this takes."""
+        images = self._images(window, requests)
+        seen = self._seen(images, meter)
+        for batch in _batches(window, self.batch_size):
+            yield from zip(batch, self._answer(batch, images, seen, meter), strict=True)
+
+    def _images(self, window: list[Ask], requests: list[Instance]) -> dict[str, Image.Image]:
+        """Every image of the window by its key, opened from its request again."""
+        found: dict[str, Image.Image] = {}
+        for ask in window:
+            if not found.keys() >= set(ask.image_keys):
+                found |= zip(ask.image_keys, self._read(ask.index, requests[ask.index]).images, strict=True)
+        return found
+
+    def _seen(self, images: dict[str, Image.Image], meter: Meter) -> Compressed | Features | None:
+        """Every image, looked at once; None where there are none, or the model is not of mmkd."""
+        if not images or not self.loaded.ours:
             return None
         began = time.perf_counter()
-        seen = look_at(self.loaded, found, self.tokens)
-        meter.encoded(len(found), time.perf_counter() - began)
+        seen = look_at(self.loaded, images, self.tokens)
+        meter.encoded(len(images), time.perf_counter() - began)
         return seen
 
-    def _answer(self, batch: list[Ask], seen: Compressed | Features | None, meter: Meter) -> list[GenerationResult]:
+    def _answer(
+        self, batch: list[Ask], images: dict[str, Image.Image], seen: Compressed | Features | None, meter: Meter
+    ) -> list[GenerationResult]:
         """Answers of one batch, in its order; all its asks share their generation settings."""
         began = time.perf_counter()
         processor, keys = self.loaded.processor, [key for ask in batch for key in ask.image_keys]
@@ -122,7 +145,7 @@ class MmkdLmms(lmms):
         elif (start := processor.tokenizer.bos_token) and batch[0].text.startswith(start):
             arguments["add_special_tokens"] = False  # the chat template has already written it
         if keys and seen is None:
-            arguments["images"] = [ask.images for ask in batch if ask.images]
+            arguments["images"] = [[images[key] for key in ask.image_keys] for ask in batch if ask.image_keys]
         elif keys and seen is not None:
             arguments |= seen.for_processor(keys)
         inputs = dict(processor(**arguments, padding_side="left"))

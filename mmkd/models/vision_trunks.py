@@ -25,6 +25,11 @@ TRANSFORMERS_FAMILIES = {
     "siglip_vision_model": ("encoder.layers", "post_layernorm", 0, True),
     "dinov2": ("encoder.layer", "layernorm", 1, False),  # always resizes
 }
+# Arguments of an architecture_config by which a library fetches weights or code, or reads them from anywhere on disk.
+FETCHING = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",  # timm
+    "attn_implementation", "_attn_implementation",  # transformers: a repository of kernels
+)  # fmt: skip
 # Modules of timm whose models are plain ViTs; the others are read as stages.
 TIMM_VITS = ("vision_transformer", "eva")
 
@@ -32,9 +37,10 @@ TIMM_VITS = ("vision_transformer", "eva")
 def build_model(config: MmkdVisionConfig, **loading: Any) -> nn.Module:
     """The library's own module of `config`: random weights and no network, unless `loading` (timm only) says otherwise.
 
-    Raises ValueError for a library or model that is not supported.
+    Raises ValueError for a library or model that is not supported, or a config that says where to fetch anything.
     """
     details = dict(config.architecture_config or {})
+    _refuse_fetching(config, details)
     if config.library == "timm":
         return _timm_model(config, details, loading)
     if config.library == "open_clip":
@@ -48,6 +54,20 @@ def build_model(config: MmkdVisionConfig, **loading: Any) -> nn.Module:
         details.pop("model_type", None)
         return AutoModel.from_config(AutoConfig.for_model(config.architecture, **details))
     raise ValueError(f"vision library {config.library!r} is not one of timm, open_clip, transformers.")
+
+
+def _refuse_fetching(config: MmkdVisionConfig, details: dict[str, Any]) -> None:
+    """Weights lie beside config.json, which may be anyone's: loading it must not reach for others."""
+    named = [name for name in FETCHING if name in details]
+    if config.library == "timm" and ":" in config.architecture:  # hf-hub:NAME, local-dir:FOLDER
+        named.append(f"architecture {config.architecture}")
+    if config.library == "open_clip" and (details.get("vision_cfg") or {}).get("timm_model_name"):
+        named.append("vision_cfg.timm_model_name")
+    if named:
+        raise ValueError(
+            f"vision_config says where to fetch weights or code ({', '.join(named)}), which none saved by mmkd does. "
+            "Nothing was fetched. Remove it from config.json, or do not trust this folder."
+        )
 
 
 def build_trunk(config: MmkdVisionConfig, model: nn.Module) -> nn.Module:

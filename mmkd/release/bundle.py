@@ -64,8 +64,8 @@ def release(run: Path, out: Path, kind: Format = "mmkd") -> dict[str, Any]:
         record = {"format": kind, "files": digests(partial), **verify(partial, expected, remote_code=kind == "mmkd")}
         (partial / "verification.json").write_text(json.dumps(record, indent=1) + "\n")
         write_card(partial / "README.md", source, record, out.name)
-        for path in partial.iterdir():
-            path.chmod(0o644)  # safetensors are written for their owner only
+        for path in partial.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner only
         os.replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -159,9 +159,9 @@ def with_shown_sources(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by file name."""
+    """SHA-256 by file name; a tokenizer of several chat templates keeps some in a folder of their own."""
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

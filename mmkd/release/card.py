@@ -28,7 +28,7 @@ def write_card(path: Path, run: RunFolder, record: dict[str, Any], name: str) ->
     sections = [
         _head(licences, name),
         _what(run, source, record, name),
-        "## Load it\n\n" + _loading(source, record, name),
+        "## Load it\n\n" + _loading(run, source, record, name),
         "## Scores\n\n" + _scores(run),
         "## How it was made\n\n" + _making(run),
         "## Licences\n\n" + _table(["part", "source", "licence"], licences),
@@ -62,8 +62,9 @@ def _what(run: RunFolder, source: dict[str, Any], record: dict[str, Any], name: 
     voco, n = source.get("voco"), source["image_tokens"]
     parts, text = source.get("parts", {}), source["text_config"]
     read = f"reads an image as its {n} vision tokens"
-    if voco:
-        read = f"reads an image as 1 to {voco['tokens']} tokens instead of its {n} vision tokens"
+    counts, _ = _trained_counts(run)
+    if voco and counts:
+        read = f"reads an image as {_listed(counts, 'or')} tokens instead of its {n} vision tokens"
     made = (
         f"{shown(parts.get('vision', {}).get('source', source['vision_config']['architecture']))} + "
         f"{source['projector']['kind']} + {shown(parts.get('language', {}).get('source', text['model_type']))} "
@@ -77,7 +78,21 @@ def _what(run: RunFolder, source: dict[str, Any], record: dict[str, Any], name: 
     )
 
 
-def _loading(source: dict[str, Any], record: dict[str, Any], name: str) -> str:
+def _trained_counts(run: RunFolder) -> tuple[list[int], bool]:
+    """The token counts that the stages read compressed images with, few to many; whether any read full vision."""
+    reads = {k for stage in run.config["stages"] for k in stage["read"]}
+    return sorted(reads - {"full"}), "full" in reads
+
+
+def _listed(counts: list[int], last: str, full: bool = False) -> str:
+    """1 to 8; 1, 4 or 8; 1, 4 and full."""
+    unbroken = len(counts) > 2 and counts == list(range(counts[0], counts[-1] + 1))
+    words = [f"{counts[0]} to {counts[-1]}"] if unbroken else [str(k) for k in counts]
+    words += ["full"] * full
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def _loading(run: RunFolder, source: dict[str, Any], record: dict[str, Any], name: str) -> str:
     remote = ", trust_remote_code=True" if record["format"] == "mmkd" else ""
     question = '[{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is this?"}]'
     code = f"""```python
@@ -88,19 +103,21 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0, inputs["in
 ```"""  # noqa: E501 (four lines are four lines)
     if not source.get("voco"):
         return code
-    most = source["voco"]["tokens"]
+    most, (counts, full) = source["voco"]["tokens"], _trained_counts(run)
+    fewest = min(counts, default=most)
     return f"""{code}
 
-It reads with {most} tokens unless told otherwise: `processor_kwargs={{"voco_tokens": 1}}` for one, `None` for full
-vision. Compress once, ask many; a cache can be kept on disk in place of the image:
+It reads with {most} tokens unless told otherwise: `processor_kwargs={{"voco_tokens": {fewest}}}`, or `None` for full
+vision. It was trained with k = {_listed(counts, "and", full)}; with another count it answers too, untrained.
+Compress once, ask many; a cache can be kept on disk in place of the image:
 
 ```python
-cache = model.compress(**processor(images="cat.png"), tokens=1)
+cache = model.compress(**processor(images="cat.png"), tokens={fewest})
 cache.save("cat.safetensors")
 cache = type(cache).load("cat.safetensors")
 messages = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is this?"}}]}}]
 text = processor.apply_chat_template(messages, add_generation_prompt=True)
-asked = processor(text=text, voco_tokens=1)
+asked = processor(text=text, voco_tokens={fewest})
 ids = model.generate(asked["input_ids"], asked["attention_mask"], voco_cache=cache, max_new_tokens=32)
 print(processor.decode(ids[0, asked["input_ids"].shape[1]:], skip_special_tokens=True))
 ```"""
@@ -256,10 +273,15 @@ def _verified(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items())
     rows = [[name, f"{v['difference']:.3g}", f"{v['allowed']:.3g}"] for name, v in record["logits"].items()]
     what = "and compressed, saved, loaded and answered from caches " if "identity" in record else ""
+    # As `verify.compare`: answers are compared where no logit differs.
+    exact = all(v["difference"] == 0 for v in record["logits"].values())
+    answers = " the same answers," if exact else ""
+    else_said = "" if exact else " Where two words are nearly as likely, an answer may be another."
     return (
         f"Before it was given its name, this folder was loaded with the Auto classes in a process where mmkd cannot "
-        f"be imported ({versions}), {what}and compared with the trained model: the same inputs, the same answers, and "
-        f"these logits (verification.json).\n\n" + _table(["image tokens k", "largest difference", "allowed"], rows)
+        f"be imported ({versions}), {what}and compared with the trained model: the same inputs,{answers} and "
+        f"these logits (verification.json).{else_said}\n\n"
+        + _table(["image tokens k", "largest difference", "allowed"], rows)
     )
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mmkd.evaluate.matching import exact
 from mmkd.report.folder import json_lines
 from mmkd.report.run_folder import Scored, reading_name
 
@@ -15,6 +13,7 @@ Key = tuple[str, str]  # task, document
 
 SPREAD = 6  # questions taken evenly from the suite
 MISSED = 6  # questions that the student's smallest reading gets wrong, beside those
+VERDICTS = {1: True, 0: False}  # a measure between (some of the humans agree) says neither
 TEACHER = "teacher"
 
 
@@ -23,7 +22,7 @@ class Said:
     """One answer, and who gave it: readings that answer alike stand together.
 
     Attributes:
-        right: None where nothing is right or wrong.
+        right: as the suite scored it; None where that is neither right nor wrong.
     """
 
     by: str
@@ -59,20 +58,20 @@ def sample_answers(scored: Sequence[Scored], teacher: Scored | None) -> tuple[li
     first = with_samples[0]
     keys = [_key(row) for row in json_lines(first.samples)]
     even = keys[:: max(1, len(keys) // SPREAD)][:SPREAD]
-    missed = _missed(first.samples, set(even))
+    missed = _missed(first, set(even))
     chosen = {*even, *missed}
-    rows = {reading_name(one.reading): _picked(one.samples, chosen) for one in with_samples}
+    rows = {reading_name(one.reading): _picked(one, chosen) for one in with_samples}
     if teacher is not None and teacher.samples.is_file():
-        rows = {TEACHER: _picked(teacher.samples, chosen)} | rows
+        rows = {TEACHER: _picked(teacher, chosen)} | rows
     base = rows[reading_name(first.reading)]
     return [_asked(key, base[key], rows) for key in even], [_asked(key, base[key], rows) for key in missed]
 
 
-def _missed(path: Path, but: set[Key]) -> list[Key]:
+def _missed(one: Scored, but: set[Key]) -> list[Key]:
     """The first questions answered wrongly, one a picture."""
     found: dict[str, Key] = {}
-    for row in json_lines(path):
-        if _key(row) not in but and not exact(_text(row), str(row.get("target", ""))):
+    for row in json_lines(one.samples):
+        if _key(row) not in but and _right(row, one.scores) is False:
             found.setdefault(_subject(row.get("doc")), _key(row))
             if len(found) == MISSED:
                 break
@@ -87,8 +86,25 @@ def _subject(doc: Any) -> str:
     )
 
 
-def _picked(path: Path, keys: set[Key]) -> dict[Key, dict[str, Any]]:
-    return {key: row for row in json_lines(path) if (key := _key(row)) in keys}
+def _right(row: dict[str, Any], scores: dict[str, float]) -> bool | None:
+    """What the suite's own measure, acc if it has one, says of an answer.
+
+    Args:
+        scores: of the suite: METRIC, or TASK/METRIC where it has several tasks. Those above 1 are grades or sums.
+    """
+    names = [name.removeprefix(f"{row.get('task')}/") for name, score in scores.items() if 0 <= score <= 1]
+    for name in sorted(names, key=lambda name: name != "acc"):
+        value = row.get(name)
+        value = value.get("score") if isinstance(value, dict) else value  # as tasks like POPE log it
+        if isinstance(value, int | float):
+            return VERDICTS.get(value)
+    return None
+
+
+def _picked(one: Scored, keys: set[Key]) -> dict[Key, dict[str, Any]]:
+    """The rows of these questions, each with the suite's verdict as `right`."""
+    rows = (row for row in json_lines(one.samples) if _key(row) in keys)
+    return {_key(row): row | {"right": _right(row, one.scores)} for row in rows}
 
 
 def _key(row: dict[str, Any]) -> Key:
@@ -105,12 +121,12 @@ def _asked(key: Key, base: dict[str, Any], rows: dict[str, dict[Key, dict[str, A
     doc = base["doc"] if isinstance(base.get("doc"), dict) else {}
     truth = str(base.get("target", ""))
     asked = Asked(str(doc.get("question", f"{key[0]} {key[1]}")), truth, doc)
-    together: dict[tuple[bool, str], list[str]] = {}
+    together: dict[tuple[bool, str, bool | None], list[str]] = {}
     for name, found in rows.items():
         if key in found:
-            together.setdefault((name == TEACHER, _text(found[key])), []).append(name)
-    for (_, text), names in together.items():
-        asked.answers.append(Said(_joined(names), text, bool(exact(text, truth))))
+            together.setdefault((name == TEACHER, _text(found[key]), found[key]["right"]), []).append(name)
+    for (_, text, right), names in together.items():
+        asked.answers.append(Said(_joined(names), text, right))
     return asked
 
 

@@ -42,7 +42,7 @@ def run_page(run: RunFolder) -> dict[str, Any]:
     if teacher is not None:
         models.append(_model_table(run, "teacher", teacher, trained=False))
     models = [model for model in models if model]
-    looked, grid, costs = _of_the_model(run, pictures or easyvqa_pictures(PICTURES))
+    looked, grid, costs, tiles = _of_the_model(run, pictures or easyvqa_pictures(PICTURES))
     environment = dict(run.environment)
     versions = environment.pop("versions", None)
     if isinstance(versions, dict):
@@ -53,6 +53,7 @@ def run_page(run: RunFolder) -> dict[str, Any]:
         "suites": suites,
         "costs": costs,
         "cost_question": QUESTION,
+        "cost_tiles": tiles,
         "training": training_charts(run.metrics),
         "looked": looked,
         "grid": grid,
@@ -128,30 +129,30 @@ def _model_table(run: RunFolder, name: str, folder: Path, trained: bool) -> dict
     return {"name": name, "parts": parts, "trained": trained} if parts else None
 
 
-def _of_the_model(run: RunFolder, images: list[Image.Image]) -> tuple[list[Any], str, Numbers | None]:
-    """Attention maps, the grid they are on, and counted costs: all that needs the weights."""
+def _of_the_model(run: RunFolder, images: list[Image.Image]) -> tuple[list[Any], str, Numbers | None, int]:
+    """Attention maps, the grid they are on, counted costs, and the tiles they are of: all that needs the weights."""
     if not (run.model / "config.json").is_file():
-        return [], "", None
+        return [], "", None, 1
     from mmkd.compose import load
     from mmkd.evaluate.costs import ask, count_costs
     from mmkd.report.attention import grid_of, look
 
     def loaded() -> Any:
         try:
-            return load(run.model)
+            return load(run.model, "auto")  # in the dtype of its file: fp32 would double the K,V of bf16
         except (MmkdError, SafetensorError) as error:
             raise ValueError(error) from error
 
     composed = run.try_to("attention maps and costs", loaded, None)
     if composed is None:
-        return [], "", None
+        return [], "", None, 1
     model, processor = composed.model.eval(), composed.processor
     most = model.config.voco_tokens
     counts = [*(2**i for i in range(most.bit_length())), "full"] if most else ["full"]
     costs = run.try_to("costs", lambda: count_costs(model, ask(processor, QUESTION), counts), {})
     if not most:
         run.notes.append("attention maps: the model has no compression tokens.")
-        return [], "", _cost_table(costs)
+        return [], "", _cost_table(costs), processor.tiles
     different = list({image.tobytes(): image for image in images}.values())[:PICTURES]
     if not different:
         run.notes.append("attention maps: no picture is at hand; bring EasyVQA's with: mmkd assets easyvqa")
@@ -161,7 +162,8 @@ def _of_the_model(run: RunFolder, images: list[Image.Image]) -> tuple[list[Any],
     ]
     grid = grid_of(model)
     run.notes[:] = dict.fromkeys(run.notes)  # the same reason once
-    return [one for one in looked if one], f"{grid[0]} × {grid[1]}" if grid else "", _cost_table(costs)
+    shape = f"{grid[0]} × {grid[1]}" if grid else ""
+    return [one for one in looked if one], shape, _cost_table(costs), processor.tiles
 
 
 def _cost_table(costs: dict[str, Any]) -> Numbers | None:

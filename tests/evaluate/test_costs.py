@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd.errors import ConfigError
 from mmkd.evaluate.costs import ask, costs_of, count_costs, encode, measure_latency, prefill
+from mmkd.models import MmkdProcessor
 from tests.evaluate.conftest import tiny_model
 
 K, N = 4, 4  # of tiny_model: compression tokens, vision tokens
@@ -94,6 +95,19 @@ def test_the_answer_of_the_counted_passes_is_that_of_the_model(asked):
     torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_tiled_student_is_costed_on_an_image_of_the_most_tiles_and_a_thumbnail(asked):
+    model, processor, one = asked
+    for tiles in (2, 4, 7):
+        tiled = ask(
+            MmkdProcessor(processor.image_processor, processor.tokenizer, processor.chat_template, N, tiles=tiles),
+            "what color is it?",
+        )
+        assert len(tiled.pixel_values) == tiles + 1
+        assert torch.equal(tiled.text_ids, one.text_ids)
+    cost = count_costs(model, tiled, ["full"])["full"]
+    assert cost.image_tokens == 8 * N
+
+
 def test_every_round_times_every_count_and_ratios_compare_within_a_round(asked):
     model, _, question = asked
     times = measure_latency(model, question, [1, "full"], rounds=3, new_tokens=2)
@@ -110,3 +124,10 @@ def test_a_folder_is_costed_in_plain_numbers_and_a_wrong_count_is_refused(folder
     assert found["full"]["prefill_ms"] > 0
     with pytest.raises(ConfigError, match="1 to 4 or full"):
         costs_of(folder, [5])
+
+
+def test_a_folder_in_bf16_is_costed_in_bf16(folder, tmp_path):
+    model, processor = tiny_model(K)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert costs_of(tmp_path, [2], rounds=1)["2"]["kv_bytes"] * 2 == costs_of(folder, [2], rounds=1)["2"]["kv_bytes"]

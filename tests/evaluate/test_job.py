@@ -40,6 +40,13 @@ def test_a_run_without_a_model_says_how_to_get_one(run):
         job_of(str(run))
 
 
+def test_a_run_of_a_classifier_is_told_where_its_scores_are(run):
+    section = 'kind: vision\nrun: {dir: run}\nstudent: {model: "timm:test_resnet"}\nrecipe: {steps: 1}\n'
+    (run / "config.yaml").write_text(section + "data: {train: {source: easyvqa}}\n")
+    with pytest.raises(ConfigError, match=r"is a run of kind: vision: .*scores are in .*scores\.json"):
+        job_of(str(run))
+
+
 def test_a_run_is_scored_as_its_config_says_unless_an_option_says_other(run, monkeypatch):
     calls = []
     monkeypatch.setattr("mmkd.evaluate.suite.evaluate", lambda **asked: calls.append(asked) or {})

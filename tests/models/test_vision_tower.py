@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 
@@ -53,6 +54,34 @@ TOWERS = {
     "siglip": transformers_config("siglip_vision_model"),
     "dinov2": transformers_config("dinov2"),
 }
+
+
+@pytest.mark.parametrize(
+    ("hostile", "named"),
+    [
+        (config("timm", "test_resnet", {"pretrained": True, "pretrained_cfg": {"url": "http://host/w"}}), "pretrained"),
+        (config("timm", "test_vit", {"pretrained_cfg_overlay": {"hf_hub_id": "a/b"}}), "pretrained_cfg_overlay"),
+        (config("timm", "test_vit", {"checkpoint_path": "/etc/weights.pt"}), "checkpoint_path"),
+        (config("timm", "hf-hub:someone/model"), "hf-hub:someone/model"),
+        (config("timm", "local-dir:/somewhere"), "local-dir:/somewhere"),
+        (
+            config("open_clip", "x", {"embed_dim": 8, "vision_cfg": {"timm_model_name": "resnet18"}}),
+            "vision_cfg.timm_model_name",
+        ),
+        (transformers_config("clip_vision_model"), "attn_implementation"),
+    ],
+)
+def test_a_config_that_names_weights_or_code_of_its_own_is_refused_before_anything_is_fetched(
+    hostile, named, monkeypatch
+):
+    def fetched(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", fetched)
+    if named == "attn_implementation":
+        hostile.architecture_config["attn_implementation"] = "someone/kernel"
+    with pytest.raises(ValueError, match=re.escape(named)):
+        VisionTower(hostile)
 
 
 def images(config, batch=2, height=None, width=None):

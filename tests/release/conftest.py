@@ -87,7 +87,13 @@ def make_run(parts) -> Callable[..., Path]:
                 "student": student(parts, **options),
                 "teacher": teacher,
                 "data": {"mixture": [{"source": "easyvqa", "split": "train"}]},
-                "stages": [{"name": "tune", "steps": 5}],
+                "stages": [
+                    {
+                        "name": "tune",
+                        "steps": 5,
+                        "read": [1, options["voco"], "full"] if options.get("voco") else ["full"],
+                    }
+                ],
             }
         )
         torch.manual_seed(1)

@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from mmkd.checkpoints import mark_complete
 from mmkd.errors import ReleaseError
 from mmkd.evaluate.loading import load as load_to_score
 from mmkd.models import MmkdConfig, MmkdForConditionalGeneration
@@ -99,7 +100,7 @@ def test_the_card_states_teacher_data_losses_scores_licences_and_limits(released
     ]
     for said in (
         "With lmms-eval 0.7.3.",
-        "reads an image as 1 to 4 tokens instead of its 4 vision tokens",
+        "reads an image as 1 or 4 tokens instead of its 4 vision tokens",
         "teacher: the model itself with full vision (shared)",
         "data: easyvqa (split train)",
         "losses: cross_entropy x 1",
@@ -140,6 +141,19 @@ def test_bf16_stays_bf16(make_run, tmp_path):
     assert record["dtype"] == "bfloat16"
     dtypes = {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
     assert dtypes == {torch.bfloat16, torch.int64}  # position ids are whole numbers
+
+
+def test_a_tokenizer_of_several_chat_templates_keeps_them_all(make_run, tmp_path):
+    run = make_run(tmp_path / "run", voco=2)
+    model = run / "model"
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("tools: {{ messages[0]['content'] }}")
+    mark_complete(model)
+    record = release(run, tmp_path / "out")
+    written = tmp_path / "out" / "additional_chat_templates"
+    assert "additional_chat_templates/tool_use.jinja" in record["files"]
+    assert (written / "tool_use.jinja").read_text().startswith("tools: ")
+    assert [path.stat().st_mode & 0o777 for path in (written, written / "tool_use.jinja")] == [0o755, 0o644]
 
 
 # --- what fails, and what it leaves ----------------------------------------------------------------------------------

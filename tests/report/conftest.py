@@ -74,7 +74,8 @@ def write_scores(folder: Path, reading: str, accuracy: float, text: str, questio
         Image.new("RGB", (40, 40), paint).save(pictures / f"{paint}.png")
         doc = {"question": f"{i}: {text}", "answer": text, "file": str(pictures / f"{paint}.png")}
         answer = text if i < accuracy * questions else f"not {text}"
-        rows.append({"task": "toy", "doc_id": i, "doc": doc, "target": text, "filtered_resps": [answer], "acc": 1.0})
+        row = {"task": "toy", "doc_id": i, "doc": doc, "target": text, "filtered_resps": [answer]}
+        rows.append(row | {"acc": float(answer == text)})
     (folder / f"toy-{reading}.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

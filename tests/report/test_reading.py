@@ -75,6 +75,33 @@ def test_questions_are_spread_evenly_and_missed_ones_are_one_a_picture(tmp_path)
     ]
 
 
+@pytest.mark.parametrize(
+    ("measure", "scores", "right"),
+    [
+        ({"acc": 1.0}, {"acc": 0.5}, True),
+        ({"acc": 0.0}, {"acc": 0.5}, False),
+        ({"f1": 0.4, "acc": 1.0}, {"f1": 0.4, "acc": 0.5}, True),
+        ({"exact_match": 0.0}, {"other/acc": 0.5, "toy/exact_match": 0.2}, False),
+        ({"exact_match": 0.6}, {"exact_match": 0.5}, None),  # half of the humans said so
+        ({"pope_accuracy": {"score": 1.0, "prediction": "no"}}, {"pope_accuracy": 0.5}, True),
+        ({"grade": 1}, {"grade": 3.5}, None),  # a grade from 1 to 5
+        ({"submission": {"answer": "3.5"}}, {"acc": 0.5}, None),
+    ],
+)
+def test_an_answer_is_right_where_the_suite_scored_it_1_and_neither_where_it_says_nothing(
+    tmp_path, measure, scores, right
+):
+    row = {"task": "toy", "doc_id": 0, "doc": {"question": "?"}, "target": ["35", "3.5"], "filtered_resps": ["3.5"]}
+    (tmp_path / "toy-1.samples.jsonl").write_text(json.dumps(row | measure) + "\n")
+    one = Scored("toy", "1", scores, {}, tmp_path / "toy-1.samples.jsonl")
+    ((asked,), missed) = sample_answers([one], None)
+    assert [said.right for said in asked.answers] == [right]
+    rows = [row | measure | {"doc_id": i, "doc": {"question": "?", "file": i}} for i in range(12)]
+    one.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, missed = sample_answers([one], None)
+    assert bool(missed) == (right is False)
+
+
 def test_accuracy_stands_for_a_suite_where_it_has_one():
     assert headline_metric([Scored("s", "1", {"f1": 1, "acc": 1}, {}, None)]) == "acc"
     assert headline_metric([Scored("s", "1", {"mme/score": 1200}, {}, None)]) == "mme/score"

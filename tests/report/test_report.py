@@ -7,9 +7,11 @@ import re
 import shutil
 
 import pytest
+import torch
 
 from mmkd.errors import DataError
 from mmkd.report.build import report
+from tests.evaluate.conftest import tiny_model
 from tests.report.conftest import PAYLOAD, read_page, write_run
 
 
@@ -122,6 +124,23 @@ def test_a_model_without_compression_tokens_has_costs_and_no_maps(run, models):
     assert "What an image costs" in page.headings
     assert "What the compression tokens look at" not in page.headings
     assert "attention maps: the model has no compression tokens." in page.text
+
+
+def test_a_cached_image_is_as_big_as_in_the_dtype_of_the_models_file(whole, run):
+    model, _ = tiny_model(4)
+    model.to(torch.bfloat16).save_pretrained(run / "model")
+    page = read_page(report(run))
+    assert page.headings == whole[1].headings
+    assert "K,V of a cached image 0.2 KiB" in whole[1].text
+    assert "K,V of a cached image 0.1 KiB" in page.text
+
+
+def test_costs_of_a_tiled_student_say_how_many_tiles_they_are_of(whole, run):
+    settings = json.loads((run / "model" / "processor_config.json").read_text())
+    (run / "model" / "processor_config.json").write_text(json.dumps(settings | {"tiles": 4}))
+    page = read_page(report(run))
+    assert "cut into the most tiles, 4 and a thumbnail" in page.text
+    assert "thumbnail" not in whole[1].text
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "eval/toy-1.json", "model/config.json"])
