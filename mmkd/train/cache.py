@@ -54,11 +54,10 @@ def cache_teacher(
     settings = check_filling(config)
     check_pairs(config)
     quiet()
-    rank, world = prepare_launch()
+    rank, world = prepare_launch(config.training.device)
     config = with_precision(config, resume=False)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=patience())
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
     section: TeacherSection = config.teacher  # pyright: ignore[reportAssignmentType]
     name, folder = str(section.model), Path(str(section.store))
     with Watch(rank, world, lambda: "The same command goes on from the shards that are whole."), _alone(folder, rank):

@@ -54,6 +54,13 @@ class StepFinished(TrainerCallback):
         self.task.step_finished(state.global_step / state.max_steps)
 
 
+class StepsOfTheConfig(TrainerCallback):
+    """A run that goes on saves and logs as its config says; transformers would go on as its checkpoint says."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class Progress(TrainerCallback):
     """One line for each log: step, losses, speed, time left."""
 

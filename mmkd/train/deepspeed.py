@@ -10,6 +10,7 @@ from typing import Any
 
 from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
 from mmkd.errors import ConfigError
+from mmkd.precision import on_cpu
 
 
 def deepspeed_config(
@@ -54,10 +55,16 @@ def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def prepare_launch() -> tuple[int, int]:
+def prepare_launch(device: str) -> tuple[int, int]:
     """Rank and world size; a process started without a launcher becomes a world of one.
 
-    Also keeps DeepSpeed from compiling its shared-memory operator at start, which training never uses.
+    Also sets torch's threads and current GPU, and keeps DeepSpeed from compiling its shared-memory operator at start,
+    which training never uses.
+
+    Args:
+        device: `training.device`.
+
+    Raises: ConfigError for a device that is not there.
     """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
@@ -69,11 +76,15 @@ def prepare_launch() -> tuple[int, int]:
             os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if on_cpu(device):
+        os.environ["DS_ACCELERATOR"] = "cpu"  # by itself DeepSpeed takes a GPU that is there
         # accelerate gives every rank all cores unless this is set.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["WORLD_SIZE"]))))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         keep_freed_memory()
+    else:
+        torch.set_num_threads(1)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # where objects are exchanged
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from mmkd.compose import Composed, answer_ends
 from mmkd.config.schema import Config, OnPolicySection
 from mmkd.data.samples import Sample, texts_of
 from mmkd.errors import ConfigError
@@ -50,6 +51,12 @@ def check_on_policy(config: Config) -> None:
 def is_on_policy(section: OnPolicySection | None, seed: int, step: int) -> bool:
     """Whether the student answers at a step: a pure function of (seed, step), the same on every rank."""
     return section is not None and random.Random(f"on_policy/{seed}/{step}").random() < section.share
+
+
+def stop_ids(composed: Composed) -> list[int]:
+    """Tokens that end an answer of the student: special ones of its tokenizer, and the end of its chat template."""
+    tokenizer = composed.processor.tokenizer
+    return list(dict.fromkeys([*tokenizer.all_special_ids, *answer_ends(composed.model, tokenizer)]))
 
 
 def own_answers(

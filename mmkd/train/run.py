@@ -47,16 +47,14 @@ def train(config: Config, resume: bool = False) -> Path:
     check_pairs(config)
     config, plans, rank, world = open_run(config, resume)
     run = Path(config.run.dir)
-    model_folder = run / "model"
-
-    targets = [run / "stages" / stage.name for stage in config.stages[:-1]] + [model_folder]
+    folders = targets(run, [stage.name for stage in config.stages])
     with Watch(rank, world, lambda: how_to_go_on(config)):
         start = None
-        for stage, plan, target in zip(config.stages, plans, targets, strict=True):
+        for stage, plan, target in zip(config.stages, plans, folders, strict=True):
             if not is_complete(target):
                 train_stage(config, stage, plan, run, start, target, rank, world, resume)
             start = target
-    return model_folder
+    return folders[-1]
 
 
 def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int, int]:
@@ -67,28 +65,28 @@ def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int
     Raises: ConfigError for a folder that holds a run already, or a batch or DeepSpeed setting that cannot be.
     """
     quiet()
-    rank, world = prepare_launch()
+    rank, world = prepare_launch(config.training.device)
     config = with_precision(config, resume)
     plans = [plan_batches(stage, world) for stage in config.stages]
     run = Path(config.run.dir)
     if not resume and (run / "config.yaml").exists():
         raise ConfigError(f"{run} already holds a run; go on with --resume, or name another run.dir.")
     require_same_order(config, run / "config.yaml")
+    require_same_past(config, run)
     for stage, (micro, accumulation) in zip(config.stages, plans, strict=True):
         deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation)  # refuse before loading
 
-    import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]) if not torch.cuda.is_available() else 1)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # where objects are exchanged
     if not dist.is_initialized():
         import deepspeed
 
         deepspeed.init_distributed(verbose=False, timeout=patience())
-    if rank == 0:
-        run.mkdir(parents=True, exist_ok=True)
+    if rank == 0 and not is_complete(run / "model"):  # of a finished run they say how it was trained
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.dir {run} cannot be made: {error.strerror}.") from error
         partial = run / "config.yaml.partial"  # other ranks may be reading the one of the run that goes on
         partial.write_text(dump_config(config))
         os.replace(partial, run / "config.yaml")
@@ -134,13 +132,60 @@ def require_same_order(config: Any, written: Path) -> None:
             )
 
 
+def require_same_past(config: Any, run: Path) -> None:
+    """Raises ConfigError where a run that goes on would be told that it was trained otherwise than it was: a stage
+    that is done cannot change, and one that is begun keeps the groups of its optimiser."""
+    written = run / "config.yaml"
+    before = (yaml.safe_load(written.read_text()) if written.exists() else {}).get("stages", [])
+    now = {stage["name"]: stage for stage in config.model_dump(mode="json").get("stages", [])}
+    if not before:
+        return
+    names = [stage["name"] for stage in before]
+    if is_complete(run / "model") and list(now) != names:
+        raise ConfigError(
+            f"the run in {run} is finished, with the stages {', '.join(names)}: --resume adds none. Name another "
+            f"run.dir, and student.init: {run / 'model'} to train on."
+        )
+    for then, target in zip(before, targets(run, names), strict=True):
+        here = now.get(then["name"])
+        if here is None:
+            continue
+        if is_complete(target):
+            fields, why = [f for f in then if f != "micro_batch_size"], f"is finished ({target})"
+        elif latest_complete(run / "checkpoints" / then["name"]):
+            fields, why = ["trainable", "weight_decay"], "has an optimiser in its checkpoint that was made for it"
+            if _sharing(then) != _sharing(here):
+                fields += ["learning_rates"]
+        else:
+            continue
+        for field in fields:
+            if field in here and then[field] != here[field]:
+                raise ConfigError(
+                    f"{field} of stage {then['name']} is {here[field]}, and was {then[field]} in {written}: that stage "
+                    f"{why}. Put it back, or name another run.dir."
+                )
+
+
+def _sharing(stage: dict[str, Any]) -> dict[str, list[str]]:
+    """Which parts learn at one rate: a group of the optimiser each."""
+    rates = {"": stage["learning_rate"], **stage["learning_rates"]}
+    return {name: [other for other in sorted(rates) if rates[other] == rates[name]] for name in rates}
+
+
+def targets(run: Path, stages: list[str]) -> list[Path]:
+    """The folder of the model that each stage makes."""
+    return [run / "stages" / name for name in stages[:-1]] + [run / "model"]
+
+
 def how_to_go_on(config: Any) -> str:
     """For the end of a message about a run that stopped: what is there to go on from."""
-    folders = [Path(config.run.dir) / "checkpoints" / stage.name for stage in config.stages]
-    found = next((whole for whole in map(latest_complete, reversed(folders)) if whole is not None), None)
-    if found is None:
-        return "No checkpoint is whole yet: --resume starts the stage anew."
-    return f"The last whole checkpoint is {found}: --resume goes on from step {step_of(found)}."
+    run, names = Path(config.run.dir), [stage.name for stage in config.stages]
+    for name, target in reversed(list(zip(names, targets(run, names), strict=True))):
+        if is_complete(target):
+            return f"{target} is whole: --resume starts the next stage from it."
+        if found := latest_complete(run / "checkpoints" / name):
+            return f"The last whole checkpoint is {found}: --resume goes on from step {step_of(found)}."
+    return "No checkpoint is whole yet: --resume starts the stage anew."
 
 
 def plan_batches(stage: Any, world: int) -> tuple[int, int]:

@@ -43,6 +43,7 @@ def train_stage(
     from mmkd.teachers.tokenizers import teacher_side, vocabulary_size
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.features import cached_features, measure_channels
+    from mmkd.train.on_policy import stop_ids
     from mmkd.train.task import DistillTask
     from mmkd.train.trainer import DistillTrainer
 
@@ -124,7 +125,7 @@ def train_stage(
         config.run.seed,
         [MetricsFile(run / "metrics.jsonl", stage.name), Progress(stage.steps, rank)],
         config.training.keep_checkpoints,
-        tokenizer.all_special_ids,
+        stop_ids(composed),
     )
     run_trainer(trainer, folder, world, resume)
     export(trainer, composed, target, original)

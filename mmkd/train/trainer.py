@@ -22,7 +22,7 @@ from mmkd.objectives import ULD, PairLoss, Ratio, TokenLoss
 from mmkd.objectives.chunked import split_sizes
 from mmkd.objectives.token_loss import smallest_chunk
 from mmkd.teachers.reading import counted
-from mmkd.train.callbacks import StepFinished
+from mmkd.train.callbacks import StepFinished, StepsOfTheConfig
 from mmkd.train.on_policy import is_on_policy, own_answers
 from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
 from mmkd.train.task import DistillTask
@@ -90,7 +90,7 @@ class DistillTrainer(Trainer):
         stop_ids: Sequence[int] = (),
     ):
         self.task = task
-        super().__init__(model=task, args=args, callbacks=[StepFinished(task), *callbacks])
+        super().__init__(model=task, args=args, callbacks=[StepsOfTheConfig(), StepFinished(task), *callbacks])
         self.stage, self.batches, self.accumulation, self.run_seed = stage, batches, accumulation, seed
         # The task divides by the tokens of the whole step itself; the Trainer must not scale a second time.
         self.model_accepts_loss_kwargs = False
@@ -113,6 +113,16 @@ class DistillTrainer(Trainer):
         if self.lr_scheduler is None:
             self.lr_scheduler = self.learning_rate_schedule(optimizer or self.optimizer, self.stage)
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Rates are the config's, not the checkpoint's: lowering them is what a run that diverged is told."""
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # as accelerate wraps it
+        rates = list(schedule.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule.base_lrs = rates
+        schedule._last_lr = schedule.get_lr()
+        for group, base, rate in zip(schedule.optimizer.param_groups, rates, schedule._last_lr, strict=True):
+            group["initial_lr"], group["lr"] = base, rate
 
     def get_train_dataloader(self) -> Any:
         # Already sharded by rank and started at the right sample, so it does not go through accelerate.

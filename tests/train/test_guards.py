@@ -54,10 +54,21 @@ def test_clipping_is_what_the_config_says_and_not_deepspeeds_default():
 def test_no_operator_is_compiled_when_ranks_meet(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1" if name == "WORLD_SIZE" else "0")
-    assert prepare_launch() == (0, 1)
+    assert prepare_launch("auto") == (0, 1)
     from deepspeed.comm.torch import build_shm_op
 
     assert build_shm_op() is None  # or a compiler runs for a minute at the first start
+
+
+def test_training_on_the_cpu_is_on_the_cpu_where_there_is_a_gpu_too(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1" if name == "WORLD_SIZE" else "0")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: pytest.fail("a GPU was chosen"))
+    prepare_launch("cpu")
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
 
 def test_stage_0_with_bf16_is_refused():

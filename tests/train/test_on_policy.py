@@ -11,15 +11,17 @@ import ranks
 import torch
 from transformers import GenerationConfig
 
-from mmkd.compose import load
-from mmkd.config.schema import Config, DataSection, OnPolicySection
+from mmkd.compose import compose, load
+from mmkd.config.schema import Config, DataSection, OnPolicySection, StudentSection
 from mmkd.data.loader import build_loader
 from mmkd.errors import ConfigError
 from mmkd.objectives import ReverseKL
 from mmkd.teachers.live import SharedTeacher
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
-from mmkd.train.on_policy import check_on_policy, is_on_policy, own_answers
+from mmkd.train.on_policy import check_on_policy, is_on_policy, own_answers, stop_ids
 from mmkd.train.task import DistillTask
+from tests.byte_tokenizer import byte_tokenizer
+from tests.train.conftest import save_tiny_model
 
 GREEDY = OnPolicySection(temperature=1e-4, max_new_tokens=7)
 
@@ -37,6 +39,18 @@ def first_batch(composed, records, folder, packing):
     section = DataSection.model_validate(data)
     loader = build_loader(section, composed.processor, seed=0, rejected=folder / "rejected.jsonl", **sizes)
     return next(iter(loader))
+
+
+def test_an_answer_ends_where_the_chat_template_ends_it(tmp_path):
+    tokenizer = byte_tokenizer(image=True)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end not in tokenizer.all_special_ids  # of these a tokenizer lists the named ones alone
+    save_tiny_model(tmp_path, 0, 1, None, tokenizer=tokenizer, template="chatml")
+    found = stop_ids(compose(StudentSection(init=str(tmp_path))))
+    assert end in found
+    assert tokenizer.eos_token_id in found
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("packing", [False, True])

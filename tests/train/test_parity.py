@@ -78,7 +78,7 @@ def summed(zero: int) -> float:
     from mmkd.config.schema import DeepspeedSection, StageSection, TrainingSection
     from mmkd.train.deepspeed import deepspeed_config, prepare_launch
 
-    prepare_launch()
+    prepare_launch("auto")
     deepspeed.init_distributed("gloo", verbose=False)
     section, training = DeepspeedSection(stage=zero), TrainingSection(precision="bf16")
     settings = deepspeed_config(section, StageSection(name="s", steps=1), training, 1, 64)

@@ -12,7 +12,9 @@ import ranks
 import torch
 
 from mmkd.checkpoints import latest_complete, mark_complete
+from mmkd.config.schema import Config
 from mmkd.errors import ConfigError, TrainingError
+from mmkd.train.run import how_to_go_on
 
 
 def checkpoints(settings: dict) -> Path:
@@ -90,6 +92,80 @@ def test_what_would_read_other_rows_is_refused(stopped, section, changes, messag
     assert isinstance(error, ConfigError)
     assert re.match(message, str(error))
     assert (Path(settings["run"]["dir"]) / "config.yaml").read_text() == written
+
+
+def refused(settings: dict) -> str:
+    written = (Path(settings["run"]["dir"]) / "config.yaml").read_text()
+    [error] = ranks.on_ranks(1, ranks.go, settings, True)
+    assert isinstance(error, ConfigError), error
+    assert (Path(settings["run"]["dir"]) / "config.yaml").read_text() == written
+    return str(error)
+
+
+@pytest.mark.distributed
+def test_a_run_that_goes_on_learns_saves_and_logs_as_its_config_says(finished, stopped):
+    """Lowering the rate is what a run that met a loss that is no number is told."""
+    settings = deepcopy(stopped(2, after=5))
+    stage = settings["stages"][0]
+    before = [line["learning_rate"] for line in ranks.lines(finished(2))]
+    stage["learning_rate"] /= 10
+    stage["learning_rates"] = {part: rate / 10 for part, rate in stage.get("learning_rates", {}).items()}
+    settings["training"] |= {"save_every": 3, "keep_checkpoints": 9, "log_every": 2}
+    ranks.run(settings, resume=True)
+    lines = ranks.lines(settings)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20]
+    after = {line["step"]: line["learning_rate"] for line in lines if line["step"] > 5}
+    assert after == pytest.approx({step: before[step - 1] / 10 for step in after})
+    assert {path.name for path in checkpoints(settings).iterdir()} == {
+        f"checkpoint-{n}" for n in (5, 6, 9, 12, 15, 18, 20)
+    }
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_decay": 0.3}, r"weight_decay of stage distill is 0\.3, and was .*: that stage has an optimiser"),
+        ({"trainable": ["voco"]}, r"trainable of stage distill is \['voco'\], and was"),
+        ({"learning_rates": {"voco": 0.125}}, r"learning_rates of stage distill is \{'voco': 0\.125\}, and was"),
+    ],
+)
+def test_what_the_optimiser_of_a_checkpoint_was_not_made_for_is_refused(stopped, changes, message):
+    settings = deepcopy(stopped(2, after=5))
+    settings["stages"][0] |= changes
+    assert re.match(message, refused(settings))
+
+
+@pytest.mark.distributed
+def test_a_finished_run_does_not_say_that_it_was_trained_otherwise(finished):
+    settings = deepcopy(finished(2))
+    first = settings["stages"][0]
+    assert "is finished, with the stages distill: --resume adds none." in refused(
+        settings | {"stages": [first, {**first, "name": "more"}]}
+    )
+    assert re.match(r"steps of stage distill is 40, and was 20 in .*: that stage is finished", refused(
+        settings | {"stages": [{**first, "steps": 40}]}
+    ))  # fmt: skip
+
+
+def test_a_run_between_two_stages_says_which_model_it_goes_on_from(tmp_path):
+    stages = [{"name": name, "steps": 1} for name in ("first", "second")]
+    run, data = {"dir": str(tmp_path)}, {"mixture": [{"source": "easyvqa"}]}
+    config = Config.model_validate({"run": run, "student": {"init": "x"}, "data": data, "stages": stages})
+    assert how_to_go_on(config).startswith("No checkpoint is whole yet")
+    for folder in (tmp_path / "checkpoints" / "first" / "checkpoint-4", tmp_path / "stages" / "first"):
+        folder.mkdir(parents=True)
+        mark_complete(folder)
+    assert how_to_go_on(config) == f"{tmp_path / 'stages' / 'first'} is whole: --resume starts the next stage from it."
+
+
+@pytest.mark.distributed
+def test_a_run_folder_that_cannot_be_made_is_named(finished, tmp_path):
+    (tmp_path / "file").touch()
+    settings = finished(2) | {"run": finished(2)["run"] | {"dir": str(tmp_path / "file" / "run")}}
+    [error] = ranks.on_ranks(1, ranks.go, settings)
+    assert isinstance(error, ConfigError)
+    assert str(error) == f"run.dir {tmp_path / 'file' / 'run'} cannot be made: Not a directory."
 
 
 @pytest.mark.distributed

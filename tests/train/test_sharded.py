@@ -19,7 +19,7 @@ def share(model: str) -> tuple[int, int, int]:
     """Parameters of a teacher, those that this rank holds beside padding, and how many there are."""
     from mmkd.train.deepspeed import prepare_launch
 
-    prepare_launch()
+    prepare_launch("auto")
     import deepspeed
 
     deepspeed.init_distributed("gloo", verbose=False)

@@ -60,7 +60,7 @@ def on_a_rank(students: list[str], teacher: str) -> list[dict[str, Any]]:
     """What `steps` says of every student with every size of chunks."""
     from mmkd.train.deepspeed import prepare_launch
 
-    rank, world = prepare_launch()
+    rank, world = prepare_launch("auto")
     import deepspeed
 
     deepspeed.init_distributed("gloo", verbose=False)
