@@ -99,9 +99,10 @@ def test_wrong_token_counts_are_named(tmp_path):
 
 
 def test_the_schema_can_be_written_to_a_file(tmp_path):
-    result = mmkd("schema", "--out", str(tmp_path / "schema.json"))
+    file = tmp_path / "new" / "schema.json"
+    result = mmkd("schema", "--out", str(file))
     assert result.returncode == 0
-    assert json.loads((tmp_path / "schema.json").read_text())["properties"]["student"]
+    assert json.loads(file.read_text())["properties"]["student"]
 
 
 @pytest.mark.distributed

@@ -70,6 +70,7 @@ def schema(
     """Write the JSON schema of a kind of config, for editors."""
     from mmkd.config.kinds import KINDS
     from mmkd.config.load import json_schema
+    from mmkd.whole_files import write_whole
 
     if kind not in KINDS:
         raise ConfigError(f"schema: no kind of config is called {kind!r}; allowed: {', '.join(KINDS)}.")
@@ -77,4 +78,4 @@ def schema(
     if out is None:
         typer.echo(text, nl=False)
     else:
-        out.write_text(text)
+        write_whole(out, [text])

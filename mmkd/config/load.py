@@ -16,7 +16,7 @@ from mmkd.config.problems import explain, near, near_or_all, option_problems
 from mmkd.config.schema import Config
 from mmkd.config.sections import Section
 from mmkd.config.vision_schema import VisionConfig
-from mmkd.config.yaml_tree import Node, apply_override, merge, parse_path, read
+from mmkd.config.yaml_tree import Dumper, Node, apply_override, merge, parse_path, read
 from mmkd.errors import ConfigError
 
 
@@ -112,7 +112,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
 def dump_config(config: Config | VisionConfig) -> str:
     """The resolved config as YAML; loading it again gives an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def json_schema(config: type[Section] = Config) -> dict[str, Any]:

@@ -15,12 +15,33 @@ Key = str | int
 
 
 class Loader(yaml.SafeLoader):
-    """The safe loader, which also reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+    """The safe loader, which also reads 1e-4 as a number (YAML 1.1 wants 1.0e-4).
+
+    Args:
+        file: names the text in messages.
+    """
+
+    def __init__(self, text: str, file: str):
+        super().__init__(text)
+        self.file = file
+        self._flat = set[int]()  # ids of mappings whose `<<` is resolved; their nodes live as long as the root
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Resolve `<<: *anchor` in place, once: what it brought would look like repeated keys to an alias of `node`."""
+        if id(node) not in self._flat:
+            self._flat.add(id(node))
+            _refuse_repeated_keys(node, self.file)
+            super().flatten_mapping(node)
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class Dumper(yaml.SafeDumper):
+    """The safe dumper, which quotes a text that the Loader would read as a number."""
+
+
+for _one in (Loader, Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 @dataclass
@@ -76,10 +97,10 @@ def read(path: Path) -> Node:
 
 def parse(text: str, file: str) -> Node:
     """Parse YAML text; `file` names it in messages."""
-    loader = Loader(text)
+    loader = Loader(text, file)
     try:
         root = loader.get_single_node()
-        return Node(None, file, 1) if root is None else _convert(loader, root, file, 1, frozenset())
+        return Node(None, file, 1) if root is None else _convert(loader, root, 1, frozenset())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -90,7 +111,8 @@ def parse(text: str, file: str) -> Node:
         loader.dispose()
 
 
-def _convert(loader: Loader, node: yaml.Node, file: str, line: int, above: frozenset[int]) -> Node:
+def _convert(loader: Loader, node: yaml.Node, line: int, above: frozenset[int]) -> Node:
+    file = loader.file
     if id(node) in above:
         raise ConfigError(f"config: an alias (*) contains itself. ({file}:{line})")
     above = above | {id(node)}
@@ -98,17 +120,16 @@ def _convert(loader: Loader, node: yaml.Node, file: str, line: int, above: froze
     if not isinstance(node, yaml.ScalarNode) and node.tag not in plain_tags:
         raise ConfigError(f"config: the tag {node.tag} is not allowed; only plain values are. ({file}:{line})")
     if isinstance(node, yaml.MappingNode):
-        _refuse_repeated_keys(node, file)
-        loader.flatten_mapping(node)  # resolves `<<: *anchor`
+        loader.flatten_mapping(node)
         children = {}
         for key, value in node.value:
             at = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"config: a key has to be a word, found a {key.id}. ({file}:{at})")
-            children[key.value] = _convert(loader, value, file, at, above)
+            children[key.value] = _convert(loader, value, at, above)
         return Node(children, file, line)
     if isinstance(node, yaml.SequenceNode):
-        items = [_convert(loader, item, file, item.start_mark.line + 1, above) for item in node.value]
+        items = [_convert(loader, item, item.start_mark.line + 1, above) for item in node.value]
         return Node(items, file, line)
     return Node(loader.construct_object(node), file, line)
 

@@ -17,7 +17,7 @@ from mmkd.data.packing import pack
 from mmkd.data.preferences import last_run, with_rejected
 from mmkd.data.rationales import token_weights, views
 from mmkd.data.records import Record, Turn
-from mmkd.data.rejected import BadRow
+from mmkd.data.rejected import BadRow, check_text, check_turns
 from mmkd.data.samples import Sample, images_of, preference_of, spans_of, texts_of, weights_of
 from mmkd.data.teacher_rows import TeacherRows, row_key, stacked
 from mmkd.data.teacher_side import Encoded, TeacherSide
@@ -87,10 +87,10 @@ class Collator:
     def prepare(self, record: Record) -> Sample:
         """Tokens and tensors of one record; as the sample's twin, of its rationales, or of a pair's rejected answer.
 
-        Raises: BadRow for wrong roles, an empty answer, an unreadable image, answers that two sides do not align, no
-            pair where there should be one, or a length over `max_length` even with its first question alone (a pair is
-            not shortened); ConfigError where the chat template cannot tell who speaks; DataError where the cached
-            teacher does not know the record.
+        Raises: BadRow for wrong roles, an empty answer, broken text, an unreadable image, answers that two sides do not
+            align, no pair where there should be one, or a length over `max_length` even with its first question alone
+            (a pair is not shortened); ConfigError where the chat template cannot tell who speaks; DataError where the
+            cached teacher does not know the record.
         """
         check_turns(record.turns)
         if self.pairs:
@@ -110,7 +110,9 @@ class Collator:
     def _pair(self, record: Record) -> Sample:
         seen = self._seen(record)
         chosen = self._sample(record, record.turns, seen)
-        rejected = self._sample(record, with_rejected(record.turns), seen, last_only=True)
+        worse = with_rejected(record.turns)
+        check_text(worse[-1].text)
+        rejected = self._sample(record, worse, seen, last_only=True)
         if chosen.dropped or rejected.dropped:
             raise BadRow("a preference pair is not shortened to fit data.max_length; raise that.", "too long")
         chosen.preference, rejected.preference = last_run(chosen.answer), [-mark for mark in rejected.answer]
@@ -298,20 +300,3 @@ def _stored(store: Features, image: str | bytes) -> Tensor:
     if key not in store:
         open_image(image)  # tells why the image was passed over when the store was filled
     return store.get(key)
-
-
-def check_turns(turns: Sequence[Turn]) -> None:
-    """Raises BadRow unless user and assistant take turns, after at most one system turn, and no answer is empty."""
-    roles = [turn.role for turn in turns]
-    body = roles[1:] if roles[:1] == ["system"] else roles
-    if not body or body != ["user", "assistant"] * (len(body) // 2):
-        raise BadRow(
-            f"the roles are {', '.join(map(str, roles)) or 'none'}; allowed: user, assistant, in turn, after at most "
-            "one system.",
-            "wrong roles",
-        )
-    for number, turn in enumerate(turns):
-        if not isinstance(turn.text, str):
-            raise BadRow(f"turn {number} is a {type(turn.text).__name__}; allowed: text.", "wrong roles")
-        if turn.role == "assistant" and not turn.text.strip():
-            raise BadRow(f"the answer in turn {number} is empty.", "empty answer")

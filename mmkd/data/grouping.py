@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from mmkd.data.records import Provenance, Record
-from mmkd.data.rejected import BadRow
+from mmkd.data.rejected import BadRow, check_turns
 from mmkd.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def grouped(records: Sequence[Record], turns: int | None, seed: int = 0) -> Sequ
     """Consecutive records on the same single image become multi-turn records of at most `turns` questions.
 
     The questions of an image are put into a seeded order first. Records without an image, with several, or that cannot
-    be read stay as they are. With `turns` None everything does.
+    be used stay as they are. With `turns` None everything does.
     """
     if turns is None:
         return records
@@ -57,11 +57,12 @@ def _mark(records: Sequence[Record], index: int) -> object:
     """Equal marks may be joined: same source, same single image, same system turn."""
     try:
         record = records[index]
+        check_turns(record.turns)  # one that is refused later would take the others of its group with it
     except BadRow:
         return None
     if len(record.images) != 1:
         return None
-    system = record.turns[0].text if record.turns and record.turns[0].role == "system" else None
+    system = record.turns[0].text if record.turns[0].role == "system" else None
     return record.source, record.images[0], system
 
 

@@ -21,7 +21,7 @@ def hub(
     revision: str | None = None,
     question: str = "question",
     answer: str = "answer",
-    image: str = "image",
+    image: str | None = None,
     messages: str | None = None,
     task: str | None = None,
     streaming: bool = False,
@@ -35,7 +35,7 @@ def hub(
         path: hub name or local folder; name: of its configuration; revision: of the hub repository.
         question, answer: text columns; of an answer that is a list the first entry is trained on, and all of them are
             kept as the turn's `answers`.
-        image: column of an image or a list of images; rows may have none.
+        image: column of an image or a list of images, "image" where there is one of that name; rows may have none.
         messages: column of chat messages, in place of question and answer.
         task: column of a label for reports.
         streaming: read rows as they come; needs a weight in the mixture. A resumed run reads past what was used.
@@ -47,10 +47,13 @@ def hub(
         raise ConfigError("datasets: turns needs to look at all rows, which streaming cannot; leave one of them out.")
     if shuffle_buffer and not streaming:
         raise ConfigError("datasets: shuffle_buffer is for streaming; without it every epoch is shuffled whole.")
-    rows = undecoded(load_rows(datasets, path, name, split, revision, streaming), image, datasets)
-    columns = Columns(question, answer, image, messages, task, source=Path(path).name)
+    rows = load_rows(datasets, path, name, split, revision, streaming)
+    columns = Columns(question, answer, image or "image", messages, task, source=Path(path).name)
     if rows.column_names is not None:
-        columns.check(rows.column_names, path)
+        columns.check(rows.column_names, path, image)
+    if image is None:
+        _refuse_unnamed_images(rows, path, datasets)
+    rows = undecoded(rows, columns.image, datasets)
     if not streaming:
         return grouped(HubRows(rows, columns), turns, seed)
     return Stream(rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows, columns)
@@ -72,6 +75,17 @@ def load_rows(datasets: Any, path: str, name: str | None, split: str, revision: 
         raise DataError(f"datasets: {path} (split {split}) cannot be loaded: {error}") from error
 
 
+def _refuse_unnamed_images(rows: Any, path: str, datasets: Any) -> None:
+    """Raises ConfigError where images are in columns of other names than "image" alone: nobody meant to lose them."""
+    kinds = rows.features or {}
+    found = [name for name, kind in kinds.items() if isinstance(getattr(kind, "feature", kind), datasets.Image)]
+    if found and "image" not in kinds:
+        raise ConfigError(
+            f"datasets: {path} has no column image; its images are in {', '.join(found)}. Name the one to read with "
+            "image."
+        )
+
+
 def undecoded(rows: Any, image: str, datasets: Any) -> Any:
     """Images stay encoded until a sample is prepared, where size limits apply before anything is decoded."""
     kind = (rows.features or {}).get(image)
@@ -89,10 +103,10 @@ class Columns:
         self.question, self.answer, self.image, self.messages, self.task = question, answer, image, messages, task
         self.source = source
 
-    def check(self, there: list[str], path: str) -> None:
-        """Raises ConfigError for a column that the data set lacks. A data set may have no images."""
+    def check(self, there: list[str], path: str, image: str | None) -> None:
+        """Raises ConfigError for a column that the data set lacks. `image`: as named; a data set may have no images."""
         asked = [self.messages] if self.messages else [self.question, self.answer]
-        lacking = [column for column in [*asked, self.task] if column and column not in there]
+        lacking = [column for column in [*asked, image, self.task] if column and column not in there]
         if lacking:
             raise ConfigError(
                 f"datasets: {path} has no column {', '.join(lacking)}; it has {', '.join(there)}. Name the right ones "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import json
 import os
 from array import array
@@ -97,7 +98,7 @@ class ParquetRows(Sequence[Record]):
         datasets = import_datasets("parquet")
         self.file = file
         try:
-            self.rows = datasets.load_dataset("parquet", data_files=str(file), split="train")
+            self.rows = datasets.load_dataset("parquet", data_files=glob.escape(str(file)), split="train")
         except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
             raise DataError(f"{file} cannot be read as Parquet ({error}).") from error
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from mmkd.data.records import Turn
 from mmkd.errors import DataError
 
 MOST_BAD = 0.1
 FEWEST_SEEN = 50  # before the share of bad rows says anything
+SIGMAS = 3  # beyond that share: each of many processes asks after every bad row, so chance has many tries
 
 
 class BadRow(DataError):
@@ -29,6 +33,35 @@ class BadRow(DataError):
 def mend_or_drop(key: str) -> str:
     """What to do about bad rows of the sources that a config lists under `key`."""
     return f"Mend the data, or take the source out of {key}."
+
+
+def check_turns(turns: Sequence[Turn]) -> None:
+    """Raises BadRow unless user and assistant take turns, after at most one system turn, no answer is empty, and every
+    text is one."""
+    roles = [turn.role for turn in turns]
+    body = roles[1:] if roles[:1] == ["system"] else roles
+    if not body or body != ["user", "assistant"] * (len(body) // 2):
+        raise BadRow(
+            f"the roles are {', '.join(map(str, roles)) or 'none'}; allowed: user, assistant, in turn, after at most "
+            "one system.",
+            "wrong roles",
+        )
+    for number, turn in enumerate(turns):
+        if not isinstance(turn.text, str):
+            raise BadRow(f"turn {number} is a {type(turn.text).__name__}; allowed: text.", "wrong roles")
+        check_text(turn.text)
+        if turn.role == "assistant" and not turn.text.strip():
+            raise BadRow(f"the answer in turn {number} is empty.", "empty answer")
+
+
+def check_text(text: str) -> None:
+    """Raises BadRow for half of a surrogate pair, as JSON may hold: no tokenizer and no file takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        why = f"its text holds {half}, one half of a character; mend the row, or take it out."
+        raise BadRow(why, "broken text") from None
 
 
 class RejectedLog:
@@ -51,11 +84,11 @@ class RejectedLog:
         self.seen += 1
 
     def reject(self, source: str, index: int, record_id: str, error: BadRow) -> None:
-        """Write the row down. Raises DataError once more than 10 % of at least 50 rows tried were bad."""
+        """Write the row down. Raises DataError once `too_many` rows tried were bad."""
         self.seen += 1
         self.bad += 1
         self.note(source, index, record_id, error)
-        if self.seen >= FEWEST_SEEN and self.bad > MOST_BAD * self.seen:
+        if too_many(self.bad, self.seen):
             raise DataError(
                 f"{self.bad} of {self.seen} rows tried could not be used, more than {MOST_BAD:.0%}; the last one, row "
                 f"{index} of {source}: {error} All reasons are in {self.path}. {self.remedy}"
@@ -67,13 +100,20 @@ class RejectedLog:
             return
         self._written.add((source, index, error.kind))
         line = {"source": source, "index": index, "id": record_id, "kind": error.kind, "reason": str(error)}
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        # Half of a surrogate pair, in an id or a path, is written as JSON escapes it.
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(handle, data)
         finally:
             os.close(handle)
+
+
+def too_many(bad: int, seen: int) -> bool:
+    """Whether of at least 50 rows more are bad than chance makes of 10 %: 12 of 50, 20 of 100, 131 of 1,000."""
+    expected = MOST_BAD * seen
+    return seen >= FEWEST_SEEN and bad > expected + SIGMAS * math.sqrt(expected)
 
 
 def summary(path: Path) -> dict[str, int]:

@@ -129,7 +129,7 @@ def records(
     single: bool = False,
     types: Sequence[str] | None = None,
 ) -> list[Record]:
-    """`count` scenes as records, the picture as PNG bytes.
+    """`count` scenes as records, the picture as PNG bytes; a scene that offers no question of the types makes none.
 
     Train and validation: one record per scene, its questions as turns, task "scene". Test: one record per question,
     task = its type, so that a score can be broken down by type; the records of one scene share one bytes object.
@@ -147,7 +147,7 @@ def records(
             for number, question in enumerate(one.questions):
                 turns = _turns((question,))
                 found.append(Record(f"{one.id}/{number}", turns, [png], question.type, "scenes", origin))
-        else:
+        elif one.questions:
             found.append(Record(one.id, _turns(one.questions), [png], "scene", "scenes", origin))
     return found
 

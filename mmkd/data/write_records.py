@@ -15,16 +15,17 @@ from mmkd.whole_files import write_whole
 def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     """Write records, whole or not at all: the file appears when its last line is written.
 
-    Image paths become relative to the file; images inside records stay inside, as data: URIs.
+    Image paths become relative to the file; images inside records stay inside, as data: URIs. Half of a surrogate pair
+    is written as JSON escapes it.
 
     Returns: how many. Raises: DataError where the disk takes no more.
     """
 
-    def lines() -> Iterator[str]:
+    def lines() -> Iterator[bytes]:
         for record in records:
             row = record.to_dict()
             row["images"] = [_image(image, path.parent) for image in record.images]
-            yield json.dumps(row, ensure_ascii=False) + "\n"
+            yield (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
     return write_whole(path, lines())
 

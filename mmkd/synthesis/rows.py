@@ -13,7 +13,7 @@ from mmkd.config.schema import SourceSection
 from mmkd.data.hub import Stream
 from mmkd.data.images import open_image
 from mmkd.data.records import Record
-from mmkd.data.rejected import BadRow, RejectedLog
+from mmkd.data.rejected import BadRow, RejectedLog, check_text
 from mmkd.data.sources import open_source
 from mmkd.errors import ConfigError, DataError
 
@@ -54,7 +54,7 @@ def usable(records: Sequence[Record], log: RejectedLog, source: str, with_pictur
     Args:
         with_pictures: whether a row without one is of no use.
 
-    Raises: DataError once more than 10 % of at least 50 rows were bad, or where none is left.
+    Raises: DataError once `rejected.too_many` rows were bad, or where none is left.
     """
     good: list[int] = []
     seen = set[str]()  # pictures that several rows share
@@ -101,20 +101,14 @@ def _looked_at(
 
 
 def _require_text(record: Record) -> None:
-    """Raises BadRow for a text that is none, or holds half of a surrogate pair, as JSON may: nobody can be sent it, and
-    no file takes it."""
+    """Raises BadRow for a text that is none, or that nobody can be sent, see `check_text`."""
     texts: list[Any] = [record.id, record.task, record.source]
     for turn in record.turns:
         texts += [turn.text, turn.rationale or "", turn.rejected or "", *(turn.answers or ()), *(turn.choices or ())]
     for text in texts:
         if not isinstance(text, str):
             raise BadRow(f"it has a {type(text).__name__}, {str(text)[:80]!r}, in the place of a text.", "broken text")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = f"U+{ord(text[error.start]):04X}"
-            why = f"its text holds {half}, one half of a character; mend the row, or take it out."
-            raise BadRow(why, "broken text") from None
+        check_text(text)
 
 
 def _place(image: str | bytes) -> str | int:

@@ -105,6 +105,7 @@ def test_an_error_in_a_parent_names_the_parents_file_and_line():
     ("text", "message"),
     [
         ("run: {seed: 1}\nrun: {seed: 2}\n", "config: run stands twice in one mapping, first in line 1; remove one. (x.yaml:2)"),
+        ("run: {<<: {seed: 1, seed: 2}}\n", "config: seed stands twice in one mapping, first in line 1; remove one. (x.yaml:1)"),
         ("- a\n", "config: a config is a mapping of sections, found a list. (x.yaml:1)"),
         ("run: [1\ntraining: {}\n", "(x.yaml:2)"),
         ("run: &a [*a]\n", "config: an alias (*) contains itself. (x.yaml:1)"),

@@ -7,7 +7,7 @@ import pytest
 
 from mmkd.config.kinds import KINDS
 from mmkd.config.load import dump_config, find_config, json_schema, load_config, packaged, where
-from mmkd.config.yaml_tree import format_path, parse_path
+from mmkd.config.yaml_tree import format_path, parse, parse_path
 from mmkd.errors import ConfigError
 
 BASE = """\
@@ -134,6 +134,32 @@ def test_the_dumped_config_loads_to_an_equal_one(base):
     again = load_config("again.yaml")
     assert again.model_dump() == config.model_dump()
     assert again.teacher.options() == {"cache": 3}
+
+
+@pytest.mark.parametrize("name", ["1e5", "-.5E+3", "12e34567"])
+def test_a_name_that_looks_like_a_number_is_dumped_as_a_name(base, name):
+    config = load_config(base, [f"run.dir='{name}'"])
+    Path("again.yaml").write_text(dump_config(config))
+    assert load_config("again.yaml").run.dir == name
+
+
+def test_a_number_is_dumped_as_a_number(base):
+    config = load_config(base, ["teacher={kind: live, model: runs/t, rate: 1e-20, scale: 1e30}"])
+    Path("again.yaml").write_text(dump_config(config))
+    assert load_config("again.yaml").teacher.options() == {"rate": 1e-20, "scale": 1e30}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: *b\n",
+        "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b}\n",
+        "b: {<<: &b {<<: {x: 1, y: 2}, x: 3}}\nc: *b\n",
+    ],
+)
+def test_a_mapping_laid_over_another_can_be_named_again(text):
+    read = parse(text, "x.yaml").plain()
+    assert read["b"] == read["c"] == {"x": 3, "y": 2}
 
 
 def test_a_run_folder_stands_for_its_config(base):

@@ -214,6 +214,14 @@ def test_questions_can_be_of_some_types_alone_about_the_same_pictures():
     assert scene("train", 4, 0, types=["count", "existence"]) == some
 
 
+def test_a_scene_without_a_question_of_the_types_makes_no_record():
+    asked = [one for one in scenes("train", 40, seed=0, grid=2, types=["two_hop"]) if one.questions]
+    assert 0 < len(asked) < 40
+    found = records("train", 40, seed=0, grid=2, types=["two_hop"])
+    assert [one.id for one in found] == [one.id for one in asked]
+    assert [len(one.turns) for one in found] == [2 * len(one.questions) for one in asked]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

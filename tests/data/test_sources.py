@@ -229,6 +229,13 @@ def test_grouping_leaves_bad_rows_alone_and_keeps_system_turns_apart(tmp_path):
     assert (grouped[2].id, grouped[3].id) == ("3", "4")
 
 
+def test_a_row_that_would_be_refused_does_not_take_the_others_of_its_image_with_it(record, records_file):
+    records = [record(f"{n}", (f"q{n}", "" if n == 4 else "a"), images=["a.png"]) for n in range(10)]
+    grouped = opened(source="jsonl", path=str(records_file(records)), turns=10)
+    assert [len(one.turns) // 2 for one in grouped] == [4, 1, 5]
+    assert said(grouped[1]) == [("user", "q4"), ("assistant", "")]
+
+
 def test_less_than_one_turn_is_refused(records_file, record):
     with pytest.raises(ConfigError, match="turns is 0; a record holds at least 1"):
         opened(source="jsonl", path=str(records_file([record("a", ("q", "a"))])), turns=0)
@@ -295,6 +302,8 @@ def test_parquet_gives_back_records_with_bytes_and_with_paths(tmp_path, offline_
     found = opened(source="parquet", path=str(tmp_path / "bytes.parquet"))
     assert (len(found), found[0], found[1]) == (2, one, two)
     assert opened(source="parquet", path=str(tmp_path / "paths.parquet"))[0].images == [str(tmp_path / "x/1.png")]
+    (tmp_path / "data[1].parquet").write_bytes((tmp_path / "paths.parquet").read_bytes())
+    assert len(opened(source="parquet", path=str(tmp_path / "data[1].parquet"))) == 1
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"bad.parquet cannot be read as Parquet"):
         opened(source="parquet", path=str(tmp_path / "bad.parquet"))
@@ -330,6 +339,26 @@ def test_a_saved_data_set_is_read_with_its_columns_and_images_stay_encoded(saved
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(saved):
     with pytest.raises(ConfigError, match="no column reply; it has question, answer, image, kind"):
         opened(source="datasets", path=saved, answer="reply")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_are_never_left_out_in_silence(tmp_path, saved, offline_cache, streaming):
+    datasets = offline_cache
+    with pytest.raises(ConfigError, match="no column imgs; it has question, answer, image, kind"):
+        opened(source="datasets", path=saved, image="imgs", streaming=streaming)
+    rows = datasets.load_from_disk(saved).rename_column("image", "picture")
+    rows.save_to_disk(tmp_path / "one")
+    with pytest.raises(ConfigError, match=r"has no column image; its images are in picture. Name"):
+        opened(source="datasets", path=str(tmp_path / "one"), streaming=streaming)
+    assert opened(source="datasets", path=str(tmp_path / "one"), image="picture", streaming=streaming)[0].images
+    lists = rows.map(lambda row: {"picture": [row["picture"]]}, features=datasets.Features(
+        {**rows.features, "picture": datasets.List(datasets.Image())}
+    ))  # fmt: skip
+    lists.save_to_disk(tmp_path / "lists")
+    with pytest.raises(ConfigError, match="images are in picture"):
+        opened(source="datasets", path=str(tmp_path / "lists"), streaming=streaming)
+    rows.remove_columns("picture").save_to_disk(tmp_path / "none")
+    assert opened(source="datasets", path=str(tmp_path / "none"), streaming=streaming)[0].images == []
 
 
 def test_a_folder_of_files_is_read_by_datasets_itself_and_chat_messages_are_taken_apart(tmp_path, offline_cache):

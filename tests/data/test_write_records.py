@@ -39,6 +39,12 @@ def test_an_image_that_is_a_link_keeps_its_name(linked):
     assert json.loads(file.read_text())["images"] == ["link.png"]
 
 
+def test_half_a_character_is_written_as_json_says_it_and_read_back(tmp_path):
+    one = Record("a", [Turn("user", json.loads(r'"what is \ud83d?"')), Turn("assistant", "ä")])
+    write_jsonl(tmp_path / "records.jsonl", [one])
+    assert jsonl(str(tmp_path / "records.jsonl"))[0].turns == one.turns
+
+
 def test_images_of_a_competition_are_found_from_a_folder_behind_a_link(linked):
     file = Path("runs/compete/given/pool.jsonl")
     write_items(file, [Item("a", "what?", ("data/x.png",))])

@@ -289,7 +289,7 @@ def test_broken_rows_are_set_aside_and_more_than_a_tenth_stop_the_run(config, ro
     assert made.yields["all"]["rows"] == 56
     kinds = [one["kind"] for one in lines(tmp_path / "out" / "rejected.jsonl") if one["source"] == "data"]
     assert sorted(kinds) == ["image unreadable"] * 3 + ["not one image"]
-    write_jsonl(tmp_path / "rows.jsonl", many[:-8] + [replace(row, images=[]) for row in many[-8:]])
+    write_jsonl(tmp_path / "rows.jsonl", many[:-15] + [replace(row, images=[]) for row in many[-15:]])
     with pytest.raises(DataError, match="10%"):
         make_programs(config(tmp_path / "out", samples=2))
 
