@@ -53,7 +53,9 @@ def byte_table(tokenizer: Any) -> list[bytes]:
     table = [b""] * (1 + max(tokenizer.get_vocab().values()))
     for token, i in tokenizer.get_vocab().items():
         if i in added:
-            table[i] = b"" if added[i].special else added[i].content.encode()
+            # Gemma writes runs of spaces as added tokens, in the letters of its others.
+            text = added[i].content if "ByteLevel" in kinds else added[i].content.replace("▁", " ")
+            table[i] = b"" if added[i].special else text.encode()
         else:
             table[i] = read(token)
     return table

@@ -78,8 +78,10 @@ class MmkdPreTrainedModel(PreTrainedModel):
             logits = torch.tanh(logits / cap) * cap
         if (scale := getattr(text, "logit_scale", None)) is not None:
             logits = logits * scale
-        if (divisor := getattr(text, "logits_scaling", None)) is not None:
-            logits = logits / divisor
+        if (factor := getattr(text, "lm_head_multiplier", None)) is not None:
+            logits = logits * factor
+        if (by := getattr(text, "logits_scaling", None)) is not None:  # HyperCLOVA X multiplies where Granite divides
+            logits = logits * by if text.model_type == "hyperclovax" else logits / by
         return logits
 
     def image_features(self, pixel_values: Tensor | None = None, tower_features: Tensor | None = None) -> Tensor:

@@ -43,10 +43,10 @@ class TokenMap:
         self.strange: Counter[str] = Counter()
 
     def id_of(self, score: TokenScore) -> int | None:
-        if score.bytes is not None:
-            found = self._ids.get(bytes(score.bytes))
-        else:
-            found = None if "\ufffd" in score.token else self._ids.get(score.token.encode())
+        data = score.token.encode() if score.bytes is None else bytes(score.bytes)
+        # Half a character has no text of its own: some endpoints send the bytes of the mark that stands for it.
+        broken = "\ufffd" in score.token and data == score.token.encode()
+        found = None if broken else self._ids.get(data)
         return self._special.get(score.token) if found is None else found
 
     def rows(self, ids: Sequence[int], scored: Sequence[ScoredToken], settings: TargetSettings) -> Rows:
@@ -58,6 +58,7 @@ class TokenMap:
         Raises: BadRow where endpoint and student cut the answer in other tokens, naming the first; or where its
             log-probabilities are none.
         """
+        scored = self._without_blank_end(scored)
         kept = [self._row(place, i, scored, settings.k) for place, i in enumerate(ids)]
         if len(scored) > len(ids):
             raise _parted(len(ids), repr(scored[len(ids)].token), "no more")
@@ -71,6 +72,13 @@ class TokenMap:
             "best": torch.tensor(ids),  # an answer of temperature 0 is the likeliest token each time
         }
         return {name: stored(name, array, self.vocabulary, DTYPES[settings.dtype]) for name, array in arrays.items()}
+
+    def _without_blank_end(self, scored: Sequence[ScoredToken]) -> Sequence[ScoredToken]:
+        """Up to the last token that says something, where blank ones follow it: an answer is kept without them, and
+        what the model thought of its end, it thought behind them."""
+        said = [place for place, one in enumerate(scored) if one.token.strip() and one.token not in self._special]
+        rest = scored[said[-1] + 1 :] if said else []
+        return scored[: said[-1] + 1] if any(one.token and not one.token.strip() for one in rest) else scored
 
     def _row(
         self, place: int, i: int, scored: Sequence[ScoredToken], k: int

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from mmkd.data.byte_spans import Span, align, byte_table
 from mmkd.errors import ConfigError
@@ -116,3 +116,10 @@ def test_another_kind_of_tokenizer_is_refused_by_what_it_is():
     backend.decoder = decoders.WordPiece()
     with pytest.raises(ConfigError, match="decodes by WordPiece"):
         byte_table(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_runs_of_spaces_that_are_added_tokens_are_spaces():
+    """Gemma writes them so, in the letters of its other tokens."""
+    tokenizer = sentence_piece()
+    tokenizer.add_tokens([AddedToken("▁▁", special=False, normalized=False), "<image>"])
+    assert byte_table(tokenizer)[tokenizer.convert_tokens_to_ids("▁▁")] == b"  "

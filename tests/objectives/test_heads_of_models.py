@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
+from transformers import CohereConfig, Gemma2Config, GraniteConfig, HyperCLOVAXConfig, LlamaConfig
 
 from mmkd.objectives import CrossEntropy, ForwardKL, token_losses
 from mmkd.teachers.reading import answer_batch, prefixes, read_outputs
@@ -70,6 +70,7 @@ DECODERS = {
     "llama": LlamaConfig(**SIZES),
     "gemma2": Gemma2Config(**SIZES, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=3.0),
     "granite": GraniteConfig(**SIZES, logits_scaling=2.5, embedding_multiplier=3.0),
+    "hyperclovax": HyperCLOVAXConfig(**SIZES, logits_scaling=0.4),
     "cohere": CohereConfig(**SIZES, logit_scale=0.4),
 }
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])

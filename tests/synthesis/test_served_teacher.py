@@ -28,7 +28,7 @@ from mmkd.data.write_records import write_jsonl
 from mmkd.errors import ConfigError, DataError
 from mmkd.inference.reader import Reader
 from mmkd.models.processing_mmkd import MmkdProcessor
-from mmkd.synthesis.requests import ScoredToken, Status
+from mmkd.synthesis.requests import ScoredToken, Status, TokenScore
 from mmkd.synthesis.served_teacher import cache_served
 from mmkd.synthesis.served_tokens import TokenMap
 from mmkd.synthesis.store import Store
@@ -353,6 +353,22 @@ def test_a_server_that_tells_of_the_end_token_by_name_or_as_nothing_is_believed(
         rows = mapping.rows([a, end], scored(("a", -0.5), (name, -0.1)), TargetSettings(k=2))
         assert rows["counts"].tolist() == [1, 1]
         assert rows["ids"].tolist() == [a, end]
+
+
+def test_blanks_behind_an_answer_are_no_part_of_it_nor_what_was_thought_behind_them(mapping):
+    a, end = mapping.id_of(scored(("a", -1.0))[0]), mapping.id_of(scored(("</s>", -1.0))[0])
+    rows = mapping.rows([a, end], scored(("a", -0.5), ("\n", -0.2), ("</s>", -0.1)), TargetSettings(k=2))
+    assert rows["counts"].tolist() == [1, 0]
+    assert rows["ids"].tolist() == [a]
+
+
+def test_bytes_of_the_mark_for_a_broken_character_are_nobodys(speaker):
+    """As vLLM sends them of a token that is a part of a character."""
+    mapping = TokenMap(MmkdProcessor.from_pretrained(speaker))
+    mapping._ids["\ufffd".encode()] = 7  # a tokenizer may have the mark itself
+    half = TokenScore.model_validate({"token": "\ufffd", "logprob": -1.0, "bytes": list("\ufffd".encode())})
+    assert mapping.id_of(half) is None
+    assert mapping.id_of(half.model_copy(update={"bytes": [97]})) == mapping.id_of(scored(("a", -1.0))[0])
 
 
 @pytest.mark.parametrize(

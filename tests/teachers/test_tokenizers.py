@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
+from mmkd.compose import load
 from mmkd.config.schema import TeacherSection
+from mmkd.data.collate import Collator
+from mmkd.data.records import Record, Turn
 from mmkd.errors import ConfigError
 from mmkd.models import MmkdProcessor
 from mmkd.objectives import Needs, build, names
-from mmkd.teachers.live import SharedTeacher
+from mmkd.teachers.live import LiveTeacher, SharedTeacher
+from mmkd.teachers.reading import answer_batch
 from mmkd.teachers.tokenizers import (
     difference,
     require_one_reading,
@@ -22,6 +27,7 @@ from mmkd.teachers.tokenizers import (
 )
 from tests.byte_tokenizer import byte_tokenizer
 from tests.objectives.sides import Section
+from tests.train.conftest import save_tiny_model
 
 
 def other_tokenizer(turned: bool = False, words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
@@ -97,3 +103,19 @@ def test_a_teacher_that_is_the_student_has_no_tokens_of_its_own():
     assert teacher_side(TeacherSection(kind="shared"), None, [build(Section("uld"))]) is None
     with pytest.raises(ConfigError, match="use forward_kl"):
         SharedTeacher().check(Needs(True, own_tokens=True))
+
+
+def test_a_teacher_without_a_row_for_what_the_chats_hold_is_refused(tmp_path):
+    tokenizer = byte_tokenizer(image=True)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    save_tiny_model(tmp_path / "student", 0, 1, None, tokenizer=tokenizer, template="chatml")
+    save_tiny_model(tmp_path / "teacher", 1, 1, None)
+    student = load(tmp_path / "student")
+    require_one_tokenizer(
+        TeacherSection(model=str(tmp_path / "teacher")), student.processor.tokenizer, ["forward_kl"]
+    )  # alike but for added tokens
+    batch = Collator(student.processor, 64)([Record("r", [Turn("user", "what?"), Turn("assistant", "a")], [])])
+    batch["normalizer"] = 1.0
+    teacher = LiveTeacher(str(tmp_path / "teacher"), torch.float32, "sdpa", torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"hold id 260, .* the teacher's embedding has 259 rows: .*plain or qa"):
+        teacher.outputs(student.model, batch, answer_batch(batch), Needs(teacher=True))
