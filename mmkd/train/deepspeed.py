@@ -114,5 +114,12 @@ def make_safe(model: Any) -> None:
     """Make parameters fit for broadcasting: 0-dim ones get one dimension, transposed ones are laid out. Tied
     ones stay one."""
     for parameter in model.parameters():
+        parameter.was_scalar = parameter.dim() == 0 or getattr(parameter, "was_scalar", False)
         if parameter.dim() == 0 or not parameter.is_contiguous():
             parameter.data = parameter.data.reshape(parameter.shape or (1,)).contiguous()
+
+
+def as_saved(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a model that `make_safe` has seen, in the shapes that a file has and a new model wants."""
+    scalars = {name for name, parameter in model.named_parameters() if getattr(parameter, "was_scalar", False)}
+    return {name: weight.reshape(()) if name in scalars else weight for name, weight in weights.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmkd.checkpoints import mark_complete
 from mmkd.errors import TrainingError
+from mmkd.train.deepspeed import as_saved
 
 
 def export(trainer: Any, composed: Any, target: Path, original: Callable[[], dict[str, Any]] | None = None) -> None:
@@ -29,7 +30,7 @@ def export(trainer: Any, composed: Any, target: Path, original: Callable[[], dic
 
     if original is not None:
         weights = restored(composed.model, weights, original())
-    weights = merged(composed.model, weights)
+    weights = as_saved(composed.model, merged(composed.model, weights))
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shapes = {name: tuple(t.shape) for name, t in weights.items()}

@@ -11,7 +11,8 @@ import yaml
 
 from mmkd.checkpoints import is_complete, latest_complete, step_of
 from mmkd.config.load import dump_config
-from mmkd.config.schema import Config
+from mmkd.config.schema import Config, TrainingSection
+from mmkd.config.vision_schema import VisionConfig
 from mmkd.errors import ConfigError
 from mmkd.precision import native_bf16, on_cpu
 from mmkd.train.deepspeed import deepspeed_config, patience, prepare_launch
@@ -73,8 +74,9 @@ def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int
         raise ConfigError(f"{run} already holds a run; go on with --resume, or name another run.dir.")
     require_same_order(config, run / "config.yaml")
     require_same_past(config, run)
+    training = fp32(config.training) if isinstance(config, VisionConfig) else config.training
     for stage, (micro, accumulation) in zip(config.stages, plans, strict=True):
-        deepspeed_config(config.deepspeed, stage, config.training, micro, accumulation)  # refuse before loading
+        deepspeed_config(config.deepspeed, stage, training, micro, accumulation)  # refuse before loading
 
     import torch.distributed as dist
 
@@ -93,6 +95,12 @@ def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int
         (run / "environment.json").write_text(json.dumps(environment(world), indent=1))
     dist.barrier()
     return config, plans, rank, world
+
+
+def fp32(training: TrainingSection) -> TrainingSection:
+    """What DeepSpeed is told of a classifier, whose weights and optimiser stay fp32: its task multiplies in bf16 by
+    itself, since batch-norm statistics do not bear it."""
+    return training.model_copy(update={"precision": "fp32"})
 
 
 def with_precision(config: Any, resume: bool) -> Any:

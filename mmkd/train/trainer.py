@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -260,7 +261,7 @@ class DistillTrainer(Trainer):
             if self.args.should_save:
                 mark_complete(folder)
                 keep_newest(run, self.keep)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             if is_lost(error):
                 raise
             free = shutil.disk_usage(run).free / 1e9

@@ -19,6 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
+from safetensors import SafetensorError
 
 from mmkd.errors import DataError, TrainingError
 
@@ -77,6 +78,8 @@ class Watch:
         if isinstance(error, OSError) and error.errno in FULL:
             place = f" ({error.filename})" if error.filename else ""
             raise TrainingError(f"{error.strerror}{place}: make room. {self.going_on()}") from error
+        if isinstance(error, SafetensorError):  # it wraps what the system says
+            raise TrainingError(f"a file could not be read or written ({error}). {self.going_on()}") from error
         if isinstance(error, (TrainingError, DataError)):
             raise type(error)(f"{error} {self.going_on()}") from error
 

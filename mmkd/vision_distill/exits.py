@@ -79,17 +79,51 @@ def find_exits(model: Any, image_size: tuple[int, int], name: str = "model") -> 
     flat = len({entry["reduction"] for entry in info}) == 1
     entries = [info[at] for at in flat_places(len(info))] if flat else info[-STAGES:]
     ends: list[End] = [(entry["module"], "output") for entry in entries]
-    pools: list[End] = [(module, "input") for module, _ in model.named_modules() if module.endswith("global_pool")]
+    modules = dict(model.named_modules())
+    for entry in entries:
+        if entry["module"] not in modules:
+            raise ConfigError(f"{name}: timm names a stage {entry['module']} of it, which is no module to read at.")
+    pools: list[End] = [(module, "input") for module in modules if module.endswith("global_pool")]
     found = _dry_run(model, [*ends, *pools], image_size, name)
     for end in ends:
         if not isinstance(found.get(end), Tensor) or found[end].dim() not in (3, 4):
             raise ConfigError(f"{name}: {end[0]} gives no single feature map; staged exits need one at each stage.")
     if len(pools) == 1 and _layout(model, found[ends[-1]]) == "NCHW":
         ends[-1] = pools[0]
-    return [
+    exits = [
         _exit(model, end, found[end], [side // entry["reduction"] for side in image_size], name)
         for end, entry in zip(ends, entries, strict=True)
     ]
+    _require_timms_maps(model, exits, image_size, name)
+    return exits
+
+
+def _require_timms_maps(model: Any, exits: list[Exit], image_size: tuple[int, int], name: str) -> None:
+    """Refuse a model whose blocks give features in an order of their own (Hiera), or in another layout than it says
+    (SAM's ViT, VOLO): timm's own reading of them has to have the same map.
+
+    Raises: ConfigError.
+    """
+    like = next(model.parameters())
+    if like.is_meta or not hasattr(model, "forward_intermediates"):
+        return
+    image = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(like)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            timms = model.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
+            ours = read_staged(model, exits, image).stages
+    finally:
+        model.train(training)
+    for exit, stage in zip(exits, ours, strict=True):
+        close = 1e-3 * stage.map.abs().max()
+        same = [one for one in timms if one.shape == stage.map.shape and (one - stage.map).abs().max() <= close]
+        if exit.end[1] == "output" and not same:
+            raise ConfigError(
+                f"{name}: {exit.end[0]} of a {type(model).__name__} gives {tuple(stage.map.shape[1:])}, and timm's own "
+                "reading has no such map: its places are in an order or a layout of their own. Take another family."
+            )
 
 
 def flat_places(blocks: int) -> list[int]:

@@ -11,7 +11,7 @@ from mmkd.checkpoints import is_complete
 from mmkd.config.vision_schema import ClassifierSection, VisionConfig
 from mmkd.precision import on_cpu
 from mmkd.train.checks import check_trackers
-from mmkd.train.run import how_to_go_on, open_run
+from mmkd.train.run import fp32, how_to_go_on, open_run
 from mmkd.train.stage import run_trainer, training_arguments
 from mmkd.train.watch import Watch
 from mmkd.whole_files import write_whole
@@ -102,6 +102,7 @@ def train_student(
     ]
     check_sizes(config.data.augment, views)
     bf16 = config.training.precision == "bf16"
+    make_safe(student.model)  # before its average is made
     task = VisionTask(
         student.model,
         student.size,
@@ -115,10 +116,9 @@ def train_student(
     make_safe(task)
     if rank == 0:
         print(table(task, teacher), flush=True)
-    # Weights and optimiser stay fp32 and the task multiplies in bf16: batch-norm statistics do not bear bf16.
-    fp32 = config.model_copy(update={"training": config.training.model_copy(update={"precision": "fp32"})})
     folder = run / "checkpoints" / recipe.name
-    args = training_arguments(fp32, recipe, plan, folder, cpu)
+    told = config.model_copy(update={"training": fp32(config.training)})
+    args = training_arguments(told, recipe, plan, folder, cpu)
 
     def batches(step: int) -> Any:
         return build_loader(

@@ -117,10 +117,20 @@ def report(student: Staged, teacher: Staged | SpaceTargets | None, labels: Tenso
 
 
 def width(model: Any) -> int:
-    """Width of the classifier's input."""
-    return model.get_submodule(classifier_name(model)).weight.shape[1]
+    """Width of the classifier's input. Raises: as `classes`."""
+    return _classifier(model).weight.shape[1]
 
 
 def classes(model: Any) -> int:
-    """Classes that the model tells apart, K."""
-    return model.get_submodule(classifier_name(model)).weight.shape[0]
+    """Classes that the model tells apart, K. Raises: ConfigError where its classifier is no linear layer."""
+    return _classifier(model).weight.shape[0]
+
+
+def _classifier(model: Any) -> Any:
+    layer = model.get_submodule(classifier_name(model))
+    if not isinstance(getattr(layer, "weight", None), Tensor):
+        raise ConfigError(
+            f"the classifier of {type(model).__name__} is a {type(layer).__name__}, not one linear layer, whose input "
+            "objectives read; take another model."
+        )
+    return layer

@@ -13,7 +13,7 @@ from mmkd.checkpoints import MARKER, latest_complete, mark_complete
 from mmkd.config.load import dump_config
 from mmkd.config.schema import Config, DeepspeedSection, StageSection, TrainingSection
 from mmkd.errors import ConfigError
-from mmkd.train.deepspeed import deepspeed_config, make_safe, prepare_launch
+from mmkd.train.deepspeed import as_saved, deepspeed_config, make_safe, prepare_launch
 from mmkd.train.run import plan_batches, train, with_precision
 from mmkd.train.trainer import draw_reads
 
@@ -134,6 +134,11 @@ def test_parameters_that_cannot_be_broadcast_are_made_so():
     make_safe(module)
     assert module.tied is module.weight
     assert module.scale.shape == (1,)
+    saved = as_saved(module, {"scale": torch.tensor([2.0]), "weight": before})
+    assert saved["scale"].shape == ()
+    assert saved["weight"].shape == (2, 3)
+    make_safe(module)  # once more, as a stage that follows does
+    assert as_saved(module, {"scale": torch.tensor([2.0])})["scale"].shape == ()
     assert module.weight.is_contiguous()
     assert not module.weight.requires_grad
     torch.testing.assert_close(module.weight.detach(), before)

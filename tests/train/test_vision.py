@@ -132,6 +132,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(settings, recipe):
 
 
 @pytest.mark.slow
+def test_lamb_starts_where_the_task_multiplies_in_bf16(settings):
+    config = settings(deepspeed={"stage": 0}, teacher=None, objectives=[{"name": "cross_entropy"}])
+    config["recipe"] |= {"optimizer": "lamb", "steps": 1}
+    config["training"] |= {"precision": "bf16"}
+    assert len(run(config)) == 1
+
+
+@pytest.mark.slow
 def test_a_run_patch_by_patch_goes_on_with_its_codebook_and_leaves_a_student(settings):
     """The teacher's classes need not be those of the data."""
     import shutil

@@ -7,8 +7,10 @@ import sys
 
 import psutil
 import pytest
+from safetensors import SafetensorError
 
-from mmkd.train.watch import alive, process_of
+from mmkd.errors import TrainingError
+from mmkd.train.watch import Watch, alive, process_of
 
 
 @pytest.fixture
@@ -27,6 +29,12 @@ def test_a_step_of_the_clock_kills_nobody(other, monkeypatch):
     assert alive(known)
     monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: started - 3600)
     assert alive(known)
+
+
+def test_what_safetensors_says_of_a_full_disk_is_told_with_how_to_go_on():
+    message = r"a file could not be read or written \(No space left\)\. go on\."
+    with pytest.raises(TrainingError, match=message), Watch(0, 1, lambda: "go on."):
+        raise SafetensorError("No space left")
 
 
 def test_the_dead_are_known_whether_their_parent_has_looked_or_not(other):

@@ -10,6 +10,7 @@ from torch import nn
 from mmkd.errors import ConfigError
 from mmkd.vision_distill.branches import Merge, TokenBranch, build_branches
 from mmkd.vision_distill.exits import Stage, classifier_name, find_exits, flat_places, read_staged
+from mmkd.vision_distill.task import classes
 from tests.vision_distill.tiny import CLASSES, FAMILIES, SIDE, convnext, images, mixer, mobilenet, resnet, swin, vit
 
 
@@ -173,6 +174,25 @@ def test_a_model_whose_stage_is_no_single_map_is_refused_by_the_name_of_the_stag
     model.layer3 = Join(model.layer3)
     with pytest.raises(ConfigError, match="layer2 gives no single feature map; staged exits need one at each stage"):
         exits_of(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hiera_tiny_224", {"embed_dim": 32, "num_heads": 1}, "an order or a layout of their own"),
+        ("volo_d1_224", {}, "an order or a layout of their own"),
+        ("mvitv2_tiny", {}, "timm names a stage .* of it, which is no module to read at"),
+    ],
+)
+def test_a_model_whose_maps_are_not_where_they_seem_is_refused(name, options, message):
+    model = timm.create_model(name, num_classes=CLASSES, **options)
+    with pytest.raises(ConfigError, match=message):
+        find_exits(model, (224, 224))
+
+
+def test_a_classifier_that_is_not_one_layer_is_refused_by_name():
+    with pytest.raises(ConfigError, match="the classifier of RepVit is a RepVitClassifier, not one linear layer"):
+        classes(timm.create_model("repvit_m0_9", num_classes=CLASSES))
 
 
 class Fork(nn.Sequential):
