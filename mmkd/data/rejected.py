@@ -14,7 +14,7 @@ from mmkd.errors import DataError
 
 MOST_BAD = 0.1
 FEWEST_SEEN = 50  # before the share of bad rows says anything
-SIGMAS = 3  # beyond that share: each of many processes asks after every bad row, so chance has many tries
+SIGMAS = 2  # beyond that share: each of many processes asks after every bad row, so chance has many tries
 
 
 class BadRow(DataError):
@@ -111,7 +111,7 @@ class RejectedLog:
 
 
 def too_many(bad: int, seen: int) -> bool:
-    """Whether of at least 50 rows more are bad than chance makes of 10 %: 12 of 50, 20 of 100, 131 of 1,000."""
+    """Whether of at least 50 rows more are bad than chance makes of 10 %: 10 of 50, 17 of 100, 121 of 1,000."""
     expected = MOST_BAD * seen
     return seen >= FEWEST_SEEN and bad > expected + SIGMAS * math.sqrt(expected)
 

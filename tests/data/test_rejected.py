@@ -142,11 +142,11 @@ def test_few_bad_rows_at_the_very_start_do_not_stop_a_run(tmp_path):
         log.reject("s", index, str(index), BadRow("bad"))
     for _ in range(130):
         log.good()
-    for index in range(20, 27):
+    for index in range(20, 23):
         log.reject("s", index, str(index), BadRow("bad"))
-    assert (log.seen, log.bad) == (157, 27)
-    with pytest.raises(DataError, match="28 of 158 rows"):  # 28 > 0.1 * 158 + 3 * sqrt(0.1 * 158) = 27.7
-        log.reject("s", 27, "27", BadRow("bad"))
+    assert (log.seen, log.bad) == (153, 23)
+    with pytest.raises(DataError, match="24 of 154 rows"):  # 24 > 0.1 * 154 + 2 * sqrt(0.1 * 154) = 23.2
+        log.reject("s", 23, "23", BadRow("bad"))
 
 
 def _rows_until_stopped(path: Path, share: float, seed: int) -> int | None:

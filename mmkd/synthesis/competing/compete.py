@@ -233,9 +233,11 @@ class Competition:
         return found
 
     def _teach(self, number: int) -> str | None:
-        """The teacher learns from the student's wins that are right and that no order of answers decides."""
+        """The teacher learns from the student's wins that say something, are right, and that no order of answers
+        decides."""
         outcomes, floor = self._outcomes(number), self.config.floor
-        sure = ((place, one) for place, one in enumerate(outcomes) if one.kind is Kind.WIN and one.agree)
+        wins = ((place, one) for place, one in enumerate(outcomes) if one.kind is Kind.WIN)
+        sure = ((place, one) for place, one in wins if one.agree and one.student.strip())
         places = array("q", (place for place, one in sure if one.scores and one.scores[1] >= floor))
         if not places or self.teacher.vlm is None:
             return None

@@ -126,12 +126,12 @@ def test_a_server_may_move_and_its_budget_be_raised_and_its_model_not(tmp_path):
 
 
 class Brief(FaultProxy):
-    """Of what it says of every fifth thing 20 tokens are not enough, and of every 20th not 30."""
+    """Of what it says of every second thing 20 tokens are not enough, and of every 20th not 30."""
 
     async def _upstream(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         status, answer = await super()._upstream(body)
         number = int(re.findall(r"thing number (\d+)", str(body))[0])
-        if number % 5 == 0 and body["max_tokens"] <= (30 if number % 20 == 0 else 20):
+        if number % 2 == 0 and body["max_tokens"] <= (30 if number % 20 == 0 else 20):
             answer["choices"][0]["finish_reason"] = "length"
         return status, answer
 
@@ -160,11 +160,11 @@ def test_more_tokens_are_asked_for_what_was_cut_off_and_for_nothing_else(role, i
         if role == "judge":
             assert ask(20, 99) == ({}, 120)
             assert ask(20, 99) == ({}, 0)
-            assert ask(30, 99) == ({"pool": 57, "given": 60}, 12)
+            assert ask(30, 99) == ({"pool": 57, "given": 60}, 30)
             assert ask(40, 99, reasks=5) == ({"pool": 60, "given": 60}, 3)
         else:
             assert ask(99, 20) == ({}, 60)
-            assert ask(99, 30) == ({"pool": 57, "given": 60}, 12 + 57)
+            assert ask(99, 30) == ({"pool": 57, "given": 60}, 30 + 57)
             assert ask(99, 30, may_be_cut=True) == ({"pool": 60, "given": 60}, 3 + 3)
         with Store(tmp_path / "asked" / "judge") as store:  # nothing is kept twice
             done = [entry.request["id"] for entry in store.entries() if entry.status is Status.DONE]
