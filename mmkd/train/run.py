@@ -190,7 +190,7 @@ def how_to_go_on(config: Any) -> str:
     run, names = Path(config.run.dir), [stage.name for stage in config.stages]
     for name, target in reversed(list(zip(names, targets(run, names), strict=True))):
         if is_complete(target):
-            return f"{target} is whole: --resume starts the next stage from it."
+            return f"{target} is whole: --resume goes on from it."
         if found := latest_complete(run / "checkpoints" / name):
             return f"The last whole checkpoint is {found}: --resume goes on from step {step_of(found)}."
     return "No checkpoint is whole yet: --resume starts the stage anew."

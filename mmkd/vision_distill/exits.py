@@ -61,7 +61,7 @@ class Staged:
 
 
 def find_exits(model: Any, image_size: tuple[int, int], name: str = "model") -> list[Exit]:
-    """The four exits of a timm classifier, shallow to deep. Runs it once, on an empty image.
+    """The four exits of a timm classifier, shallow to deep. Runs it, and holds them against timm's own reading.
 
     Hierarchical models (ResNet, ConvNeXt, MobileNet, Swin ..) are read where their last four stages end; of those with
     NCHW maps, the last exit is the map that is pooled for the classifier (MobileNetV2's lies after a 1x1 convolution).
@@ -70,7 +70,8 @@ def find_exits(model: Any, image_size: tuple[int, int], name: str = "model") -> 
     Args:
         image_size: (height, width) of the images that the model will see; name: for messages.
 
-    Raises: ConfigError for a model that has no four stages, or whose features are neither a map nor a grid of tokens.
+    Raises: ConfigError for a model that has no four stages, whose features are neither a map nor a grid of tokens, or
+        whose places are not where they seem.
     """
     info = getattr(model, "feature_info", None) or []
     info = getattr(info, "info", info)

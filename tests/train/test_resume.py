@@ -156,7 +156,7 @@ def test_a_run_between_two_stages_says_which_model_it_goes_on_from(tmp_path):
     for folder in (tmp_path / "checkpoints" / "first" / "checkpoint-4", tmp_path / "stages" / "first"):
         folder.mkdir(parents=True)
         mark_complete(folder)
-    assert how_to_go_on(config) == f"{tmp_path / 'stages' / 'first'} is whole: --resume starts the next stage from it."
+    assert how_to_go_on(config) == f"{tmp_path / 'stages' / 'first'} is whole: --resume goes on from it."
 
 
 @pytest.mark.distributed
