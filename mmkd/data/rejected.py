@@ -6,11 +6,14 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmkd.data.records import Turn
 from mmkd.errors import DataError
+from mmkd.whole_files import write_whole
 
 MOST_BAD = 0.1
 FEWEST_SEEN = 50  # before the share of bad rows says anything
@@ -68,8 +71,8 @@ class RejectedLog:
     """Appends to `rejected.jsonl` one line for each row set aside: source, index, id, kind, reason.
 
     Each rank and each loader worker holds its own log on the same file. A line is one write to a file opened for
-    appending, so lines never mix. A process writes a row once, and not if it stood there when the log was made; two
-    workers that meet the same row in different epochs may each write it, so count with `summary`.
+    appending, so lines never mix. A process writes a row once, and not if it stood there at the first that it wrote;
+    two workers that meet the same row in different epochs may each write it, so count with `summary`.
 
     Args:
         remedy: what to do about too many of them, in a sentence.
@@ -78,7 +81,10 @@ class RejectedLog:
     def __init__(self, path: Path, remedy: str = mend_or_drop("data.mixture")):
         self.path, self.remedy = path, remedy
         self.seen = self.bad = 0  # rows tried by this process
-        self._written = _rows(path)
+
+    @cached_property
+    def _written(self) -> set[tuple[str, int, str]]:
+        return {_mark(line) for line in _lines(self.path)}
 
     def good(self) -> None:
         self.seen += 1
@@ -100,12 +106,10 @@ class RejectedLog:
             return
         self._written.add((source, index, error.kind))
         line = {"source": source, "index": index, "id": record_id, "kind": error.kind, "reason": str(error)}
-        # Half of a surrogate pair, in an id or a path, is written as JSON escapes it.
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, data)
+            os.write(handle, _bytes(line))
         finally:
             os.close(handle)
 
@@ -118,20 +122,36 @@ def too_many(bad: int, seen: int) -> bool:
 
 def summary(path: Path) -> dict[str, int]:
     """Different rows set aside, by kind."""
-    return dict(Counter(sorted(kind for _, _, kind in _rows(path))))
+    return dict(Counter(sorted(kind for _, _, kind in {_mark(line) for line in _lines(path)})))
 
 
-def _rows(path: Path) -> set[tuple[str, int, str]]:
-    """(source, index, kind) of whole lines; the tail that a killed process left half written is no line."""
+def forget(path: Path, rows: Set[tuple[str, int]]) -> None:
+    """Take (source, index) out of a log, since these rows are about to be tried anew. Call before any of them is."""
+    lines = list(_lines(path))
+    kept = [line for line in lines if (line["source"], line["index"]) not in rows]
+    if len(kept) < len(lines):
+        write_whole(path, map(_bytes, kept))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines; the tail that a killed process left half written is no line."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return set()
-    rows = set()
+        return
     for text_line in text.split("\n"):  # a reason may hold U+2028 and the like, which are line ends to splitlines
         try:
             line = json.loads(text_line)
-            rows.add((line["source"], line["index"], line["kind"]))
+            _mark(line)
         except (ValueError, KeyError, TypeError):
             continue
-    return rows
+        yield line
+
+
+def _mark(line: dict[str, Any]) -> tuple[str, int, str]:
+    return line["source"], line["index"], line["kind"]
+
+
+def _bytes(line: dict[str, Any]) -> bytes:
+    """Half of a surrogate pair, in an id or a path, is written as JSON escapes it."""
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from mmkd.data.images import FORMATS, open_image, read_image
-from mmkd.data.rejected import FEWEST_SEEN, MOST_BAD, BadRow, RejectedLog
+from mmkd.data.rejected import MOST_BAD, BadRow, RejectedLog, too_many
 from mmkd.errors import ConfigError, DataError
 from mmkd.inference.reader import Reader
 from mmkd.models import VocoCache
@@ -68,7 +68,7 @@ def compress_files(
         images: files and folders; of a folder, everything below it that has the suffix of a format that is read.
 
     Raises: ConfigError for a model without compression tokens, no images, or two images of one name;
-        DataError once more than 10 % of at least 50 images were bad, or none could be used.
+        DataError once `too_many` images were bad, or none could be used.
     """
     jobs = list_jobs(images, out)
     if tokens == "full":
@@ -133,7 +133,7 @@ def _readable(
         except BadRow as error:
             outcome.bad += 1
             log.note(str(job.source), 0, job.target.stem, error)
-            if seen >= FEWEST_SEEN and outcome.bad > MOST_BAD * seen:
+            if too_many(outcome.bad, seen):
                 raise DataError(
                     f"{outcome.bad} of {seen} images could not be read, more than {MOST_BAD:.0%}; the last one, "
                     f"{job.source}: {error} All reasons are in {log.path}. What is compressed stays; mend the images "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmkd.data.rejected import FEWEST_SEEN, MOST_BAD
+from mmkd.data.rejected import MOST_BAD, too_many
 from mmkd.errors import DataError
 from mmkd.synthesis.requests import Answer, Status
 from mmkd.synthesis.store import Store
@@ -21,7 +21,7 @@ class Misses:
         self._last = ""
 
     def count(self, answer: Answer) -> None:
-        """Raises DataError once more than 10 % of at least 50 requests got no reply or were refused."""
+        """Raises DataError once `too_many` requests got no reply or were refused."""
         self.seen += 1
         if answer.status is Status.UNANSWERED:
             self.unanswered.append(answer.key)
@@ -30,7 +30,7 @@ class Misses:
         if answer.status in (Status.UNANSWERED, Status.REFUSED):
             self._last = self._why[answer.status] = answer.reason
         missed = self.refused + len(self.unanswered)
-        if self.seen >= FEWEST_SEEN and missed > MOST_BAD * self.seen:
+        if too_many(missed, self.seen):
             raise DataError(
                 f"{missed} of {self.seen} requests to {self.model} got no reply or were refused, "
                 f"more than {MOST_BAD:.0%}; the last one: {self._last}. Every answer so far is kept; see to "

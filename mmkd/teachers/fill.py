@@ -52,7 +52,7 @@ class Filling:
     def fill(self, shards: Sequence[int], workers: int, quiet: bool) -> None:
         """Write these shards, showing progress and time left.
 
-        Raises: DataError where more than a tenth of the rows is bad, or answers are no numbers.
+        Raises: DataError once `mmkd.data.rejected.too_many` rows were bad, or answers are no numbers.
         """
         plan = list(self.plan(shards))
         loader = batch_loader(self.batches, [rows for _, rows in plan], workers)

@@ -69,6 +69,11 @@ class TeacherBatches(Dataset[Any]):
         source, row = self._place(number)
         return readable(self.sources[source], row)
 
+    def place(self, number: int) -> tuple[str, int]:
+        """A row's source, by its name, and its index there, as `rejected` has them."""
+        source, row = self._place(number)
+        return self.names[source], row
+
     def _batch(self, rows: list[int]) -> dict[str, Any]:
         keys, samples, digests = [], [], []
         for number in rows:

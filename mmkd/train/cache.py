@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from mmkd.compose import compose_processor
 from mmkd.config.schema import Config, RationalesSection, SourceSection, TeacherSection
-from mmkd.data.rejected import summary
+from mmkd.data.rejected import forget, summary
 from mmkd.data.sources import open_source
 from mmkd.errors import ConfigError
 from mmkd.models.configuration_mmkd import MmkdConfig
@@ -129,6 +129,8 @@ class _Job:
             open_for_filling(folder, wanted)
             if done := drop_edited(folder, wanted, batches.record):
                 self.say(done)
+            left = missing_shards(folder, wanted)
+            forget(log, {batches.place(row) for shard in left for row in wanted.rows_of(shard)})
         _barrier(self.world)
         manifest = read_manifest(folder)
         missing = missing_shards(folder, manifest)

@@ -191,10 +191,12 @@ def test_an_image_edited_in_place_is_asked_about_again_and_one_that_is_away_cost
     image, other = files / "train/1-0.png", files / "train/9-0.png"
     settings, store = on_files(), tmp_path / "store"
     image.rename(files / "away")
-    filled(settings)
+    assert filled(settings)[-1].endswith("; set aside: 1 image missing")
     without = shards(store)
     (files / "away").rename(image)
-    assert "rows of 1 of 4 shards were edited" in filled(settings)[0]  # it is there now
+    said = filled(settings)
+    assert "rows of 1 of 4 shards were edited" in said[0]  # it is there now
+    assert "set aside" not in said[-1]
     whole = shards(store)
     assert [name for name in whole if whole[name] != without[name]] == ["shard-000000.safetensors"]
     other.rename(files / "away")
