@@ -90,9 +90,6 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     Raises: DataError (a BadRow) for a mode that has no clear RGB.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.mode.startswith("I"):  # integers of 16 bit, or of 32 bit that hold 16
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -100,7 +97,11 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
                 f"image {name} has values {values.min()} to {values.max()}; 8 and 16 bit are read. Save it as 8 bit.",
                 UNREADABLE,
             )
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        clear = values == image.info.get("transparency", -1)  # Pillow clips what it makes clear
+        image = Image.fromarray(np.where(clear, 255, values >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.mode == "F":
         raise BadRow(f"image {name} has floating-point pixels; 8 and 16 bit are read. Save it as 8 bit.", UNREADABLE)
     return image.convert("RGB")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, ProcessorMixin
 
@@ -256,15 +257,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     Raises: ValueError for values that have no clear RGB.
     """
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f"an image has values {values.min()} to {values.max()}; 8 and 16 bit are read. Save it as 8 bit."
+            )
+        clear = values == image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(clear, 255, values >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I"):
-        image = image.convert("I")
-        lowest, highest = image.getextrema()
-        if lowest < 0 or highest > 65535:
-            raise ValueError(f"an image has values {lowest} to {highest}; 8 and 16 bit are read. Save it as 8 bit.")
-        image = image.point(lambda value: value / 256).convert("L")
     if image.mode == "F":
         raise ValueError("an image has floating-point pixels; 8 and 16 bit are read. Save it as 8 bit.")
     return image.convert("RGB")

@@ -94,6 +94,12 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind):
     assert [pixel[0] for pixel in image.getdata()] == [0, 1, 128, 255]
 
 
+def test_a_transparent_grey_of_sixteen_bit_is_white_and_the_others_are_scaled():
+    values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    image = open_image(encoded(Image.fromarray(values), transparency=256))
+    assert [pixel[0] for pixel in image.getdata()] == [0, 255, 128, 255]
+
+
 def test_cmyk_and_grey_become_rgb():
     for mode in ("CMYK", "L"):
         assert open_image(encoded(Image.new(mode, (3, 2)), "JPEG")).mode == "RGB"

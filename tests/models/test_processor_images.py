@@ -99,6 +99,7 @@ PICTURES = {
     "RGB with a transparent colour": encoded(Image.new("RGB", (4, 4), (9, 9, 9)), transparency=(9, 9, 9)),
     "GIF": encoded(palette(), "GIF", transparency=0),
     "16 bit": encoded(Image.fromarray(SIXTEEN)),
+    "16 bit with a transparent grey": encoded(Image.fromarray(SIXTEEN), transparency=int(SIXTEEN[2, 1])),
     "16 bit TIFF": encoded(Image.fromarray(SIXTEEN), "TIFF"),
     "32 bit that hold 16": encoded(Image.fromarray(SIXTEEN.astype(np.int32)), "TIFF"),
     "grey": encoded(Image.fromarray(noise(6, 4)[..., 0])),
