@@ -155,12 +155,19 @@ def record_of(row: Any, place: str, folder: Path) -> Record:
 
 
 def turn_of(row: Mapping[str, Any], role: Any, text: str, place: str) -> Turn:
-    """A turn with the optional fields of `row`. Raises BadRow where answers or choices are no list of texts."""
+    """A turn with the optional fields of `row`. A blank rationale is none.
+
+    Raises: BadRow where a rationale is no text, or answers or choices are no list of texts.
+    """
     answers, choices = row.get("answers") or None, row.get("choices") or None
     for name, texts in (("answers", answers), ("choices", choices)):
         if texts is not None and not (isinstance(texts, list) and all(isinstance(one, str) for one in texts)):
             raise BadRow(f"{place}: {name} of a turn is {str(texts)[:80]!r}; allowed: a list of texts.")
-    return Turn(role, text, row.get("rationale"), row.get("rejected"), answers, choices)
+    rationale = row.get("rationale")
+    if rationale is not None and not isinstance(rationale, str):
+        raise BadRow(f"{place}: the rationale of a turn is {str(rationale)[:80]!r}; allowed: a text.")
+    shown = rationale if rationale and rationale.strip() else None
+    return Turn(role, text, shown, row.get("rejected"), answers, choices)
 
 
 def images_of(row: Mapping[str, Any], place: str, folder: Path) -> list[str | bytes]:

@@ -70,8 +70,14 @@ def load(pretrained: str, dtype: str | None, device: torch.device, trust_remote_
         most_tokens=model.config.voco_tokens if ours else 0,
         image_token_id=settings.get("image_token_id", settings.get("image_token_index")),
         ends=frozenset(ends),
-        # A penalty among a decoder's own settings would punish the words of the question.
-        generation={"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends, "repetition_penalty": 1.0},
+        # Among a decoder's own settings a penalty would punish the words of the question, and beams multiply the work.
+        generation={
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": ends,
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+        },
     )
 
 

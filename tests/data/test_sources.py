@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from mmkd.config.schema import SourceSection
+from mmkd.data.grouping import grouped
 from mmkd.data.hub import Stream
 from mmkd.data.mixture import Mixture
 from mmkd.data.records import Provenance, Record, Turn
+from mmkd.data.rejected import BadRow
 from mmkd.data.sources import open_source
 from mmkd.errors import ConfigError, DataError
 
@@ -175,6 +177,20 @@ def test_answers_that_are_no_list_of_texts_are_named(tmp_path, wrong):
     (tmp_path / "r.jsonl").write_text(json.dumps({"id": "a", "turns": turns}))
     with pytest.raises(DataError, match=r"r.jsonl, line 1: answers of a turn is .*; allowed: a list of texts"):
         opened(source="jsonl", path=str(tmp_path / "r.jsonl"))[0]
+
+
+@pytest.mark.parametrize("blank", [None, "", " \n"])
+def test_a_blank_rationale_is_none_and_one_that_is_no_text_takes_its_own_row_alone(tmp_path, blank):
+    turns = [{"role": "user", "text": "q"}, {"role": "assistant", "text": "a", "rationale": blank}]
+    rows = [{"id": name, "images": ["one.png"], "turns": turns} for name in "abc"]
+    rows[1] = rows[1] | {"turns": [turns[0], turns[1] | {"rationale": 5}]}
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    first, bad, last = grouped(opened(source="jsonl", path=str(tmp_path / "r.jsonl")), 3).groups
+    read = opened(source="jsonl", path=str(tmp_path / "r.jsonl"))
+    assert [first, bad, last] == [[0], [1], [2]]
+    assert read[0].turns[1].rationale is None
+    with pytest.raises(BadRow, match=r"line 2: the rationale of a turn is '5'; allowed: a text"):
+        read[1]
 
 
 def test_llava_json_that_is_no_list_is_refused(tmp_path):

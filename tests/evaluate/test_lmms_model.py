@@ -68,8 +68,24 @@ def texts(lm: MmkdLmms, documents: list[dict], batch_size: int = 8, settings: di
 def test_a_penalty_is_the_tasks_and_not_the_models_own(lm, documents, monkeypatch):
     expected = texts(lm, documents)
     monkeypatch.setattr(lm.loaded.model.generation_config, "repetition_penalty", 50.0)
+    monkeypatch.setattr(lm.loaded.model.generation_config, "no_repeat_ngram_size", 1)
     assert texts(lm, documents) == expected
     assert texts(lm, documents, settings={**GREEDY, "repetition_penalty": 50.0}) != expected
+
+
+def test_beams_are_the_tasks_and_not_the_models_own(lm, documents, monkeypatch):
+    rows: list[int] = []
+    monkeypatch.setattr(lm.loaded.model.generation_config, "num_beams", 3)
+    head = lm.loaded.model.get_output_embeddings()
+    watch = head.register_forward_pre_hook(lambda head, hidden: rows.append(len(hidden[0])))
+    try:
+        greedy = texts(lm, documents[:2])
+        assert set(rows) == {2}
+        texts(lm, documents[:2], settings={**GREEDY, "num_beams": 2})
+        assert 4 in rows
+    finally:
+        watch.remove()
+    assert greedy == texts(lm, documents[:2])
 
 
 def alone(lm: MmkdLmms, document: dict, tokens: int | None) -> str:
