@@ -1,4 +1,4 @@
-"""What an adapter is: the only module of mmkd that `mmkd_adapters` and third-party plug-ins import.
+"""What an adapter is: all of mmkd that a third-party plug-in has to import.
 
 A *source* names a model: ``source:name@revision``, e.g. ``timm:vit_small_patch14_dinov2``,
 ``open_clip:ViT-L-14-336/openai``, ``hf:HuggingFaceTB/SmolLM2-135M-Instruct``, ``gguf:smollm2-135m``.

@@ -14,7 +14,7 @@ ConfigPath = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. student.voco.tokens=4.")
 ]
-Model = Annotated[str, typer.Argument(help="Folder of a model or release, or a hub id.")]
+Model = Annotated[str, typer.Argument(help="Release, model folder, run folder, or a hub id.")]
 Tokens = Annotated[
     str | None, typer.Option(help="Tokens an image is read as, or full; all the model's compression tokens by default.")
 ]

@@ -45,7 +45,9 @@ def cache(
     overrides: Overrides = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Stop when size and time, or cost, are known.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward of the teacher.")] = 16,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a file; the most that a kill can lose.")] = 256,
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="Rows of a file; the most that a kill can lose on a rank.")
+    ] = 256,
 ) -> None:
     """Ask the config's teacher about its data once and keep the answers; killed, the same command goes on."""
     from mmkd.config.schema import Config

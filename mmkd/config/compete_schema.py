@@ -79,7 +79,7 @@ class RefineSection(Section):
     """Who mends the student's failed answers, for preference pairs that differ only in what matters (SPaR)."""
 
     model: ModelSection | None = Field(None, description="Sees images, and replies as JSON; the teacher by default.")
-    tries: int = Field(2, ge=1, description="How often an answer that the judge does not accept is mended anew.")
+    tries: int = Field(2, ge=1, description="Attempts in all: what the judge does not accept is mended anew.")
     temperature: float = Field(0.7, ge=0, le=2)
     max_tokens: int = Field(768, ge=1)
 

@@ -24,6 +24,11 @@ class DirectionsSection(Section):
         return self
 
 
+class EvolverSampling(SamplingSection):
+    temperature: float = Field(1.0, ge=0, le=2)
+    max_tokens: int = Field(1500, ge=1, description="Of one version.")
+
+
 class EvolverSection(Section):
     """Who writes the next versions."""
 
@@ -34,8 +39,8 @@ class EvolverSection(Section):
     model: ModelSection | None = Field(
         None, description="Of llm: who writes. Of grounded: who puts its questions in other words; nobody by default."
     )
-    sampling: SamplingSection = Field(
-        default_factory=lambda: SamplingSection(temperature=1.0, max_tokens=1500),
+    sampling: EvolverSampling = Field(
+        default_factory=lambda: EvolverSampling(),
         description="Of the model; the seed also draws everything else of the run.",
     )
 
@@ -46,6 +51,10 @@ class EvolverSection(Section):
         return self
 
 
+class JudgeSampling(SamplingSection):
+    max_tokens: int = Field(400, ge=1, description="Of one comparison.")
+
+
 class JudgeSection(Section):
     """Who compares a version with its parent."""
 
@@ -53,7 +62,7 @@ class JudgeSection(Section):
         "tools", description="tools: by the executed steps, no model. model: a model that sees the image, both orders."
     )
     model: ModelSection | None = Field(None, description="Of kind model; better of another family than the evolver.")
-    sampling: SamplingSection = Field(default_factory=lambda: SamplingSection(max_tokens=400))
+    sampling: JudgeSampling = Field(default_factory=lambda: JudgeSampling())
     tolerance: float = Field(
         1.0, ge=0, le=9, description="Points of difficulty that a perceptual version may differ from its parent."
     )

@@ -102,7 +102,9 @@ class StudentSection(Section):
 
 class SourceSection(OpenSection):
     source: str = Field(description="easyvqa, scenes, llava_json, jsonl, parquet, preferences or datasets.")
-    weight: float | None = Field(None, gt=0, description="Share in the mixture; by default the source's size.")
+    weight: float | None = Field(
+        None, gt=0, description="Share in the mixture, for all sources or none; by default the source's size."
+    )
 
 
 class TeacherSection(OpenSection):

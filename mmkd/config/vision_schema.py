@@ -130,6 +130,10 @@ class RecipeSection(Section):
         return self
 
 
+class VisionDeepspeedSection(DeepspeedSection):
+    stage: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage.")
+
+
 class VisionConfig(Section):
     """A run of `kind: vision`."""
 
@@ -146,7 +150,7 @@ class VisionConfig(Section):
     data: LabelledSection
     recipe: RecipeSection
     training: TrainingSection = Field(default_factory=lambda: TrainingSection())
-    deepspeed: DeepspeedSection = Field(default_factory=lambda: DeepspeedSection(stage=1))
+    deepspeed: VisionDeepspeedSection = Field(default_factory=lambda: VisionDeepspeedSection())
 
     @model_validator(mode="after")
     def whole_weights(self) -> VisionConfig:

@@ -66,8 +66,8 @@ class Asker:
         What the store has is not asked again. `requests` is read as places become free, in the asker's thread, and may
         be longer than memory. Whoever stops taking answers stops the asking; calls on their way are awaited and kept.
 
-        Raises: BudgetSpent, ConfigError (no call can succeed, or pictures are not read), DataError once more than 10 %
-            of at least 50 requests got no reply or were refused: each after the calls on their way have ended, with all
+        Raises: BudgetSpent, ConfigError (no call can succeed, or pictures are not read), DataError once `too_many`
+            requests got no reply or were refused: each after the calls on their way have ended, with all
             answers so far kept. With `all_replied`, after the last answer, what `Misses.require_replies` raises.
         """
         run = _Run(self, iter(requests))

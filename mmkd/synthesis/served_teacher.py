@@ -46,7 +46,7 @@ def cache_served(config: Config, shard_rows: int, say: Callable[[str], None], es
     Every reply is kept in STORE/answers before it is used, so a kill loses none and none is paid for twice.
 
     Raises: ConfigError under a launcher of several processes, or for an endpoint that gives no log-probabilities or
-        reads no images; DataError once more than 10 % of the rows cannot be used; BudgetSpent.
+        reads no images; DataError once clearly more than 10 % of the rows cannot be used; BudgetSpent.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("an endpoint is asked by one process, many requests at a time: start mmkd cache by itself.")
@@ -134,7 +134,7 @@ class Served:
         """The records that the store knows, with the endpoint's answers. Their shards, as far as every row of one is
         settled, are written to `folder` on the way: memory holds the rows of one.
 
-        Raises: DataError where no row can be used, or more than 10 % cannot.
+        Raises: DataError where no row can be used, or clearly more than 10 % cannot.
         """
         wanted, none = set(missing_shards(folder, manifest)), True
         for number in range(manifest.shards):

@@ -1,12 +1,14 @@
 """Configs: merging, overrides, packaged names, round trip."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mmkd.config.kinds import KINDS
 from mmkd.config.load import dump_config, find_config, json_schema, load_config, packaged, where
+from mmkd.config.sections import Section
 from mmkd.config.yaml_tree import format_path, parse, parse_path
 from mmkd.errors import ConfigError
 
@@ -232,3 +234,23 @@ def test_each_kind_of_config_has_a_schema_in_which_every_field_is_known(kind):
     schema = json_schema(KINDS[kind])
     assert set(KINDS[kind].model_fields) | {"extends"} == set(schema["properties"])
     assert "required" not in schema
+
+
+def sections(kind: type[Section]) -> Iterator[type[Section]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from sections(below)
+
+
+def test_a_section_with_one_key_set_has_the_defaults_that_it_has_without():
+    """A default that its own class does not know would change as soon as a neighbour is set."""
+    made = [
+        (f"{section.__name__}.{name}", field.default_factory())
+        for section in sections(Section)
+        for name, field in section.model_fields.items()
+        if field.default_factory is not None
+    ]
+    found = [(name, value) for name, value in made if isinstance(value, Section)]
+    assert len(found) > 20
+    for name, value in found:
+        assert value == type(value)(), name

@@ -52,7 +52,7 @@ def answered(
         may_be_empty: whether saying nothing, asked `reasks` times more, is an answer: of a student, it is.
         limits: earlier values of max_tokens, see `as_known`.
 
-    Raises: what `Asker.answer` raises; DataError once more than 10 % of at least 50 items have no answer; ConfigError
+    Raises: what `Asker.answer` raises; DataError once `too_many` items have no answer; ConfigError
         for a server that does not read pictures.
     """
     if not items:

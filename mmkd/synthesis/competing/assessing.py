@@ -104,7 +104,7 @@ def assess(
     Args:
         items: with the teacher's answers; said: the student's, by id.
 
-    Raises: DataError once more than 10 % of at least 50 items got no verdict; what the judge raises.
+    Raises: DataError once `too_many` items got no verdict; what the judge raises.
     """
     both = array("q", (number for number, item in enumerate(items) if item.id in said))
     pairs = Made(both, lambda number: (items[number], said[items[number].id]))

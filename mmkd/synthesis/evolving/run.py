@@ -40,7 +40,7 @@ def evolve(config: EvolveConfig) -> Written:
     that is drawn hangs on the seed and the item alone, so that the records are those of a run that was never killed.
 
     Raises: ConfigError for models or tools that cannot be had, or a folder begun with other settings; BudgetSpent;
-        DataError for rows that cannot be used, or more than 10 % of requests without a reply.
+        DataError for rows that cannot be used, or clearly more than 10 % of requests without a reply.
     """
     require_keys(config)
     out = Path(config.out)

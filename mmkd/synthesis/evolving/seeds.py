@@ -79,7 +79,7 @@ class Annotations:
     """What a file of annotations knows of records, by id: each line is checked once, and read when asked for. Memory
     holds places. Lines that cannot be read are written to the log.
 
-    Raises: DataError where there is no such file, once more than 10 % of at least 50 lines were bad, or where all are.
+    Raises: DataError where there is no such file, once `too_many` lines were bad, or where all are.
     """
 
     def __init__(self, path: str | None, log: RejectedLog):

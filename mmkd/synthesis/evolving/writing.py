@@ -65,7 +65,7 @@ def write_results(
 
 
 class Converter:
-    """Versions as chat records: the questions on one image, of one kind of versions, are the turns of one record.
+    """Versions as chat records: the questions of one seed record, of one kind of versions, are the turns of one.
 
     Attributes:
         licenses, sources: of all records so far.

@@ -75,7 +75,7 @@ def make_programs(config: ProgramsConfig, round: int | None = None, purse: Purse
         purse: of the whole job where this is one of its rounds.
 
     Raises: ConfigError for models or tools that cannot be had, before a row is read where a model's key is not set;
-        DataError once more than 10 % of the rows are bad, or of the requests get no reply; BudgetSpent.
+        DataError once clearly more than 10 % of the rows are bad, or of the requests get no reply; BudgetSpent.
     """
     require_keys(config)
     out = Path(config.out)
