@@ -30,7 +30,9 @@ def compress(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for one safetensors file an image.")],
-    tokens: Tokens = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens that an image becomes; all the model's compression tokens by default.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 16,
 ) -> None:
     """Compress images to files that a model answers from later; what is there already is skipped."""
