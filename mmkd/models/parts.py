@@ -14,7 +14,7 @@ from .projector import build_projector
 from .vision_tower import VisionTower
 from .voco import CompressionTokens
 
-BESIDE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # in a decoder's config, see `scaled`
+BESIDE_HEAD = ("final_logit_softcapping", "logit_scale", "lm_head_multiplier", "logits_scaling")  # see `scaled`
 
 
 class MmkdPreTrainedModel(PreTrainedModel):

@@ -49,7 +49,7 @@ class ULD(Objective):
         spans = batch.spans
         if self.matched == "sorted":
             spans = Spans(spans.student, spans.teacher, torch.zeros_like(spans.matched), spans.shared)
-        sums = chunked_uld(
+        sums, found = chunked_uld(
             student.answer_hidden,
             student.head,
             teacher.answer_hidden,
@@ -58,8 +58,9 @@ class ULD(Objective):
             (student.vocabulary, teacher.vocabulary),
             self.chunk,
             batch.head_calls,
+            batch.weights,
         )
-        found, matched = sums.detach(), spans.matched.sum()
+        matched = spans.matched.sum()
         total = torch.tensor(len(spans.matched), device=found.device)
         report = {
             "uld": Ratio(found.sum(), total),
@@ -79,15 +80,18 @@ def chunked_uld(
     vocabularies: tuple[int | None, int | None] = (None, None),
     chunk: int = 512,
     calls: int | None = None,
-) -> Tensor:
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Sums over spans: of the KL at matched ones, and of `sorted_distance` at the others.
 
     Args:
         student_hidden [N_s, D_s], teacher_hidden [N_t, D_t]: at the positions that predict each side's answer tokens.
         vocabularies: student's and teacher's ids below these are real; None takes the whole width.
         chunk, calls: see `chunked.split_sizes`; they count spans.
+        weights: [N_s] of the student's answer tokens; a span counts as its first token does.
 
-    Returns: [2], fp32, tied to `student_hidden` also where there are no spans.
+    Returns: weighed, [2], fp32, tied to `student_hidden` also where there are no spans; and as they are, without
+        gradient.
     """
 
     def function(logits: ChunkLogits) -> tuple[Tensor, Tensor]:
@@ -98,8 +102,12 @@ def chunked_uld(
             _log_probs(side[matched].index_select(1, ids))
             for side, ids in zip((student, teacher), spans.shared, strict=True)
         )
-        sums = torch.stack([kl(theirs, ours).sum(), sorted_distance(student[others], teacher[others]).sum()])
-        return sums, sums.new_zeros(0)
+        parts = [(matched, kl(theirs, ours)), (others, sorted_distance(student[others], teacher[others]))]
+        plain = torch.stack([losses.sum() for _, losses in parts])
+        if logits.weights is None:
+            return plain, plain
+        shares = logits.weights
+        return torch.stack([(losses * shares[which]).sum() for which, losses in parts]), plain
 
     return sum_over_chunks(
         function,
@@ -110,7 +118,8 @@ def chunked_uld(
         teacher_head,
         chunk=chunk,
         calls=calls,
-    )[0]
+        weights=None if weights is None else weights[spans.student],
+    )
 
 
 def sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -58,6 +58,9 @@ class Teacher(Protocol):
     ) -> Outputs | SparseTargets: ...
 
 
+OF_STUDENTS_TEXT = ("loss_weights", "preference")  # by the student's tokens: no index into a teacher's own
+
+
 class LiveTeacher:
     """Another model, whole on every rank or cut up over them.
 
@@ -112,7 +115,7 @@ class LiveTeacher:
     ) -> Outputs:
         batch = batch | batch.get("teacher", {})
         if needs.own_tokens:
-            answers = answer_batch(batch)
+            answers = answer_batch({name: value for name, value in batch.items() if name not in OF_STUDENTS_TEXT})
         elif not self._asked:
             self._require_rows_for(batch["input_ids"])
         outputs = self.read(batch, answers, needs)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from mmkd.train.watch import Watch
 
 # What the order of a run's rows hangs on, beside the batch size of each stage.
 ORDER = (("run", "seed"), ("data", "mixture"), ("data", "train"), ("data", "packing"), ("recipe", "batch_size"))
+
+# What a begun stage's optimiser holds, or was made for.
+OPTIMISER = ("trainable", "weight_decay", "optimizer", "average")
 
 
 def train(config: Config, resume: bool = False) -> Path:
@@ -54,8 +60,18 @@ def train(config: Config, resume: bool = False) -> Path:
         for stage, plan, target in zip(config.stages, plans, folders, strict=True):
             if not is_complete(target):
                 train_stage(config, stage, plan, run, start, target, rank, world, resume)
+                free()
             start = target
     return folders[-1]
+
+
+def free() -> None:
+    """Give back what a finished stage held: two of them need not fit beside each other."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def open_run(config: Any, resume: bool) -> tuple[Any, list[tuple[int, int]], int, int]:
@@ -142,36 +158,67 @@ def require_same_order(config: Any, written: Path) -> None:
 
 def require_same_past(config: Any, run: Path) -> None:
     """Raises ConfigError where a run that goes on would be told that it was trained otherwise than it was: a stage
-    that is done cannot change, and one that is begun keeps the groups of its optimiser."""
+    that is done cannot change, and one that is begun keeps its frozen weights and the groups of its optimiser."""
     written = run / "config.yaml"
-    before = (yaml.safe_load(written.read_text()) if written.exists() else {}).get("stages", [])
-    now = {stage["name"]: stage for stage in config.model_dump(mode="json").get("stages", [])}
+    before, after = yaml.safe_load(written.read_text()) if written.exists() else {}, config.model_dump(mode="json")
     if not before:
         return
-    names = [stage["name"] for stage in before]
+    stages, now = _stages(before), {stage["name"]: stage for stage in _stages(after)}
+    names = [stage["name"] for stage in stages]
     if is_complete(run / "model") and list(now) != names:
         raise ConfigError(
             f"the run in {run} is finished, with the stages {', '.join(names)}: --resume adds none. Name another "
             f"run.dir, and student.init: {run / 'model'} to train on."
         )
-    for then, target in zip(before, targets(run, names), strict=True):
+    for then, target in zip(stages, targets(run, names), strict=True):
         here = now.get(then["name"])
         if here is None:
             continue
         if is_complete(target):
             fields, why = [f for f in then if f != "micro_batch_size"], f"is finished ({target})"
+            shared = ["student", *_used(before, then), "data.max_length", "data.rationales"]
         elif latest_complete(run / "checkpoints" / then["name"]):
-            fields, why = ["trainable", "weight_decay"], "has an optimiser in its checkpoint that was made for it"
-            if _sharing(then) != _sharing(here):
+            fields, why = list(OPTIMISER), "has a checkpoint that was made with it"
+            if "learning_rates" in then and _sharing(then) != _sharing(here):
                 fields += ["learning_rates"]
+            shared = ["student"]
         else:
             continue
-        for field in fields:
-            if field in here and then[field] != here[field]:
-                raise ConfigError(
-                    f"{field} of stage {then['name']} is {here[field]}, and was {then[field]} in {written}: that stage "
-                    f"{why}. Put it back, or name another run.dir."
-                )
+        pairs = [(f"{field} of stage {then['name']}", then.get(field), here.get(field)) for field in fields]
+        pairs += [(path, _at(before, path), _at(after, path)) for path in shared]
+        for path, there, new in itertools.chain.from_iterable(itertools.starmap(_differences, pairs)):
+            raise ConfigError(
+                f"{path} is {new}, and was {there} in {written}: stage {then['name']} {why}. Put it back, or name "
+                "another run.dir."
+            )
+
+
+def _stages(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a config as it is written; a classifier's recipe is the one stage that it has."""
+    return config.get("stages") or [config["recipe"]]
+
+
+def _used(config: dict[str, Any], stage: dict[str, Any]) -> list[str]:
+    """What a stage takes from outside it, by key path."""
+    own = stage.get("objectives")
+    asked = any(objective["name"] != "cross_entropy" for objective in own or config["objectives"])
+    return ["objectives"] * (not own) + ["teacher"] * asked
+
+
+def _at(config: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        config = (config or {}).get(key, {})
+    return config
+
+
+def _differences(path: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(path, there, here) of what differs. Of sections only what both know counts: a run may go on with a newer mmkd.
+    How attention is computed changes no weight."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() & here.keys() - {"attention"}):
+            yield from _differences(f"{path}.{key}", there[key], here[key])
+    elif there != here:
+        yield path, there, here
 
 
 def _sharing(stage: dict[str, Any]) -> dict[str, list[str]]:

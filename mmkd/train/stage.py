@@ -129,6 +129,7 @@ def train_stage(
     )
     run_trainer(trainer, folder, world, resume)
     export(trainer, composed, target, original)
+    trainer.deepspeed.destroy()  # its hooks hold student, teacher and optimiser where the collector does not look
     dist.barrier()
 
 

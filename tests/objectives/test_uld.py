@@ -51,7 +51,8 @@ def naive_kl(zs, zt):  # [S, m], logits of the same tokens on both sides
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_it_equals_the_definition_in_value_and_gradient(dtype, chunk, widths):
     (hs, fs), (ht, ft) = side(D_S, widths[0], dtype), side(D_T, widths[1], dtype, seed=1)
-    found = chunked_uld(hs, fs, ht, ft, SPANS, chunk=chunk)
+    found, plain = chunked_uld(hs, fs, ht, ft, SPANS, chunk=chunk)
+    assert torch.equal(found, plain)
     h, w = (x.detach().double().requires_grad_() for x in (hs, fs.weight))
     zt = (ht.detach().double() @ ft.weight.detach().double().T)[STARTS[1]]
     zs = (h @ w.T)[STARTS[0]]
@@ -62,9 +63,29 @@ def test_it_equals_the_definition_in_value_and_gradient(dtype, chunk, widths):
         close(gradients(found[part], hs, fs.weight), gradients(expected[part], h, w), dtype)
 
 
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_a_span_is_weighed_as_its_first_token_and_reported_as_it_is(chunk):
+    (hs, fs), (ht, ft) = side(D_S, V), side(D_T, WIDER, seed=1)
+    weights = torch.rand(N, dtype=torch.float64)
+    found, plain = chunked_uld(hs, fs, ht, ft, SPANS, chunk=chunk, weights=weights)
+    h, w = (x.detach().double().requires_grad_() for x in (hs, fs.weight))
+    zt = (ht.detach().double() @ ft.weight.detach().double().T)[STARTS[1]]
+    zs = (h @ w.T)[STARTS[0]]
+    expected = torch.zeros(2, dtype=torch.float64)
+    for place, weight in enumerate(weights[STARTS[0]]):
+        one = slice(place, place + 1)
+        if MATCHED[place]:
+            expected[0] = expected[0] + weight * naive_kl(zs[one][:, SHARED[0]], zt[one][:, SHARED[1]])
+        else:
+            expected[1] = expected[1] + weight * naive(zs[one], zt[one])
+    close([found], [expected], torch.float64)
+    close(gradients(found.sum(), hs, fs.weight), gradients(expected.sum(), h, w), torch.float64)
+    close([plain], [chunked_uld(hs, fs, ht, ft, SPANS)[0]], torch.float64)
+
+
 def test_rows_of_padding_count_on_neither_side():
     (hs, fs), (ht, ft) = side(D_S, V + 5), side(D_T, WIDER + 3, seed=1)
-    found = chunked_uld(hs, fs, ht, ft, UNMATCHED, (V, WIDER), chunk=4).sum()
+    found = chunked_uld(hs, fs, ht, ft, UNMATCHED, (V, WIDER), chunk=4)[0].sum()
     expected = naive((hs @ fs.weight.T)[STARTS[0], :V], (ht @ ft.weight.T).detach()[STARTS[1], :WIDER])
     close([found], [expected], torch.float64)
     assert gradients(found, fs.weight)[0][V:].abs().sum() == 0
@@ -88,10 +109,10 @@ def test_logits_in_bf16_are_compared_in_fp32():
 def test_a_batch_without_spans_gives_zero_and_no_gradient_reaches_the_teacher():
     (hs, fs), (ht, ft) = side(D_S, V), side(D_T, WIDER, seed=1)
     none = torch.zeros(0, dtype=torch.long)
-    nothing = chunked_uld(hs, fs, ht, ft, Spans(none, none, none.bool(), SHARED)).sum()
+    nothing = chunked_uld(hs, fs, ht, ft, Spans(none, none, none.bool(), SHARED))[0].sum()
     nothing.backward()
     assert nothing == hs.grad.abs().sum() == fs.weight.grad.abs().sum() == 0
-    chunked_uld(hs, fs, ht, ft, SPANS).sum().backward()
+    chunked_uld(hs, fs, ht, ft, SPANS)[0].sum().backward()
     assert ht.grad is None
     assert ft.weight.grad is None
 
@@ -99,7 +120,7 @@ def test_a_batch_without_spans_gives_zero_and_no_gradient_reaches_the_teacher():
 def test_tokenizers_that_share_no_token_are_compared_by_sorted_probabilities_alone():
     (hs, fs), (ht, ft) = side(D_S, V), side(D_T, WIDER, seed=1)
     nothing = Spans(*STARTS, torch.zeros_like(MATCHED), torch.zeros(2, 0, dtype=torch.long))
-    found = chunked_uld(hs, fs, ht, ft, nothing)
+    found, _ = chunked_uld(hs, fs, ht, ft, nothing)
     assert found[0] == 0
     assert torch.isfinite(gradients(found.sum(), hs)[0]).all()
 
@@ -129,7 +150,7 @@ def test_the_loss_is_divided_by_answer_tokens_and_halves_sum_to_the_whole():
         for at in (slice(0, 2), slice(2, 6))
     ]
     close([halves[0].loss + halves[1].loss], [whole.loss], torch.float64)
-    close([whole.loss * N], [chunked_uld(hs, fs, ht, ft, SPANS).sum()], torch.float64)
+    close([whole.loss * N], [chunked_uld(hs, fs, ht, ft, SPANS)[0].sum()], torch.float64)
     for name in ("uld", "uld_kl", "uld_sorted"):
         assert halves[0].report[name].plus(halves[1].report[name]).mean == pytest.approx(whole.report[name].mean), name
     assert whole.report["uld_spans"].mean == pytest.approx(6 / N)
@@ -162,7 +183,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_spans():
         every, ids = torch.arange(tokens), torch.arange(1009)
         spans = Spans(every, every, every % 2 == 0, torch.stack([ids, ids.flip(0)]))
         with LivePeak(1009) as mode:
-            chunked_uld(hs, fs, ht, ft, spans, chunk=chunk).sum().backward()
+            chunked_uld(hs, fs, ht, ft, spans, chunk=chunk)[0].sum().backward()
         return mode.peak
 
     assert peak(256, 16) <= peak(32, 16)

@@ -9,6 +9,7 @@ import runpy
 import socket
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 
 from mmkd.config.schema import Config, StageSection
+from mmkd.train import run as job
+from mmkd.train import stage
 from mmkd.train.run import train
 
 CONTEXT = get_context("forkserver")
@@ -97,6 +100,25 @@ def run(config: dict[str, Any], world: int = 2, resume: bool = False) -> list[fl
 def go(config: dict[str, Any], resume: bool = False) -> str:
     """One rank of a run."""
     return str(train(Config.model_validate(config), resume))
+
+
+def tasks_left(config: dict[str, Any]) -> list[int]:
+    """One rank of a run: how many stages' tasks are still in memory once each stage is finished."""
+    tasks: list[weakref.ref] = []
+    left: list[int] = []
+    export, free = stage.export, job.free
+
+    def exported(trainer: Any, *rest: Any) -> None:
+        tasks.append(weakref.ref(trainer.task))
+        export(trainer, *rest)
+
+    def freed() -> None:
+        free()
+        left.append(sum(task() is not None for task in tasks))
+
+    stage.export, job.free = exported, freed
+    go(config)
+    return left
 
 
 def call(file: str, name: str, *args: Any) -> Any:

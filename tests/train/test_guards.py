@@ -169,3 +169,13 @@ def test_a_progressive_schedule_starts_with_the_first_choice_and_reaches_the_las
     stage = StageSection(name="s", steps=100, read=["full", 8, 1], progressive=True)
     assert {draw_reads(stage, 0, step)[0] for step in range(33)} == {None}
     assert 1 in {draw_reads(stage, 0, step)[0] for step in range(67, 100)}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_finished_stage_leaves_nothing_in_memory(config, teacher, zero):
+    """Student, optimiser and teacher of two stages need not fit beside each other."""
+    settings = config("stages", zero=zero, stage={"steps": 2})
+    first = settings["stages"][0]
+    settings["stages"] = [first | {"name": name} for name in ("first", "second")]
+    assert ranks.on_ranks(1, ranks.tasks_left, settings) == [[0, 0]]

@@ -6,15 +6,18 @@ import re
 import shutil
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
 import torch
 
 from mmkd.checkpoints import latest_complete, mark_complete
+from mmkd.config.load import dump_config, load_run
 from mmkd.config.schema import Config
+from mmkd.config.vision_schema import VisionConfig
 from mmkd.errors import ConfigError, TrainingError
-from mmkd.train.run import how_to_go_on
+from mmkd.train.run import how_to_go_on, require_same_past
 
 
 def checkpoints(settings: dict) -> Path:
@@ -125,7 +128,10 @@ def test_a_run_that_goes_on_learns_saves_and_logs_as_its_config_says(finished, s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight_decay": 0.3}, r"weight_decay of stage distill is 0\.3, and was .*: that stage has an optimiser"),
+        (
+            {"weight_decay": 0.3},
+            r"weight_decay of stage distill is 0\.3, and was .*: stage distill has a checkpoint that was made with it",
+        ),
         ({"trainable": ["voco"]}, r"trainable of stage distill is \['voco'\], and was"),
         ({"learning_rates": {"voco": 0.125}}, r"learning_rates of stage distill is \{'voco': 0\.125\}, and was"),
     ],
@@ -136,6 +142,50 @@ def test_what_the_optimiser_of_a_checkpoint_was_not_made_for_is_refused(stopped,
     assert re.match(message, refused(settings))
 
 
+def test_what_a_finished_or_begun_stage_was_trained_with_cannot_change(tmp_path):
+    stages = [{"name": "first", "steps": 1}, {"name": "second", "steps": 1, "objectives": [{"name": "cross_entropy"}]}]
+    whole = {"run": {"dir": str(tmp_path)}, "student": {"init": "x"}, "stages": stages, "teacher": {"model": "t"}}
+    whole |= {"data": {"mixture": [{"source": "easyvqa"}]}, "objectives": [{"name": "forward_kl"}]}
+
+    def now(**changes: Any) -> Config:
+        return Config.model_validate(whole | changes)
+
+    (tmp_path / "config.yaml").write_text(dump_config(now()))
+    others = {
+        "student.init": {"student": {"init": "y"}},
+        "teacher.model": {"teacher": {"model": "u"}},
+        "objectives": {"objectives": [{"name": "reverse_kl"}]},
+        "data.max_length": {"data": whole["data"] | {"max_length": 99}},
+    }
+    for changes in others.values():
+        require_same_past(now(**changes), tmp_path)  # nothing is trained yet
+    (tmp_path / "checkpoints" / "first" / "checkpoint-4").mkdir(parents=True)
+    mark_complete(tmp_path / "checkpoints" / "first" / "checkpoint-4")
+    with pytest.raises(ConfigError, match=r"student\.init is y, and was x in .*: stage first has a checkpoint"):
+        require_same_past(now(**others["student.init"]), tmp_path)
+    require_same_past(now(**others["teacher.model"]), tmp_path)
+    require_same_past(now(student={"init": "x", "attention": "eager"}), tmp_path)
+    (tmp_path / "stages" / "first").mkdir(parents=True)
+    mark_complete(tmp_path / "stages" / "first")
+    for path, changes in others.items():
+        with pytest.raises(ConfigError, match=rf"^{re.escape(path)} is .*: stage first is finished"):
+            require_same_past(now(**changes), tmp_path)
+    require_same_past(now(), tmp_path)
+
+
+def test_a_begun_classifier_keeps_its_optimiser(tmp_path):
+    def now(*changes: str) -> VisionConfig:
+        return load_run("vision/digits", [f"run.dir={tmp_path}", *changes])
+
+    (tmp_path / "config.yaml").write_text(dump_config(now()))
+    (tmp_path / "checkpoints" / "distill" / "checkpoint-4").mkdir(parents=True)
+    mark_complete(tmp_path / "checkpoints" / "distill" / "checkpoint-4")
+    for change in ("recipe.weight_decay=0.5", "recipe.optimizer=sgd", "recipe.average=0.9"):
+        with pytest.raises(ConfigError, match=f"^{change[7:].partition('=')[0]} of stage distill is .* checkpoint"):
+            require_same_past(now(change), tmp_path)
+    require_same_past(now("recipe.learning_rate=0.01"), tmp_path)
+
+
 @pytest.mark.distributed
 def test_a_finished_run_does_not_say_that_it_was_trained_otherwise(finished):
     settings = deepcopy(finished(2))
@@ -143,7 +193,7 @@ def test_a_finished_run_does_not_say_that_it_was_trained_otherwise(finished):
     assert "is finished, with the stages distill: --resume adds none." in refused(
         settings | {"stages": [first, {**first, "name": "more"}]}
     )
-    assert re.match(r"steps of stage distill is 40, and was 20 in .*: that stage is finished", refused(
+    assert re.match(r"steps of stage distill is 40, and was 20 in .*: stage distill is finished", refused(
         settings | {"stages": [{**first, "steps": 40}]}
     ))  # fmt: skip
 
