@@ -73,6 +73,7 @@ class _Capture:
     positions: Tensor  # [N], in the text, which is the last `text_length` queries
     text_length: int
     grad: bool
+    longest: int | None = None  # tokens of the longest row of the pass, see `note_longest`
     seen: dict[int, LayerAttention] = field(default_factory=dict)
 
 
@@ -132,6 +133,12 @@ def capture(
         )
 
 
+def note_longest(tokens: int) -> None:
+    """How many tokens the longest row of the pass under way has, where padding makes its batch longer."""
+    if (state := _open.get()) is not None:
+        state.longest = tokens
+
+
 def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, options: dict) -> None:
     state = _open.get()
     layer = getattr(module, "layer_idx", None)  # vision towers call the same interface: they are not causal
@@ -149,9 +156,10 @@ def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scalin
             "pass that needs no gradients, open the capture inside torch.no_grad()."
         )
     window = options.get("sliding_window")
-    if window is not None and key.shape[2] > window:
+    longest = key.shape[2] if state.longest is None else state.longest
+    if window is not None and longest > window:
         raise RuntimeError(
-            f"layer {layer} sees only the last {window} of {key.shape[2]} tokens, so image and text cannot be told "
+            f"layer {layer} sees only the last {window} of {longest} tokens, so image and text cannot be told "
             "apart there; choose layers with full attention."
         )
     if options.get("s_aux") is not None or options.get("position_bias") is not None:

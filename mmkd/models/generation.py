@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationMixin
 
 from .compression import CompressingModel
@@ -83,8 +83,11 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         if "max_length" in kwargs:
             kwargs["max_new_tokens"] = kwargs.pop("max_length") - input_ids.shape[1]
         kwargs["use_cache"] = True  # it holds the images; a decoder's own settings may say False
-        if prefix.bias is not None:
-            kwargs["prefix_bias"] = prefix.bias.contiguous()
+        bias = prefix.bias
+        if bias is None and self._counts_padding(mask, mask.shape[1] + self._most_new(given)):
+            bias = torch.zeros(prefix.valid.shape, dtype=self.dtype, device=mask.device)  # for masks of our own
+        if bias is not None:
+            kwargs["prefix_bias"] = bias.contiguous()
         output = super().generate(
             input_ids=laid_out, attention_mask=mask, position_ids=positions, past_key_values=past, **kwargs
         )
@@ -96,6 +99,13 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         output.sequences = sequences
         return output
 
+    def _most_new(self, given: list[dict[str, Any]]) -> int:
+        """Tokens that an answer may have: of settings in the order in which they count."""
+        return next(
+            (g["max_new_tokens"] for g in given if g.get("max_new_tokens")),
+            self.config.text_config.max_position_embeddings,
+        )
+
     def _prompt_prefix(
         self, image_counts: list[int], features: Tensor, image_tiles: Tensor | None, tokens: int | None
     ) -> Prefix:
@@ -104,15 +114,14 @@ class GeneratingModel(CompressingModel, GenerationMixin):
         rows = image_rows(image_counts, sizes)
         return self.prefix(self.blocks(features, tiles, rows, [0] * len(rows), len(image_counts), tokens))
 
-    def _decoding_mask(self, attention_mask: Tensor, prefix_bias: Tensor, embeds: Tensor) -> Tensor:
+    def _decoding_mask(self, attention_mask: Tensor, prefix_bias: Tensor, embeds: Tensor) -> Tensor | dict[str, Tensor]:
         length, total = embeds.shape[1], attention_mask.shape[1]
-        self._mask_taking_attention(total)
         query = torch.arange(total - length, total, device=embeds.device)
         see = (torch.arange(total, device=embeds.device) <= query[:, None]) & attention_mask[
-            :, None, :
+            :, None
         ].bool()  # [B, T, S]
-        bias = nn.functional.pad(prefix_bias, (0, total - prefix_bias.shape[1]))[:, None, :].to(embeds.dtype)
-        return torch.where(see, bias, torch.finfo(embeds.dtype).min)[:, None]
+        see = see | (torch.arange(total, device=embeds.device) == query[:, None])  # padding sees itself: no NaN
+        return self._own_masks(see[:, None], prefix_bias)
 
 
 __all__ = ["GeneratingModel"]

@@ -60,14 +60,15 @@ class MmkdForConditionalGeneration(GeneratingModel):
                     inputs_embeds = self._place_images(input_ids, inputs_embeds, features)
             if position_ids is None and attention_mask is not None and not cached:
                 position_ids = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
+            mask: Any = attention_mask
             if prefix_bias is not None:
                 if attention_mask is None:  # `generate` drops a mask of ones
                     past = past_key_values.get_seq_length() if past_key_values is not None else 0
                     attention_mask = inputs_embeds.new_ones(len(inputs_embeds), past + inputs_embeds.shape[1])
-                attention_mask = self._decoding_mask(attention_mask, prefix_bias, inputs_embeds)
+                mask = self._decoding_mask(attention_mask, prefix_bias, inputs_embeds)
             output = self.decoder(
                 inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
+                attention_mask=mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,

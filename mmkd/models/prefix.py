@@ -106,12 +106,29 @@ def gather_prefix(
     return Prefix(layers, valid, slot_segments, starts, slot_bias, hide_sink and not single)
 
 
-def read_mask(prefix: Prefix, text_mask: Tensor, segment_ids: Tensor, dtype: torch.dtype, boolean: bool) -> Tensor:
-    """The explicit mask of the read pass, for packed rows and for score biases.
+def last_seen(see: Tensor, window: int | None) -> Tensor:
+    """Of the keys that each query sees, the last `window`. A decoder counts its window in slots, padding included, and
+    padding that sees nothing in it becomes NaN; this is the window that a row has by itself.
 
-    A text token sees the image slots of its own sample, the sink, and earlier text of its own sample.
+    Args:
+        see: [.., T, S] bool.
+    """
+    return see if window is None else see & (see.flip(-1).cumsum(-1).flip(-1) <= window)
 
-    Returns: [B, 1, T, P + T], bool (True = see) if `boolean`, else additive in `dtype`.
+
+def block_mask(mask: Tensor) -> Tensor:
+    """What each token of a block sees, [M, 1, S, S] bool, for blocks with padding, [M, S]."""
+    length = mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=mask.device)  # padding sees itself: no NaN
+    return ((causal & mask[:, None, :].bool()) | itself)[:, None]
+
+
+def read_mask(prefix: Prefix, text_mask: Tensor, segment_ids: Tensor) -> Tensor:
+    """What each text token sees, for packed rows, score biases, and padding inside a row: the image slots of its own
+    sample, the sink, and earlier text of its own sample.
+
+    Returns: [B, 1, T, P + T] bool.
     """
     batch, length = text_mask.shape
     slots = prefix.valid.shape[1]
@@ -127,13 +144,21 @@ def read_mask(prefix: Prefix, text_mask: Tensor, segment_ids: Tensor, dtype: tor
     see_text = see_text | torch.eye(
         length, dtype=torch.bool, device=text_mask.device
     )  # padding rows see themselves: no NaN
-    see = torch.cat([see_prefix, see_text], dim=-1)[:, None]  # [B, 1, T, P + T]
-    if boolean and prefix.bias is None:
+    return torch.cat([see_prefix, see_text], dim=-1)[:, None]  # [B, 1, T, P + T]
+
+
+def attention_mask(see: Tensor, bias: Tensor | None, dtype: torch.dtype, boolean: bool) -> Tensor:
+    """What an attention implementation is given of [B, 1, T, S] bool: itself if it takes `boolean`, else additive.
+
+    Args:
+        bias: [B, P] added to the scores of the first keys, or None.
+    """
+    if boolean and bias is None:
         return see
     additive = torch.zeros(see.shape, dtype=dtype, device=see.device)
-    if prefix.bias is not None:
-        additive = additive + nn.functional.pad(prefix.bias.to(dtype), (0, length))[:, None, None, :]
+    if bias is not None:
+        additive = additive + nn.functional.pad(bias.to(dtype), (0, see.shape[-1] - bias.shape[1]))[:, None, None, :]
     return additive.masked_fill(~see, torch.finfo(dtype).min)
 
 
-__all__ = ["Prefix", "gather_prefix", "read_mask"]
+__all__ = ["Prefix", "attention_mask", "block_mask", "gather_prefix", "last_seen", "read_mask"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .attention_capture import note_longest
 from .blocks import Blocks, build_blocks
 from .carried import carried_cache
 from .parts import MmkdPreTrainedModel
-from .prefix import Prefix, gather_prefix, read_mask
+from .prefix import Prefix, attention_mask, block_mask, gather_prefix, last_seen, read_mask
+
+SLIDING = "sliding_attention"  # among the layer types of a decoder's config; without any, all layers slide
 
 
 class TwoPassModel(MmkdPreTrainedModel):
@@ -51,10 +54,12 @@ class TwoPassModel(MmkdPreTrainedModel):
 
         Returns: per layer K,V of the sink, [M, Hkv, 1, d], and of the kept tokens, [M, Hkv, J, d].
         """
-        cache = carried_cache(self.config.text_config.num_hidden_layers)
+        cache, mask = carried_cache(self.config.text_config.num_hidden_layers), blocks.mask.long()
+        if self._counts_padding(mask, mask.shape[1]):
+            mask = self._own_masks(block_mask(mask), None)
         self.decoder(
             inputs_embeds=blocks.embeds,
-            attention_mask=blocks.mask.long(),
+            attention_mask=mask,
             position_ids=blocks.positions,
             past_key_values=cache,
             use_cache=True,
@@ -119,41 +124,53 @@ class TwoPassModel(MmkdPreTrainedModel):
         packed = prefix.starts.shape[1] > 1
         segment_ids = segment_ids if packed and segment_ids is not None else torch.zeros_like(text_ids)
         positions = position_ids + prefix.starts.gather(1, segment_ids)  # [B, T]
-        if packed or prefix.bias is not None:
-            attention_mask = self._explicit_mask(prefix, text_mask, segment_ids)
-        else:
-            attention_mask = torch.cat([prefix.valid.long(), text_mask.long()], dim=1)
+        mask = torch.cat([prefix.valid.long(), text_mask.long()], dim=1)  # [B, P + T]
+        if self._beyond_window(mask.shape[1]):
+            note_longest(int(mask.sum(1).max()))
+        if packed or prefix.bias is not None or self._counts_padding(mask, mask.shape[1]):
+            mask = self._own_masks(read_mask(prefix, text_mask, segment_ids), prefix.bias)
         output = self.decoder(
             inputs_embeds=self.get_input_embeddings()(text_ids),
-            attention_mask=attention_mask,
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=carried_cache(len(prefix.layers), prefix.layers),
             use_cache=True,
         )
         return output.last_hidden_state
 
-    def _explicit_mask(self, prefix: Prefix, text_mask: Tensor, segment_ids: Tensor) -> Tensor:
-        kind = self._mask_taking_attention(prefix.valid.shape[1] + text_mask.shape[1])
-        return read_mask(prefix, text_mask, segment_ids, self.dtype, boolean="sdpa" in kind)
-
-    def _mask_taking_attention(self, length: int) -> str:
-        """Name of the decoder's attention over so many keys. ValueError where it would drop or misread a mask of ours,
-        or where the mask would take the place of a sliding window that is shorter."""
+    def _beyond_window(self, length: int) -> bool:
+        """Whether a layer of the decoder sees less than so many slots."""
         text = self.config.text_config
-        kind, window = text._attn_implementation, getattr(text, "sliding_window", None)
-        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
-        if window and slides and length > window:
+        window, kinds = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
+        return bool(window) and length > window and (kinds is None or SLIDING in kinds)
+
+    def _counts_padding(self, mask: Tensor, length: int) -> bool:
+        """Whether rows of `length` slots, padded as `mask` has it, would have padding in their sliding window. Flash
+        attention takes padding out first."""
+        flash = "flash" in self.config.text_config._attn_implementation
+        return self._beyond_window(length) and not flash and not bool(mask.all())
+
+    def _own_masks(self, see: Tensor, bias: Tensor | None) -> Tensor | dict[str, Tensor]:
+        """Masks of ours [B, 1, T, S] from what each query may see; one a kind of layer where the decoder has several.
+
+        Raises: ValueError for an attention implementation that would drop them.
+        """
+        text = self.config.text_config
+        implementation = text._attn_implementation
+        if "sdpa" not in implementation and "eager" not in implementation:
             raise ValueError(
-                f"packed rows and mass_bias need a mask of their own, which knows no sliding window: {length} tokens "
-                f"do not fit into this decoder's window of {window}. Lower data.max_length, or switch data.packing and "
-                "voco.mass_bias off."
+                "packed rows, mass_bias, and padding in batches that are longer than a sliding window need a mask of "
+                f"their own, which attention {implementation!r} does not take; use attention: sdpa (or eager)."
             )
-        if "sdpa" not in kind and "eager" not in kind:
-            raise ValueError(
-                f"packed rows and mass_bias need a mask of their own, which attention {kind!r} does not take; "
-                "use attention: sdpa (or eager), or switch data.packing and voco.mass_bias off."
-            )
-        return kind
+
+        def masked(window: int | None) -> Tensor:
+            return attention_mask(last_seen(see, window), bias, self.dtype, "sdpa" in implementation)
+
+        if not self._beyond_window(see.shape[-1]):
+            return masked(None)
+        kinds = sorted(set(getattr(text, "layer_types", None) or [SLIDING]))
+        masks = {kind: masked(text.sliding_window if kind == SLIDING else None) for kind in kinds}
+        return masks if len(masks) > 1 else masks[SLIDING]
 
 
 __all__ = ["TwoPassModel"]

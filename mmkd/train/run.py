@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -184,9 +183,11 @@ def require_same_past(config: Any, run: Path) -> None:
             shared = ["student"]
         else:
             continue
-        pairs = [(f"{field} of stage {then['name']}", then.get(field), here.get(field)) for field in fields]
-        pairs += [(path, _at(before, path), _at(after, path)) for path in shared]
-        for path, there, new in itertools.chain.from_iterable(itertools.starmap(_differences, pairs)):
+        changed = [field for field in fields if field in here and then.get(field) != here[field]]
+        found = [(f"{field} of stage {then['name']}", then.get(field), here[field]) for field in changed]
+        for path in shared:
+            found += _differences(path, _at(before, path), _at(after, path))
+        for path, there, new in found:
             raise ConfigError(
                 f"{path} is {new}, and was {there} in {written}: stage {then['name']} {why}. Put it back, or name "
                 "another run.dir."

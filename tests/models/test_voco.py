@@ -79,17 +79,6 @@ def test_a_back_end_that_would_drop_the_mask_is_refused():
         model.generate(**prompt(K, [5]), pixel_values=pixels(1), voco_tokens=K, max_new_tokens=2)
 
 
-def test_a_mask_of_our_own_is_refused_where_it_would_switch_a_sliding_window_off():
-    model = tiny.build("mistral with a window", mass_bias=True)
-    two_passes(model, features(model, 1), TEXT, K)
-    model.config.text_config.sliding_window = 8
-    with pytest.raises(ValueError, match="10 tokens do not fit into this decoder's window of 8"):
-        two_passes(model, features(model, 1), TEXT, K)
-    model.generate(**prompt(1, [5]), pixel_values=pixels(1), voco_tokens=1, max_new_tokens=1)
-    with pytest.raises(ValueError, match="window of 8"):
-        model.generate(**prompt(1, [5]), pixel_values=pixels(1), voco_tokens=1, max_new_tokens=9, eos_token_id=None)
-
-
 @pytest.mark.gpu
 def test_flash_attention_reads_what_the_others_read():
     pytest.importorskip("flash_attn")

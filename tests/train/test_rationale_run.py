@@ -48,3 +48,14 @@ def test_a_store_filled_for_other_rationales_is_of_other_data(data):
     plain = DataSection.model_validate({**data(), "rationales": None})
     modes = [DataSection.model_validate(data(mode)) for mode in ("separate", "answer_first")]
     assert len({data_identity(one) for one in (plain, *modes)}) == 3
+
+
+@pytest.mark.distributed
+def test_uld_weighs_rationales_too_though_its_teacher_counts_other_tokens(config, data, foreign_teacher):
+    losses = {}
+    for weight in (0.5, 0.0):
+        made = config(f"weight-{weight}", objectives=[{"name": "uld"}], stage={"steps": 2}, data=data())
+        made["teacher"] = {"kind": "live", "model": str(foreign_teacher)}
+        made["data"]["rationales"]["weight"] = weight
+        losses[weight] = ranks.run(made, world=1)
+    assert losses[0.5][0] > losses[0.0][0] > 0
