@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ class GeneratingModel(CompressingModel, GenerationMixin):
             kwargs["max_new_tokens"] = kwargs.pop("max_length") - input_ids.shape[1]
         kwargs["use_cache"] = True  # it holds the images; a decoder's own settings may say False
         bias = prefix.bias
-        if bias is None and self._counts_padding(mask, mask.shape[1] + self._most_new(given)):
+        most_new = next((g["max_new_tokens"] for g in given if g.get("max_new_tokens")), sys.maxsize)
+        if bias is None and self._counts_padding(mask, mask.shape[1] + most_new):
             bias = torch.zeros(prefix.valid.shape, dtype=self.dtype, device=mask.device)  # for masks of our own
         if bias is not None:
             kwargs["prefix_bias"] = bias.contiguous()
@@ -98,13 +100,6 @@ class GeneratingModel(CompressingModel, GenerationMixin):
             return sequences
         output.sequences = sequences
         return output
-
-    def _most_new(self, given: list[dict[str, Any]]) -> int:
-        """Tokens that an answer may have: of settings in the order in which they count."""
-        return next(
-            (g["max_new_tokens"] for g in given if g.get("max_new_tokens")),
-            self.config.text_config.max_position_embeddings,
-        )
 
     def _prompt_prefix(
         self, image_counts: list[int], features: Tensor, image_tiles: Tensor | None, tokens: int | None
