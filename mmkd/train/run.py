@@ -175,18 +175,18 @@ def require_same_past(config: Any, run: Path) -> None:
             continue
         if is_complete(target):
             fields, why = [f for f in then if f != "micro_batch_size"], f"is finished ({target})"
-            shared = ["student", *_used(before, then), "data.max_length", "data.rationales"]
+            shared = {"student": before["student"], **_used(before, then)}
         elif latest_complete(run / "checkpoints" / then["name"]):
             fields, why = list(OPTIMISER), "has a checkpoint that was made with it"
             if "learning_rates" in then and _sharing(then) != _sharing(here):
                 fields += ["learning_rates"]
-            shared = ["student"]
+            shared = {"student": before["student"]}
         else:
             continue
         changed = [field for field in fields if field in here and then.get(field) != here[field]]
         found = [(f"{field} of stage {then['name']}", then.get(field), here[field]) for field in changed]
-        for path in shared:
-            found += _differences(path, _at(before, path), _at(after, path))
+        for key, part in shared.items():
+            found += _differences(key, part, after[key])
         for path, there, new in found:
             raise ConfigError(
                 f"{path} is {new}, and was {there} in {written}: stage {then['name']} {why}. Put it back, or name "
@@ -199,17 +199,13 @@ def _stages(config: dict[str, Any]) -> list[dict[str, Any]]:
     return config.get("stages") or [config["recipe"]]
 
 
-def _used(config: dict[str, Any], stage: dict[str, Any]) -> list[str]:
-    """What a stage takes from outside it, by key path."""
+def _used(config: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    """What a stage takes from outside it, beside the student."""
     own = stage.get("objectives")
     asked = any(objective["name"] != "cross_entropy" for objective in own or config["objectives"])
-    return ["objectives"] * (not own) + ["teacher"] * asked
-
-
-def _at(config: dict[str, Any], path: str) -> Any:
-    for key in path.split("."):
-        config = (config or {}).get(key, {})
-    return config
+    names = ["objectives"] * (not own) + ["teacher"] * asked
+    read = {key: config["data"][key] for key in ("max_length", "rationales") if key in config["data"]}
+    return {name: config[name] for name in names} | {"data": read}
 
 
 def _differences(path: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:

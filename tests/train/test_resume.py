@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+import yaml
 
 from mmkd.checkpoints import latest_complete, mark_complete
 from mmkd.config.load import dump_config, load_run
@@ -171,6 +172,10 @@ def test_what_a_finished_or_begun_stage_was_trained_with_cannot_change(tmp_path)
         with pytest.raises(ConfigError, match=rf"^{re.escape(path)} is .*: stage first is finished"):
             require_same_past(now(**changes), tmp_path)
     require_same_past(now(), tmp_path)
+    older = yaml.safe_load(dump_config(now()))
+    del older["data"]["rationales"], older["student"]["voco"], older["teacher"]["kind"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
+    require_same_past(now(), tmp_path)  # of an mmkd that did not know them
 
 
 def test_a_begun_classifier_keeps_its_optimiser(tmp_path):
