@@ -1,13 +1,13 @@
 """A student both of whose halves are of other families than its teacher's: labels, KD, and OFA-KD besides.
 
-    python -m bench.halves runs/halves --gemma gemma-3-270m.gguf --families runs/families \\
-        --teacher runs/scenes/teacher/model
+    python -m bench.halves runs/halves --gemma gemma-3-270m.gguf --families runs/families
 
 The teacher of scenes sees by EfficientNet-Lite0, a CNN, and speaks by layers of SmolLM2, a Llama with its pre-trained
 weights. The student sees by a ViT, which learned EasyVQA's shapes from a CNN by the method of its case (bench.families,
 pair `easyvqa_lite0_vit_64`, same seed), is frozen here and reads a scene in tiles. It speaks by the first layers of
-Gemma 3 270M, with its own pre-trained weights and SmolLM2's tokens (bench.transplant). All cases take the same steps on
-the same rows of scenes in the same order. Scored on `easyvqa_scenes` with full vision. A killed run is gone on with.
+Gemma 3 270M, with its own pre-trained weights and SmolLM2's tokens (bench.transplant). All cases of a seed take the
+same steps on the same rows of scenes in the same order, from one teacher; each seed has a teacher of its own, so that
+seeds may come from different machines. Scored on `easyvqa_scenes` with full vision. A killed run is gone on with.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bench.scores import add_new, conclude, of_run
 from bench.transplant import transplanted
 
 BENCH = "gemma_halves"  # the rows of "halves" are of a small GPT-NeoX of random weights
+TEACHER = "teacher"
 PAIR = "easyvqa_lite0_vit_64"
 
 
@@ -41,11 +42,21 @@ CASES = {
     ),
 }
 PAIRS = [("ofa+kd", "kd"), ("kd", "sft"), ("ofa+kd", "sft")]
+# Half of the rows describe a scene cell by cell, which teaches to look; packed, since they are shorter than questions.
+ROWS = [
+    "data.mixture=[{source: scenes, split: train, count: 8000, grid: 2}, "
+    "{source: scenes, split: train, count: 8000, grid: 2, described: true}]",
+    "data.packing=true",
+]
+TEACHER_STAGE = (
+    "stages=[{name: tune, steps: 900, trainable: [projector, language], learning_rate: 1.0e-3, batch_size: 12, "
+    "read: [full]}]"
+)
 # A fifth of the teacher's rate for the decoder: Gemma's weights are a fifth to a tenth as large as SmolLM2's, and a
 # step of Adam is as long for either (docs/bench.md).
 STAGE = (
-    "stages=[{name: learn, steps: 400, trainable: [projector, language], learning_rate: 2.0e-4, "
-    "learning_rates: {projector: 1.0e-3}, batch_size: 16, read: [full]}]"
+    "stages=[{name: learn, steps: 600, trainable: [projector, language], learning_rate: 2.0e-4, "
+    "learning_rates: {projector: 1.0e-3}, batch_size: 8, read: [full]}]"
 )
 
 
@@ -55,6 +66,7 @@ def settings_of(case: str, seed: int, out: Path, families: Path, teacher: Path) 
     return [
         f"student.vision={{{seen}, standardize: true}}",
         f"student.language={{source: 'hf:{out / 'decoder'}', keep_layers: 4}}",
+        *ROWS,
         "data.cache_features=false",  # a live teacher has a tower of its own
         f"objectives={CASES[case].objectives}",
         "teacher=null" if case == "sft" else f"teacher={{kind: live, model: {teacher}}}",
@@ -68,17 +80,19 @@ def rows(run: Path, case: str) -> None:
     add_new(BENCH, [row for metric in METRICS for row in of_run(BENCH, case, run, metric)])
 
 
-def compared(
-    out: Path, gemma: Path, families: Path, teacher: Path, seeds: list[int], cases: list[str], ranks: int
-) -> None:
+def compared(out: Path, gemma: Path, families: Path, seeds: list[int], cases: list[str], ranks: int) -> None:
     """Train, score, and append what has no row yet. Seeds outermost: each is complete early."""
-    if cases != ["sft"]:
-        rows(teacher.parent, "teacher")
-    towers(families, [PAIR], sorted({CASES[case].tower for case in cases}), seeds)
-    transplanted(f"gguf:{gemma}", "gguf:smollm2-135m", out / "decoder")
+    students = [case for case in cases if case != TEACHER]
+    if students:
+        transplanted(f"gguf:{gemma}", "gguf:smollm2-135m", out / "decoder")
     for seed in seeds:
-        for case in cases:
-            settings = settings_of(case, seed, out, families, teacher)
+        teacher = out / f"{TEACHER}-{seed}"
+        if cases != ["sft"]:
+            trained("train", "scenes/teacher", teacher, seed, [*ROWS, TEACHER_STAGE], ranks)
+            rows(teacher, TEACHER)
+        for case in students:
+            towers(families, [PAIR], [CASES[case].tower], [seed])
+            settings = settings_of(case, seed, out, families, teacher / "model")
             job = "train" if case == "sft" else "distill"
             run = trained(job, "scenes/teacher", out / f"{case}-{seed}", seed, settings, ranks)
             rows(run, case)
@@ -90,9 +104,10 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--gemma", type=Path, required=True, help="GGUF file of Gemma 3 270M")
     parser.add_argument("--families", type=Path, required=True, help="folder of bench.families' runs, with the towers")
-    parser.add_argument("--teacher", type=Path, required=True, help="model folder of the teacher of scenes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each case")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="cases to train")
+    parser.add_argument(
+        "--cases", nargs="+", choices=[TEACHER, *CASES], default=list(CASES), help="cases to train, and the teacher"
+    )
     parser.add_argument("--ranks", type=int, default=2, help="processes of each run")
     asked = parser.parse_args()
-    compared(asked.out, asked.gemma, asked.families, asked.teacher, asked.seeds, asked.cases, asked.ranks)
+    compared(asked.out, asked.gemma, asked.families, asked.seeds, asked.cases, asked.ranks)
