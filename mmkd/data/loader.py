@@ -30,6 +30,10 @@ class MicroBatches(Dataset[Any]):
     def __init__(self, mixture: Mixture, names: Sequence[str], collator: Collator, rejected: RejectedLog):
         self.mixture, self.names, self.collator, self.rejected = mixture, list(names), collator, rejected
 
+    def row_counts(self) -> dict[str, int | None]:
+        """Rows of each source; a stream has no number."""
+        return dict(zip(self.names, self.mixture.lengths(), strict=True))
+
     def __getitem__(self, indices: list[int]) -> dict[str, Any] | MmkdError:
         try:
             return self.collator.collate([self.sample(index) for index in indices])

@@ -40,6 +40,10 @@ class Mixture:
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
+    def lengths(self) -> list[int | None]:
+        """Rows of each source, None for a stream."""
+        return [None if isinstance(source, Stream) else len(source) for source in self.sources]
+
     def place(self, index: int) -> tuple[int, int]:
         """(source, row) of sample `index`."""
         return next(self.candidates(index))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmkd.checkpoints import latest_complete, step_of
+from mmkd.checkpoints import latest_complete
 from mmkd.config.schema import Config, StageSection, StudentSection
 from mmkd.errors import TrainingError
 from mmkd.precision import on_cpu
@@ -178,7 +178,7 @@ def run_trainer(trainer: Any, folder: Path, world: int, resume: bool) -> None:
     """Train, with `resume` from the last whole checkpoint in `folder`. Raises TrainingError for one of other ranks."""
     checkpoint = latest_complete(folder) if resume else None
     if checkpoint is not None:
-        trainer.start_step = step_of(checkpoint)
+        trainer.checkpoint = checkpoint
         writers = len(list(checkpoint.glob("rng_state*.pth")))
         if writers != world:
             raise TrainingError(f"{checkpoint} was written by {writers} ranks, and here are {world}: start {writers}.")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from mmkd.checkpoints import keep_newest, mark_complete
+from mmkd.checkpoints import keep_newest, mark_complete, step_of
 from mmkd.config.schema import StageSection
 from mmkd.errors import TrainingError
 from mmkd.objectives import ULD, PairLoss, Ratio, TokenLoss
@@ -26,6 +26,7 @@ from mmkd.teachers.reading import counted
 from mmkd.train.callbacks import StepFinished, StepsOfTheConfig
 from mmkd.train.on_policy import is_on_policy, own_answers
 from mmkd.train.optimizer import build_optimizer, learning_rate_schedule
+from mmkd.train.row_counts import RowCounts, require_row_counts, write_row_counts
 from mmkd.train.task import DistillTask
 from mmkd.train.watch import is_lost
 
@@ -69,7 +70,7 @@ class DistillTrainer(Trainer):
     Args:
         task: what is trained.
         stage: the stage's settings.
-        batches: start_step -> iterable of micro batches of this rank.
+        batches: start_step -> loader of the micro batches of this rank.
         accumulation: micro batches of an optimiser step on a rank.
         keep: whole checkpoints kept.
         stop_ids: tokens that end an answer of the student; for stages with `on_policy`.
@@ -98,7 +99,8 @@ class DistillTrainer(Trainer):
         self.sums: dict[str, Ratio] = {}
         self.tokens = self.padding = self.waited = 0.0
         self.window = time.perf_counter()
-        self.start_step = 0
+        self.checkpoint: Path | None = None  # the one that the run goes on from
+        self.row_counts: RowCounts = {}
         self.keep, self.stop_ids = keep, stop_ids
         self.remove_callback(PrinterCallback)  # Progress says it better
 
@@ -127,7 +129,11 @@ class DistillTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         # Already sharded by rank and started at the right sample, so it does not go through accelerate.
-        return FixedLength(self.batches(self.start_step), self.args.max_steps * self.accumulation)
+        batches = self.batches(step_of(self.checkpoint) if self.checkpoint else 0)
+        self.row_counts = batches.dataset.row_counts()
+        if self.checkpoint:
+            require_row_counts(self.checkpoint, self.row_counts)
+        return FixedLength(batches, self.args.max_steps * self.accumulation)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         samples = self._take(epoch_iterator, num_batches)
@@ -275,6 +281,7 @@ class DistillTrainer(Trainer):
         self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            write_row_counts(Path(output_dir), self.row_counts)
 
     def student_weights(self) -> dict[str, torch.Tensor] | None:
         """Whole weights of the student on rank 0, None elsewhere. Every rank must call it."""

@@ -44,6 +44,10 @@ class LabelledBatches(Dataset[Any]):
         self.augment = Augment(augment, views, len(images.classes))
         self.views, self.crop, self.seed, self.rejected = views, crop, seed, rejected
 
+    def row_counts(self) -> dict[str, int | None]:
+        """Images that an epoch has."""
+        return {"data.train": len(self.mixture.sources[0])}
+
     def __getitem__(self, indices: list[int]) -> dict[str, Any] | MmkdError:
         try:
             samples = [self.sample(index) for index in indices]

@@ -98,6 +98,19 @@ def test_what_would_read_other_rows_is_refused(stopped, section, changes, messag
     assert (Path(settings["run"]["dir"]) / "config.yaml").read_text() == written
 
 
+@pytest.mark.distributed
+def test_a_source_that_grew_since_the_checkpoint_is_refused(stopped, records):
+    settings, before = stopped(2, after=5), records.read_bytes()
+    records.write_bytes(before + before.splitlines(keepends=True)[0])
+    try:
+        errors = ranks.on_ranks(2, ranks.go, settings, True)
+    finally:
+        records.write_bytes(before)
+    for error in errors:
+        assert isinstance(error, ConfigError), error
+        assert re.match(r"data\.mixture\[0\] jsonl has 31 rows, and had 30 when .*checkpoint-5 was written", str(error))
+
+
 def refused(settings: dict) -> str:
     written = (Path(settings["run"]["dir"]) / "config.yaml").read_text()
     [error] = ranks.on_ranks(1, ranks.go, settings, True)
