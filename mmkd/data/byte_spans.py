@@ -61,6 +61,17 @@ def byte_table(tokenizer: Any) -> list[bytes]:
     return table
 
 
+def ids_by_bytes(tokenizer: Any) -> dict[bytes, int]:
+    """The token id that text of these bytes is read as.
+
+    Of several tokens of the same bytes one that is written counts before a spare byte (`<0x0A>`), wherever the
+    vocabulary has either: Llama 2's `a` stands behind them, Gemma's newline before them. Raises: as `byte_table`.
+    """
+    spare = {i for token, i in tokenizer.get_vocab().items() if BYTE_TOKEN.fullmatch(token)}
+    table = byte_table(tokenizer)
+    return {table[i]: i for i in sorted(range(len(table)), key=lambda i: i not in spare) if table[i]}
+
+
 def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[Span]:
     """The shortest spans in which two tokenizations of one answer stand for the same bytes, in order.
 

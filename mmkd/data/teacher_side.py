@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmkd.data.byte_spans import Span, align, byte_table
+from mmkd.data.byte_spans import Span, align, byte_table, ids_by_bytes
 from mmkd.data.rejected import BadRow
 from mmkd.errors import ConfigError
 from mmkd.models.processing_mmkd import MmkdProcessor
@@ -36,6 +36,7 @@ class TeacherSide:
         self.own_images = student.fingerprint != teacher.fingerprint
         if not own_tokens:
             return
+        self._processors = student, teacher
         self._tables = byte_table(student.tokenizer), byte_table(teacher.tokenizer)
         try:
             self._ends = student.answer_end, teacher.answer_end
@@ -43,11 +44,8 @@ class TeacherSide:
             raise ConfigError(str(error)) from error
 
     def shared_ids(self) -> Tensor:
-        """[2, m], ids of the student and of the teacher: tokens of the same bytes, and the two that end an answer.
-
-        Of several tokens of the same bytes on a side the last counts: SentencePiece puts its spare bytes first.
-        """
-        ours, theirs = ({token: i for i, token in enumerate(table) if token} for table in self._tables)
+        """[2, m], ids of the student and of the teacher: tokens of the same bytes, and the two that end an answer."""
+        ours, theirs = (ids_by_bytes(processor.tokenizer) for processor in self._processors)
         pairs = [(ours[token], theirs[token]) for token in ours.keys() & theirs.keys()]
         if None not in self._ends:
             pairs.append(self._ends)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mmkd.data.byte_spans import byte_table
+from mmkd.data.byte_spans import byte_table, ids_by_bytes
 from mmkd.data.rejected import BadRow
 from mmkd.data.teacher_rows import Rows
 from mmkd.models.processing_mmkd import MmkdProcessor
@@ -37,7 +37,7 @@ class TokenMap:
         tokenizer = student.tokenizer
         self.table = byte_table(tokenizer)
         self.vocabulary = vocabulary_size(tokenizer)
-        self._ids = {data: i for i, data in enumerate(self.table) if data}
+        self._ids = ids_by_bytes(tokenizer)
         self._special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._names = {i: token for token, i in tokenizer.get_vocab().items()}
         self.strange: Counter[str] = Counter()

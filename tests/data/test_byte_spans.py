@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from mmkd.data.byte_spans import Span, align, byte_table
+from mmkd.data.byte_spans import Span, align, byte_table, ids_by_bytes
 from mmkd.errors import ConfigError
 from tests.byte_tokenizer import byte_level, byte_tokenizer, sentence_piece
 
@@ -123,3 +123,15 @@ def test_runs_of_spaces_that_are_added_tokens_are_spaces():
     tokenizer = sentence_piece()
     tokenizer.add_tokens([AddedToken("▁▁", special=False, normalized=False), "<image>"])
     assert byte_table(tokenizer)[tokenizer.convert_tokens_to_ids("▁▁")] == b"  "
+
+
+@pytest.mark.parametrize("first", ["written", "spare"])
+def test_bytes_have_the_id_that_text_is_read_as(first):
+    """Gemma's newline stands before the bytes that spell what has no token, Llama 2's letters behind them."""
+    spare = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["<unk>", "\n", *spare] if first == "written" else ["<unk>", *spare, "\n"]
+    backend = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.ByteFallback()
+    ids = ids_by_bytes(tokenizer := PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert [ids[b"\n"]] == tokenizer.encode("\n") == [tokenizer.convert_tokens_to_ids("\n")]
+    assert [ids[bytes([byte])] for byte in "é".encode()] == tokenizer.encode("é")
