@@ -92,7 +92,6 @@ class LiveTeacher:
             self.model.to(device)
         self.processor = composed.processor
         self.vocabulary: int | None = vocabulary_size(composed.processor.tokenizer)
-        self._asked = False
 
     def layers(self, student: MmkdForConditionalGeneration) -> int:
         return self.model.config.text_config.num_hidden_layers
@@ -116,7 +115,7 @@ class LiveTeacher:
         batch = batch | batch.get("teacher", {})
         if needs.own_tokens:
             answers = answer_batch({name: value for name, value in batch.items() if name not in OF_STUDENTS_TEXT})
-        elif not self._asked:
+        else:
             self._require_rows_for(batch["input_ids"])
         outputs = self.read(batch, answers, needs)
         outputs.vocabulary = self.vocabulary
@@ -126,14 +125,13 @@ class LiveTeacher:
         return outputs
 
     def _require_rows_for(self, ids: torch.Tensor) -> None:
-        """Once, since what a chat template writes stands in every row. Raises ConfigError for ids beyond the table."""
-        self._asked = True
+        """Raises ConfigError for ids beyond the table: of a chat template, or of an added token that a row holds."""
         rows, highest = self.model.get_input_embeddings().num_embeddings, int(ids.max())
         if highest >= rows:
             raise ConfigError(
                 f"the student's chats hold id {highest}, an added token of its own, and the teacher's embedding has "
                 f"{rows} rows: it cannot read them. Choose a student.template of tokens that both have, e.g. plain or "
-                "qa."
+                "qa; or leave such tokens out of the data."
             )
 
 

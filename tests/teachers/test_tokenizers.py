@@ -119,3 +119,21 @@ def test_a_teacher_without_a_row_for_what_the_chats_hold_is_refused(tmp_path):
     teacher = LiveTeacher(str(tmp_path / "teacher"), torch.float32, "sdpa", torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"hold id 260, .* the teacher's embedding has 259 rows: .*plain or qa"):
         teacher.outputs(student.model, batch, answer_batch(batch), Needs(teacher=True))
+
+
+def test_an_added_token_of_the_student_is_refused_in_the_first_row_that_holds_it(tmp_path):
+    tokenizer = byte_tokenizer(image=True)
+    tokenizer.add_tokens(["<think>"])
+    save_tiny_model(tmp_path / "student", 0, 1, None, tokenizer=tokenizer)
+    save_tiny_model(tmp_path / "teacher", 1, 1, None)
+    student = load(tmp_path / "student")
+    teacher = LiveTeacher(str(tmp_path / "teacher"), torch.float32, "sdpa", torch.device("cpu"))
+    collator = Collator(student.processor, 64)
+
+    def ask(answer):
+        batch = collator([Record("r", [Turn("user", "what?"), Turn("assistant", answer)], [])]) | {"normalizer": 1.0}
+        return teacher.outputs(student.model, batch, answer_batch(batch), Needs(teacher=True))
+
+    ask("a")
+    with pytest.raises(ConfigError, match=r"hold id 259, .* or leave such tokens out of the data"):
+        ask("<think>a")
