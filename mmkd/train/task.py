@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd.errors import TrainingError
 from mmkd.models.modeling_mmkd import MmkdForConditionalGeneration
 from mmkd.models.voco import CompressionTokens
 from mmkd.objectives import (
@@ -33,6 +32,7 @@ from mmkd.teachers.reading import (
     tower_map,
     vision,
 )
+from mmkd.train.learned import LearningTask
 
 
 class _WholeHead(nn.Module):
@@ -44,7 +44,7 @@ class _WholeHead(nn.Module):
         return run(hidden)  # `run` goes by its name because ZeRO-3 asks for tensors at all other places
 
 
-class DistillTask(nn.Module):
+class DistillTask(LearningTask):
     """Owns what is trained: the student and the heads of its objectives. The teacher is only referred to, so that it
     reaches neither optimiser nor checkpoint.
 
@@ -96,20 +96,6 @@ class DistillTask(nn.Module):
         super().train(mode)
         self.student.vision_tower.eval()
         return self
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As usual, but frozen parameters may be missing: checkpoints hold only what learns."""
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        missing = [name for name in result.missing_keys if name not in frozen]
-        # Scales of a frozen weight that is quantised go by its name and one more.
-        unknown = [name for name in result.unexpected_keys if name.partition(".weight.")[0] + ".weight" not in frozen]
-        if strict and (missing or unknown):
-            raise TrainingError(
-                f"the checkpoint is of another model: {len(missing)} parameters are missing in it, "
-                f"{len(unknown)} unknown ({', '.join((missing + unknown)[:3])})."
-            )
-        return result
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro batch in the text-only layout of `mmkd.data.collate`.

@@ -84,6 +84,18 @@ class Augment:
         return found
 
 
+def check_rand_augment(config: VisionConfig) -> None:
+    """Raises ConfigError for a text that is none of RandAugment's."""
+    text = config.data.augment.rand_augment
+    try:
+        rand_augment_transform(text or "rand", {})
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"config: data.augment.rand_augment is {text!r}, which timm does not take ({error}); expected something "
+            "like rand-m9-mstd0.5."
+        ) from error
+
+
 def check_augment(config: VisionConfig, micro_batch_size: int) -> None:
     """Raises ConfigError where images are mixed and something needs whole ones."""
     if not config.data.augment.mixes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mmkd.config.vision_schema import VisionConfig
 from mmkd.errors import ConfigError
-from mmkd.vision_distill.methods import OFA, Method, build_method
-from mmkd.vision_distill.sources import check_images
+from mmkd.vision_distill.augment import check_rand_augment
+from mmkd.vision_distill.methods import METHODS, OFA, Method, build_method
+from mmkd.vision_distill.sources import LabelledImages, check_images
 from mmkd.vision_distill.space_ofa import require_in_space, require_no_target
 from mmkd.vision_distill.spaces import SPACES, check_space, contrastive_spec
 
@@ -22,6 +23,7 @@ def check_vision(config: VisionConfig) -> None:
     for name, section in (("data.train", config.data.train), ("data.test", config.data.test)):
         if section is not None:
             check_images(section, at=name, config=config)
+    check_rand_augment(config)
     options = check_space(config.space, config)
     methods = {}
     for i, section in enumerate(config.objectives):
@@ -60,4 +62,27 @@ def _check_labels(config: VisionConfig, methods: dict[str, Method]) -> None:
         raise ConfigError(
             f"config: {', '.join(methods)} teach the student's features and not its classifier, which data.test would "
             "score as it was drawn; add cross_entropy, or leave data.test out where features are all that is wanted."
+        )
+
+
+def check_micro_batch(config: VisionConfig, size: int) -> None:
+    """Raises ConfigError where a method compares more images than a micro batch of `size` has: it would say nothing."""
+    for i, section in enumerate(config.objectives):
+        least = METHODS[section.name].least
+        if size < least:
+            raise ConfigError(
+                f"config: objectives[{i}] {section.name} compares {least} images of a micro batch with each other, and "
+                f"here that is {size}: raise recipe.micro_batch_size, or recipe.batch_size for as many ranks."
+            )
+
+
+def check_test(train: LabelledImages, test: LabelledImages) -> None:
+    """Raises ConfigError where the two sets have other classes, before hours of training that could not be scored."""
+    missing = [name for name in train.classes if name not in test.classes]
+    extra = [name for name in test.classes if name not in train.classes]
+    if train.classes != test.classes:
+        found = [f"{what} {', '.join(names[:5])}" for what, names in (("lacks", missing), ("also has", extra)) if names]
+        raise ConfigError(
+            f"config: data.test has not data.train's classes: it {' and '.join(found) or 'has another order'}. "
+            "Scores compare class by class: give both the same (an empty folder counts), or leave data.test out."
         )

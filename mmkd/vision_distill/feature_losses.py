@@ -47,7 +47,9 @@ def rkd(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float =
     """Relational KD (Park et al., CVPR 2019, eqs. 4-8): distance * L_D + angle * L_A on embeddings [B, D].
 
     L_D is the Huber loss between both sides' pairwise distances, each divided by its mean; L_A between the cosines of
-    the angles that triplets form. Means run over pairs and triplets of different samples. 0 for one sample.
+    the angles that triplets form. Means run over pairs and triplets of different samples. 0 for one sample. An angle
+    towards a sample that is all but the same (one image twice in a batch, apart by rounding) counts for nothing: its
+    gradient grows without end.
     """
     dtype = torch.promote_types(student.dtype, torch.float32)
     student, teacher = student.to(dtype), teacher.detach().to(dtype)
@@ -59,8 +61,10 @@ def rkd(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float =
     if count < 3:
         return loss
     # [j, i, k]: at vertex j, towards i and k
-    triplets = distinct[:, :, None] & distinct[:, None, :] & distinct[None]
-    return loss + angle * smooth_l1_loss(_cosines(student)[triplets], _cosines(teacher)[triplets])
+    apart = _apart(student, distinct) & _apart(teacher, distinct)
+    triplets = apart[:, :, None] & apart[:, None, :] & distinct[None]
+    angles = smooth_l1_loss(_cosines(student)[triplets], _cosines(teacher)[triplets], reduction="sum")
+    return loss + angle * angles / triplets.sum().clamp_min(1)
 
 
 def _distances(embeddings: Tensor, distinct: Tensor) -> Tensor:
@@ -68,6 +72,13 @@ def _distances(embeddings: Tensor, distinct: Tensor) -> Tensor:
     gaps = (embeddings[:, None] - embeddings[None])[distinct]  # [B * (B - 1), D]
     lengths = torch.linalg.vector_norm(gaps, dim=-1)  # equal samples have no gap, and no gradient
     return lengths / lengths.mean().clamp_min(1e-12)
+
+
+@torch.no_grad()
+def _apart(embeddings: Tensor, distinct: Tensor) -> Tensor:
+    """Pairs whose direction is more than rounding: further from each other than 1e-4 of the mean distance, [B, B]."""
+    lengths = torch.linalg.vector_norm(embeddings[:, None] - embeddings[None], dim=-1)
+    return distinct & (lengths > 1e-4 * lengths[distinct].mean())
 
 
 def _cosines(embeddings: Tensor) -> Tensor:

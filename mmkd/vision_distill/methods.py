@@ -36,12 +36,14 @@ class Method(nn.Module):
     Attributes:
         teacher: whether it needs one; student_stages, teacher_stages: whether it reads that side's staged exits.
         mixed: whether it takes images that are mixed of two.
+        least: images of a micro batch below which it, or a term of it, says nothing.
     """
 
     name = ""
     teacher = True
     student_stages = teacher_stages = False
     mixed = True
+    least = 1
 
     def build_heads(self, student: Side, teacher: Side, classes: int) -> None:
         """Make the trainable parts, if the method has any."""
@@ -162,6 +164,7 @@ class DIST(Method):
     """Relations among classes and among samples; see `logit_losses.dist`."""
 
     name = "dist"
+    least = 2
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0):
         super().__init__()
@@ -198,6 +201,7 @@ class CRD(Method):
 
     name = "crd"
     mixed = False  # images of one class are no negatives, and a mixed one is of two
+    least = 2
 
     def __init__(self, dimensions: int = 128, temperature: float = 0.07):
         super().__init__()
@@ -217,6 +221,7 @@ class RKD(Method):
     """Distances and angles among the batch's embeddings; see `feature_losses.rkd`."""
 
     name = "rkd"
+    least = 3
 
     def __init__(self, distance: float = 25.0, angle: float = 50.0):
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def train_student(
     from mmkd.train.callbacks import MetricsFile, Progress
     from mmkd.train.deepspeed import make_safe
     from mmkd.vision_distill.augment import check_augment, check_sizes
+    from mmkd.vision_distill.checks import check_micro_batch, check_test
     from mmkd.vision_distill.classifiers import (
         check_classes,
         load_classifier,
@@ -69,7 +71,10 @@ def train_student(
     recipe = config.recipe
     options = check_space(config.space, config)
     check_augment(config, plan[0])
+    check_micro_batch(config, plan[0])
     images = open_images(config.data.train, at="data.train", config=config)
+    if config.data.test is not None:
+        check_test(images, open_images(config.data.test, at="data.test", config=config))
     unset_hf_deepspeed_config()  # that of a run before would partition what is loaded here
     torch.manual_seed(config.run.seed)
     student = load_classifier(config.student, images.classes, "student")
@@ -92,10 +97,12 @@ def train_student(
             check_classes(teacher, images.classes, "teacher")
         elif config.space.kind == "patches":
             space = Patches(teacher.model, teacher.size, **options)
+            origin = config.teacher.model_dump(mode="json")
+            codes = partial(fitted, space, images, views["teacher_pixels"], config.run.seed, run, origin)
             if rank == 0:
-                fitted(space, images, views["teacher_pixels"], config.run.seed, run)
+                codes()
             dist.barrier()
-            space.rows = fitted(space, images, views["teacher_pixels"], config.run.seed, run)
+            space.rows = codes()
     methods = [
         (build_space_method(space, section.name, section.options(), f"objectives[{i}]", config), section.weight)
         for i, section in enumerate(config.objectives)

@@ -76,9 +76,14 @@ def folder(path: str, split: str | None = None) -> LabelledImages:
         LabelledImage(str(file.relative_to(root)), str(file), label)
         for label, name in enumerate(classes)
         for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in SUFFIXES and not _hidden(file.relative_to(root))
     ]
     return Listed(classes, images)
+
+
+def _hidden(path: Path) -> bool:
+    """What other programs leave beside images: `._a.png`, `.ipynb_checkpoints/a-checkpoint.png`."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 class HubImages(LabelledImages):

@@ -9,14 +9,15 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from mmkd.errors import ConfigError
+from mmkd.errors import ConfigError, TrainingError
 from mmkd.objectives.base import Ratio
+from mmkd.train.learned import LearningTask
 from mmkd.vision_distill.exits import Staged, classifier_name, find_exits, read_staged
 from mmkd.vision_distill.methods import Method, Side, likeliest
 from mmkd.vision_distill.spaces import Space, SpaceTargets
 
 
-class VisionTask(nn.Module):
+class VisionTask(LearningTask):
     """Owns what is trained: the student and the heads of its methods. The teacher is only referred to, so that it
     reaches neither optimiser nor checkpoint.
 
@@ -83,8 +84,16 @@ class VisionTask(nn.Module):
         labels = batch["labels"]
         with torch.autocast(labels.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             teacher = self._teach(batch) if self.teacher is not None else None
-            student = read_staged(self.student, self.student_exits, batch["student_pixels"])
-            losses = [method(student, teacher, labels) for method in self.methods]
+            try:
+                student = read_staged(self.student, self.student_exits, batch["student_pixels"])
+                losses = [method(student, teacher, labels) for method in self.methods]
+            except ValueError as error:
+                if len(labels) > 1:
+                    raise
+                raise TrainingError(
+                    f"one image a micro batch gives a batch norm nothing to compare ({error}): raise "
+                    "recipe.micro_batch_size, or recipe.batch_size for as many ranks."
+                ) from error
         self.report = report(student, teacher, labels)
         count = labels.new_tensor(len(labels))
         for method, loss in zip(self.methods, losses, strict=True):

@@ -195,3 +195,21 @@ def test_autocast_does_not_round_what_is_compared(loss):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = loss(student, teacher)
     torch.testing.assert_close(rounded, loss(student, teacher), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rounding", [(1e-7, 1e-7), (0.0, 1e-7), (1e-7, 0.0), (0.0, 0.0)])
+def test_an_image_that_is_twice_in_a_batch_does_not_blow_up_rkd(rounding):
+    sides = [normal(seed, B, D).float() for seed in (1, 2)]
+    for side, size in zip(sides, rounding, strict=True):
+        side[1] = side[0] + size * normal(3, D).float()
+    student, teacher = sides[0].requires_grad_(), sides[1]
+    rkd(student, teacher).backward()
+    assert student.grad.norm() < 10
+
+
+def test_rkd_of_images_that_are_all_the_same_is_a_number():
+    student = torch.ones(4, D).requires_grad_()
+    loss = rkd(student, normal(2, 4, D).float())
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()

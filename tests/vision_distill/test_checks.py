@@ -1,11 +1,13 @@
 """What cannot be is refused before a model is loaded: in each config here student and teacher are not even there."""
 
 import pytest
+from PIL import Image
 
 from mmkd.config.vision_schema import VisionConfig
 from mmkd.errors import ConfigError
-from mmkd.vision_distill.checks import check_vision
-from mmkd.vision_distill.run import train
+from mmkd.vision_distill.checks import check_micro_batch, check_test, check_vision
+from mmkd.vision_distill.run import train, train_student
+from mmkd.vision_distill.sources import Listed, folder
 
 CE, OFA, RELEASED = {"name": "cross_entropy"}, {"name": "ofa"}, {"name": "ofa", "form": "released"}
 CLIP = {"model": "open_clip:none/none"}
@@ -44,6 +46,11 @@ def config(tmp_path, objectives, data=None, **sections):
         ([CE, RELEASED], {"space": {"kind": "prompts", "bank": "/nope"}, "teacher": CLIP}, "bank /nope cannot be read"),
         ([CE, OFA], {}, "form paper holds the labels' cross-entropy, and cross_entropy counts it again"),
         ([RELEASED], {}, "form released holds no cross-entropy of the labels"),
+        (
+            [CE],
+            {"data": {"augment": {"rand_augment": "rand-z9"}}},
+            "rand_augment is 'rand-z9', which timm does not take",
+        ),
         ([{"name": "fitnet"}], {"data": {"test": {"source": "digits"}}}, "fitnet teach the student's features and not"),
         (
             [RELEASED],
@@ -62,3 +69,38 @@ def test_features_alone_may_be_taught_where_no_classifier_is_scored(tmp_path):
     check_vision(config(tmp_path, [RELEASED], space={"kind": "patches"}))
     check_vision(config(tmp_path, [{"name": "fitnet"}]))
     check_vision(config(tmp_path, [CE, OFA], space={"kind": "contrastive"}, teacher=CLIP))
+
+
+@pytest.mark.parametrize(("name", "least"), [("crd", 2), ("dist", 2), ("rkd", 3)])
+def test_what_compares_images_wants_enough_of_them(tmp_path, name, least):
+    asked = config(tmp_path, [CE, {"name": name}])
+    check_micro_batch(asked, least)
+    with pytest.raises(ConfigError, match=rf"objectives\[1\] {name} compares {least} images of a micro batch"):
+        check_micro_batch(asked, least - 1)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (["a", "c"], "it lacks b. Scores"),
+        (["a", "b", "c", "d"], "it also has d. Scores"),
+        (["b", "a", "c"], "it has another order"),
+    ],
+)
+def test_a_test_set_of_other_classes_is_refused_before_training(test, message):
+    train = Listed(["a", "b", "c"], [])
+    check_test(train, Listed(["a", "b", "c"], []))
+    with pytest.raises(ConfigError, match=message):
+        check_test(train, Listed(test, []))
+
+
+def test_a_run_with_such_a_test_set_stops_before_a_model_is_loaded(tmp_path):
+    for split, names in (("train", "abc"), ("test", "ab")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "one.png")
+            (tmp_path / split / name / "._one.png").write_bytes(b"what a Mac leaves beside it")
+    assert len(folder(str(tmp_path), "train")) == 3
+    data = {split: {"source": "folder", "path": str(tmp_path), "split": split} for split in ("train", "test")}
+    with pytest.raises(ConfigError, match="it lacks c"):
+        train_student(config(tmp_path, [CE], data), (1, 1), tmp_path, tmp_path / "model", 0, 1, False)

@@ -208,6 +208,7 @@ def pictures(count=12):
     return Listed(CLASSES, [LabelledImage(str(i), picture, i % 5) for i, picture in enumerate(drawn)])
 
 
+TEACHER = {"model": "timm:one"}
 VIEW = Preprocessing((SIDE, SIDE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -216,13 +217,13 @@ def test_a_codebook_is_made_once_and_is_centres_of_the_teachers_patches(teacher,
     pytest.importorskip("sklearn")
     torch.manual_seed(0)
     space = Patches(teacher().eval(), (SIDE, SIDE), codes=4, images=9)
-    rows = fitted(space, pictures(), VIEW, 3, tmp_path)
+    rows = fitted(space, pictures(), VIEW, 3, tmp_path, TEACHER)
     assert rows.shape == (4, space.width)
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(4))
-    again = fitted(space, pictures(), VIEW, 99, tmp_path)  # another seed, but it is there
+    again = fitted(space, pictures(), VIEW, 99, tmp_path, TEACHER)  # another seed, but it is there
     assert torch.equal(rows, again)
     (tmp_path / FILE).unlink()
-    torch.testing.assert_close(fitted(space, pictures(), VIEW, 3, tmp_path), rows)
+    torch.testing.assert_close(fitted(space, pictures(), VIEW, 3, tmp_path, TEACHER), rows)
     space.rows = rows
     said = space.teach(images(2), LABELS[:2], [None] * 2)
     assert said.logits.shape == (2 * said.grid[0] * said.grid[1], 4)
@@ -230,19 +231,40 @@ def test_a_codebook_is_made_once_and_is_centres_of_the_teachers_patches(teacher,
     torch.testing.assert_close(said.logits, 20.0 * features @ rows.T, atol=1e-4, rtol=1e-4)
 
 
+def test_a_codebook_of_another_teacher_or_of_other_images_is_refused(tmp_path):
+    pytest.importorskip("sklearn")
+    space = Patches(vit().eval(), (SIDE, SIDE), codes=4, images=9)
+    fitted(space, pictures(), VIEW, 3, tmp_path, TEACHER)
+    with pytest.raises(TrainingError, match=r"was made with teacher \{'model': 'timm:one'\}, and now it is .*timm:two"):
+        fitted(space, pictures(), VIEW, 3, tmp_path, {"model": "timm:two"})
+    space.images = 8
+    with pytest.raises(TrainingError, match=r"was made with space\.images 9, and now it is 8"):
+        fitted(space, pictures(), VIEW, 3, tmp_path, TEACHER)
+
+
+def test_a_codebook_is_made_of_the_images_that_can_be_read(tmp_path):
+    pytest.importorskip("sklearn")
+    whole, space = pictures(), Patches(vit().eval(), (SIDE, SIDE), codes=4, images=12)
+    broken = Listed(CLASSES, [LabelledImage("0", b"no image", 0), *(whole[i] for i in range(1, 12))])
+    rest = Listed(CLASSES, [whole[i] for i in range(1, 12)])
+    (tmp_path / "rest").mkdir()
+    rows = fitted(space, broken, VIEW, 3, tmp_path, TEACHER)
+    torch.testing.assert_close(rows, fitted(space, rest, VIEW, 3, tmp_path / "rest", TEACHER))
+
+
 def test_a_codebook_of_another_run_or_none_is_refused(tmp_path):
     pytest.importorskip("sklearn")
     space = Patches(vit().eval(), (SIDE, SIDE), codes=4, images=2)
     save_file({"codes": torch.zeros(5, 32)}, tmp_path / FILE)
     with pytest.raises(TrainingError, match=r"has codes of \[5, 32\], wanted \[4, 32\]"):
-        fitted(space, pictures(), VIEW, 0, tmp_path)
+        fitted(space, pictures(), VIEW, 0, tmp_path, TEACHER)
     (tmp_path / FILE).write_bytes(b"none")
     with pytest.raises(TrainingError, match="is broken"):
-        fitted(space, pictures(), VIEW, 0, tmp_path)
+        fitted(space, pictures(), VIEW, 0, tmp_path, TEACHER)
     (tmp_path / FILE).unlink()
     many = Patches(vit().eval(), (SIDE, SIDE), codes=100_000, images=2)
     with pytest.raises(ConfigError, match=r"space.codes is 100000, and 2 images have 512 patches: lower it"):
-        fitted(many, pictures(), VIEW, 0, tmp_path)
+        fitted(many, pictures(), VIEW, 0, tmp_path, TEACHER)
     assert not list(tmp_path.iterdir())
 
 
@@ -312,5 +334,5 @@ def test_what_does_not_fit_a_space_is_refused(clip):
 def test_codebooks_are_plain_tensors(tmp_path):
     pytest.importorskip("sklearn")
     space = Patches(resnet().eval(), (SIDE, SIDE), codes=3, images=4)
-    fitted(space, pictures(), VIEW, 0, tmp_path)
+    fitted(space, pictures(), VIEW, 0, tmp_path, TEACHER)
     assert list(load_file(tmp_path / FILE)) == ["codes"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from mmkd.errors import ConfigError
+from mmkd.errors import ConfigError, TrainingError
 from mmkd.objectives.ofa import ofa_loss
 from mmkd.vision_distill.exits import read_staged
 from mmkd.vision_distill.methods import METHODS, build_method
@@ -128,3 +128,30 @@ def test_a_teacher_without_stages_serves_logits_but_no_features():
 def test_bad_options_are_refused_by_name(name, options, message):
     with pytest.raises(ConfigError, match=message):
         build_method(name, options, at="objectives[1]")
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        (["crd"], ["ofa"], "parameters are missing in it"),
+        (["cross_entropy", "crd"], ["crd", "cross_entropy"], "parameters are missing in it, 4 unknown"),
+        ([("crd", 8)], [("crd", 16)], "size mismatch for methods.0.project"),
+    ],
+)
+def test_a_checkpoint_of_other_methods_is_refused(there, here, message):
+    def made(names):
+        options = [(name, {}) if isinstance(name, str) else (name[0], {"dimensions": name[1]}) for name in names]
+        return task_of(vit, resnet, *(build_method(*method) for method in options))
+
+    state = made(there).state_dict()
+    made(there).load_state_dict(state)
+    with pytest.raises(TrainingError, match=message):
+        made(here).load_state_dict(state)
+
+
+def test_a_batch_norm_of_one_value_says_what_to_do():
+    task = task_of(resnet, None, build_method("cross_entropy", {})).train()
+    one = {name: value[:1] for name, value in batch().items()}
+    one["student_pixels"] = one["student_pixels"][:, :, :8, :8]
+    with pytest.raises(TrainingError, match=r"one image a micro batch gives a batch norm nothing .*micro_batch_size"):
+        task(one)
