@@ -5,9 +5,11 @@
 The teacher of scenes sees by EfficientNet-Lite0, a CNN, and speaks by layers of SmolLM2, a Llama with its pre-trained
 weights. The student sees by a ViT, which learned EasyVQA's shapes from a CNN by the method of its case (bench.families,
 pair `easyvqa_lite0_vit_64`, same seed), is frozen here and reads a scene in tiles. It speaks by the first layers of
-Gemma 3 270M, with its own pre-trained weights and SmolLM2's tokens (bench.transplant). All cases of a seed take the
-same steps on the same rows of scenes in the same order, from one teacher; each seed has a teacher of its own, so that
-seeds may come from different machines. Scored on `easyvqa_scenes` with full vision. A killed run is gone on with.
+Gemma 3 270M, with its own pre-trained weights. Both decoders are given the 400 tokens of which scenes' texts are made
+(bench.transplant): logit objectives want one tokenizer on both sides, and products with 49,152 tokens take up to half
+of a step. All cases of a seed take the same steps on the same rows of scenes in the same order, from one teacher; each
+seed has a teacher of its own, so that seeds may come from different machines. Scored on `easyvqa_scenes` with full
+vision. A killed run is gone on with.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from pathlib import Path
 from bench.families import compared as towers
 from bench.runs import METRICS, scored, trained
 from bench.scores import add_new, conclude, of_run
-from bench.transplant import transplanted
+from bench.transplant import transplanted, word_tokens
+from mmkd.data.scenes import records
 
-BENCH = "gemma_halves"  # the rows of "halves" are of a small GPT-NeoX of random weights
+BENCH = "word_halves"  # rows of "halves" are of a GPT-NeoX of random weights, of "gemma_halves" of SmolLM2's tokens
 TEACHER = "teacher"
 PAIR = "easyvqa_lite0_vit_64"
 
@@ -42,6 +45,7 @@ CASES = {
     ),
 }
 PAIRS = [("ofa+kd", "kd"), ("kd", "sft"), ("ofa+kd", "sft")]
+SMOLLM2 = "gguf:smollm2-135m"
 # Half of the rows describe a scene cell by cell, which teaches to look; packed, since they are shorter than questions.
 ROWS = [
     "data.mixture=[{source: scenes, split: train, count: 8000, grid: 2}, "
@@ -55,9 +59,18 @@ TEACHER_STAGE = (
 # A fifth of the teacher's rate for the decoder: Gemma's weights are a fifth to a tenth as large as SmolLM2's, and a
 # step of Adam is as long for either (docs/bench.md).
 STAGE = (
-    "stages=[{name: learn, steps: 600, trainable: [projector, language], learning_rate: 2.0e-4, "
+    "stages=[{name: learn, steps: 1000, trainable: [projector, language], learning_rate: 2.0e-4, "
     "learning_rates: {projector: 1.0e-3}, batch_size: 8, read: [full]}]"
 )
+
+
+def decoders(out: Path, gemma: Path) -> None:
+    """The teacher's and the student's decoder, with the words of scenes."""
+    described = (False, True)
+    rows = [row for way in described for row in records("train", 400, 0, grid=2, described=way)]
+    words = word_tokens([turn.text for row in rows for turn in row.turns], SMOLLM2, out / "words")
+    for name, body in (("teacher-decoder", SMOLLM2), ("student-decoder", f"gguf:{gemma}")):
+        transplanted(body, f"hf:{words}", out / name)
 
 
 def settings_of(case: str, seed: int, out: Path, families: Path, teacher: Path) -> list[str]:
@@ -65,7 +78,7 @@ def settings_of(case: str, seed: int, out: Path, families: Path, teacher: Path) 
     seen = f"source: 'timm:local-dir:{tower}', image_size: 64, tiles: 4, taps: [2, 4, 6], grid: [2, 2]"
     return [
         f"student.vision={{{seen}, standardize: true}}",
-        f"student.language={{source: 'hf:{out / 'decoder'}', keep_layers: 4}}",
+        f"student.language={{source: 'hf:{out / 'student-decoder'}', keep_layers: 4}}",
         *ROWS,
         "data.cache_features=false",  # a live teacher has a tower of its own
         f"objectives={CASES[case].objectives}",
@@ -83,12 +96,12 @@ def rows(run: Path, case: str) -> None:
 def compared(out: Path, gemma: Path, families: Path, seeds: list[int], cases: list[str], ranks: int) -> None:
     """Train, score, and append what has no row yet. Seeds outermost: each is complete early."""
     students = [case for case in cases if case != TEACHER]
-    if students:
-        transplanted(f"gguf:{gemma}", "gguf:smollm2-135m", out / "decoder")
+    decoders(out, gemma)
     for seed in seeds:
         teacher = out / f"{TEACHER}-{seed}"
         if cases != ["sft"]:
-            trained("train", "scenes/teacher", teacher, seed, [*ROWS, TEACHER_STAGE], ranks)
+            spoken = f"student.language={{source: 'hf:{out / 'teacher-decoder'}', keep_layers: 6}}"
+            trained("train", "scenes/teacher", teacher, seed, [spoken, *ROWS, TEACHER_STAGE], ranks)
             rows(teacher, TEACHER)
         for case in students:
             towers(families, [PAIR], [CASES[case].tower], [seed])

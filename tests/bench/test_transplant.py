@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from bench.transplant import give_tokens, pieces_of
+from bench.transplant import give_tokens, pieces_of, word_tokens
 from mmkd.data.byte_spans import byte_table
 from tests.byte_tokenizer import byte_level, byte_tokenizer, sentence_piece
 
@@ -36,3 +36,14 @@ def test_a_decoder_says_the_same_of_the_same_text_in_tokens_that_it_had():
     torch.testing.assert_close(after, before[..., of])
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert (model.config.vocab_size, model.config.eos_token_id) == (len(new), new.eos_token_id)
+
+
+def test_a_tokenizer_of_words_has_each_as_one_token_and_says_every_other_text_in_bytes(tmp_path):
+    like = byte_tokenizer()
+    like.save_pretrained(tmp_path / "like")
+    texts = ["how many circles?", "circles or nothing, nothing"]
+    words = AutoTokenizer.from_pretrained(word_tokens(texts, f"hf:{tmp_path / 'like'}", tmp_path / "words"))
+    assert words.tokenize("how many circles or nothing?") == ["how", "Ġmany", "Ġcircles", "Ġor", "Ġnothing", "?"]
+    assert words.decode(words.encode("日本 zebra")) == "日本 zebra"
+    assert words.special_tokens_map == like.special_tokens_map
+    assert len(words) < 320
