@@ -32,8 +32,8 @@ def transplanted(body: str, tokens: str, folder: Path) -> Path:
 
 
 def word_tokens(texts: Iterable[str], like: str, folder: Path) -> Path:
-    """`folder` with a byte-level tokenizer that has a token for each word of `texts` as it stands there, at the start of
-    one also behind a space, and the special tokens of `like` (as in `student.language`), once made."""
+    """`folder` with a byte-level tokenizer that has a token for each word of `texts` as it stands there, at a start
+    also behind a space, and the special tokens of `like` (as in `student.language`), once made."""
     if not (folder / "tokenizer.json").exists():
         spec = Spec.parse(like)
         special = adapter("language", spec)().tokenizer(spec).special_tokens_map
@@ -60,7 +60,7 @@ def give_tokens(model: PreTrainedModel, old: PreTrainedTokenizerBase, new: PreTr
 
 
 def pieces_of(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> list[list[int]]:
-    """For each id of `new`, the ids of `old` that stand for the same bytes, and for a special token the one of its role;
+    """For each id of `new`, the ids of `old` that stand for the same bytes; for a special token the one of its role;
     for bytes that `old` lacks (SmolLM2 those that UTF-8 never has) its first token."""
     table = byte_table(old)
     single = {text: token for token, text in enumerate(table) if len(text) == 1}
