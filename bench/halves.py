@@ -7,9 +7,9 @@ weights. The student sees by a ViT, which learned EasyVQA's shapes from a CNN by
 pair `easyvqa_lite0_vit_64`, same seed), is frozen here and reads a scene in tiles. It speaks by the first layers of
 Gemma 3 270M, with its own pre-trained weights. Both decoders are given the 400 tokens of which scenes' texts are made
 (bench.transplant): logit objectives want one tokenizer on both sides, and products with 49,152 tokens are some 40 % of
-the operations of a step of OFA-KD. All cases of a seed take the same steps on the same rows of scenes in the same order, from one teacher; each
-seed has a teacher of its own, so that seeds may come from different machines. Scored on `easyvqa_scenes` with full
-vision. A killed run is gone on with.
+the operations of a step of OFA-KD. All cases of a seed take the same steps on the same rows of scenes in the same
+order, from one teacher; each seed has a teacher of its own, so that seeds may come from different machines. Scored on
+`easyvqa_scenes` with full vision. A killed run is gone on with.
 """
 
 from __future__ import annotations
